@@ -1,0 +1,1 @@
+//! Operators for Highwater, written against its public API only.

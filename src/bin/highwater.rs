@@ -1,0 +1,3 @@
+//! The `highwater` tool.
+
+fn main() {}

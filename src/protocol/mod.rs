@@ -1,0 +1,6 @@
+//! Decisions: alignment, coordination, retention, rescaling, restarting.
+//!
+//! Everything here is a pure state machine: events in, effects out, no I/O, no clock, no threads, no randomness
+//! and no timely. The rooms below carry out the effects.
+
+pub mod key_groups;

@@ -1,0 +1,86 @@
+//! Keyed state: the backends behind one trait.
+
+use crate::format::{FormatError, SectionOutput};
+
+pub mod hash;
+
+/// Bounds of a key. Implemented for every type that has them.
+pub trait Key:
+    Clone + Eq + Send + serde::Serialize + serde::de::DeserializeOwned + 'static
+{
+}
+impl<T: Clone + Eq + Send + serde::Serialize + serde::de::DeserializeOwned + 'static> Key for T {}
+
+/// Bounds of a value in state. Implemented for every type that has them.
+pub trait StateValue:
+    Clone + Send + serde::Serialize + serde::de::DeserializeOwned + 'static
+{
+}
+impl<T: Clone + Send + serde::Serialize + serde::de::DeserializeOwned + 'static> StateValue for T {}
+
+/// A frozen state: the asynchronous part of a snapshot. It may be written on any thread.
+pub trait Frozen: Send {
+    /// Writes all entries, in ascending key-group order, as they were when the state was frozen.
+    ///
+    /// # Errors
+    /// [`FormatError`] of an entry or of the medium.
+    fn write(self: Box<Self>, out: &mut dyn SectionOutput) -> Result<(), FormatError>;
+}
+
+/// One value per key: one keyed state of one operator on one worker.
+///
+/// `hash` is always [`hash::stable_hash`] of the key. Shape of the table: every key belongs to the key groups
+/// that this worker owns.
+pub trait ValueTable<K: Key, V: StateValue>: 'static {
+    /// Brings what the next operations on keys with these hashes need near the processor. Changes nothing.
+    fn prefetch(&self, hashes: &[u64]);
+
+    /// The value of a key. (`&mut` because a page that a snapshot shares is unshared before it is read.)
+    fn get(&mut self, hash: u64, key: &K) -> Option<&V>;
+
+    /// The value of a key, to be changed.
+    fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V>;
+
+    /// The value of a key, to be changed, after making it with `value` if the key has none.
+    fn get_or_insert_with(&mut self, hash: u64, key: &K, value: &mut dyn FnMut() -> V) -> &mut V;
+
+    /// Sets the value of a key, and returns the one before.
+    fn insert(&mut self, hash: u64, key: &K, value: V) -> Option<V>;
+
+    /// Removes a key, and returns its value.
+    fn remove(&mut self, hash: u64, key: &K) -> Option<V>;
+
+    /// The number of keys.
+    fn len(&self) -> usize;
+
+    /// Whether there is no key.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Freezes the state as it is now. Cost: microseconds to a few milliseconds, whatever the state's size;
+    /// entries changed later are copied first, page by page. May be called while an earlier one is being written.
+    fn freeze(&mut self) -> Box<dyn Frozen>;
+
+    /// Adds the `entries` entries that `bytes` holds, as [`Frozen::write`] wrote them, whose key group is in
+    /// `groups`. Entries of other key groups are decoded and dropped.
+    ///
+    /// # Errors
+    /// [`FormatError::Corrupt`] (offset: in `bytes`) if they do not decode, if bytes are left over, or if a key
+    /// is there twice.
+    fn restore_block(
+        &mut self,
+        groups: std::ops::Range<u16>,
+        entries: u32,
+        bytes: &[u8],
+    ) -> Result<(), FormatError>;
+}
+
+/// A way to keep keyed state. The choice never touches the program.
+///
+/// Its method is generic, so a job holds its backend as an enum of the ones it was compiled with.
+pub trait StateBackend {
+    /// Makes an empty table for one state of one operator on one worker.
+    fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16)
+    -> Box<dyn ValueTable<K, V>>;
+}
