@@ -1,0 +1,232 @@
+//! The validated configuration of a job.
+//!
+//! Flags, environment and files are read by the `cli` room; here are the values, their defaults, and what makes
+//! them fit together.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::ids::Name;
+
+/// Everything that a run of a job can be told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobConfig {
+    /// The job's name: the directory of its checkpoints.
+    pub name: Name,
+    /// Worker threads in each process.
+    pub workers: usize,
+    /// Number of processes.
+    pub processes: usize,
+    /// Which of them this is.
+    pub process: usize,
+    /// `host:port` of every process, in order; empty: loopback, from port 2101 on.
+    pub addresses: Vec<String>,
+    /// A file that holds the secret by which processes know each other.
+    pub secret_file: Option<PathBuf>,
+    /// When a peer is taken for lost, and how often we say that we live.
+    pub heartbeat: HeartbeatConfig,
+    /// Number of key groups: the largest number of workers that the job's state can ever be spread over.
+    pub max_parallelism: u16,
+    /// Checkpoints.
+    pub checkpoints: CheckpointConfig,
+    /// What to start from.
+    pub restore: RestoreConfig,
+    /// What to do after a failure.
+    pub restart: RestartStrategy,
+    /// Bounds of data in flight.
+    pub flow: FlowConfig,
+    /// How often event time moves on.
+    pub watermark_interval: Duration,
+}
+
+/// Silence and loss of a peer process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeartbeatConfig {
+    /// Time between two signs of life.
+    pub interval: Duration,
+    /// Silence after which a peer is taken for lost.
+    pub timeout: Duration,
+}
+
+/// How checkpoints hold records back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckpointMode {
+    /// State reflects each record once.
+    ExactlyOnce,
+    /// Nothing is held back; a replay may count a record twice.
+    AtLeastOnce,
+}
+
+/// What happens to checkpoints when a job is cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnCancel {
+    /// They stay.
+    Retain,
+    /// They are deleted.
+    Delete,
+}
+
+/// When checkpoints are taken, and what becomes of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckpointConfig {
+    /// Directory of all jobs' checkpoints. `None`: they are kept in memory, for restarts in place.
+    pub directory: Option<PathBuf>,
+    /// Time from the trigger of one to the trigger of the next. `None`: only the final one at end of input.
+    pub interval: Option<Duration>,
+    /// Whether records of a later epoch are held back.
+    pub mode: CheckpointMode,
+    /// A checkpoint that takes longer is aborted.
+    pub timeout: Duration,
+    /// Time from the end of one to the trigger of the next.
+    pub min_pause: Duration,
+    /// Checkpoints in progress at once.
+    pub concurrent_max: u32,
+    /// Consecutive failed checkpoints after which the job fails. `None`: a failed checkpoint never fails the job.
+    pub tolerable_failures: Option<u32>,
+    /// Complete checkpoints that are kept.
+    pub retained: u32,
+    /// What happens to them when the job is cancelled.
+    pub on_cancel: OnCancel,
+    /// Threads of each process that write snapshots.
+    pub writer_threads: usize,
+    /// Parts up to this size are kept inside the manifest.
+    pub inline_bytes_max: usize,
+}
+
+/// What a job starts from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RestoreConfig {
+    /// Which checkpoint.
+    pub from: RestoreFrom,
+    /// Whether state of operators that the program no longer has may be dropped.
+    pub allow_dropped_state: bool,
+    /// Whether operators that the checkpoint does not know may start empty.
+    pub allow_new_state: bool,
+}
+
+/// Which checkpoint a job starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RestoreFrom {
+    /// The newest complete one of this job; nothing, if the job's record says that none ever completed.
+    Newest,
+    /// That one: a number of this job, or a path to a checkpoint.
+    Checkpoint(String),
+    /// Nothing, whatever there is.
+    Fresh,
+}
+
+/// What is done after a failure.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RestartStrategy {
+    /// The job ends.
+    None,
+    /// Up to `attempts` restarts, each after `delay`.
+    FixedDelay {
+        /// Number of restarts in the job's run.
+        attempts: u32,
+        /// Time before each.
+        delay: Duration,
+    },
+    /// Restarts after `delay`, as long as there are at most `failures` within `interval`.
+    FailureRate {
+        /// Number of failures within the interval that are tolerated.
+        failures: u32,
+        /// The interval.
+        interval: Duration,
+        /// Time before each restart.
+        delay: Duration,
+    },
+    /// Restarts for ever, after a delay that grows with every failure.
+    ExponentialDelay {
+        /// The first delay.
+        initial: Duration,
+        /// The largest delay.
+        max: Duration,
+        /// How the delay grows.
+        multiplier: f64,
+        /// Relative part of the delay that is random, 0.0 to 1.0.
+        jitter: f64,
+        /// Time without a failure after which the delay is the first again.
+        reset_after: Duration,
+    },
+}
+
+/// Bounds of data in flight between workers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FlowConfig {
+    /// How much work may queue before an operator, in time.
+    pub in_flight_target: Duration,
+    /// How much may queue between a pair of workers, whatever the time.
+    pub in_flight_bytes_max: u64,
+    /// How long one step of a worker should take.
+    pub step_target: Duration,
+}
+
+impl JobConfig {
+    /// The defaults, for a job of one worker in one process.
+    #[must_use]
+    pub fn new(name: Name) -> Self {
+        Self {
+            name,
+            workers: 1,
+            processes: 1,
+            process: 0,
+            addresses: Vec::new(),
+            secret_file: None,
+            heartbeat: HeartbeatConfig {
+                interval: Duration::from_millis(500),
+                timeout: Duration::from_secs(3),
+            },
+            max_parallelism: 128,
+            checkpoints: CheckpointConfig::default(),
+            restore: RestoreConfig {
+                from: RestoreFrom::Newest,
+                allow_dropped_state: false,
+                allow_new_state: false,
+            },
+            restart: RestartStrategy::default(),
+            flow: FlowConfig {
+                in_flight_target: Duration::from_millis(200),
+                in_flight_bytes_max: 32 << 20,
+                step_target: Duration::from_millis(5),
+            },
+            watermark_interval: Duration::from_millis(5),
+        }
+    }
+
+    /// Number of workers in all processes.
+    #[must_use]
+    pub fn parallelism(&self) -> usize {
+        self.workers * self.processes
+    }
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self {
+            directory: None,
+            interval: Some(Duration::from_secs(10)),
+            mode: CheckpointMode::ExactlyOnce,
+            timeout: Duration::from_secs(600),
+            min_pause: Duration::ZERO,
+            concurrent_max: 1,
+            tolerable_failures: None,
+            retained: 1,
+            on_cancel: OnCancel::Retain,
+            writer_threads: 1,
+            inline_bytes_max: 16 << 10,
+        }
+    }
+}
+
+impl Default for RestartStrategy {
+    fn default() -> Self {
+        Self::ExponentialDelay {
+            initial: Duration::from_secs(1),
+            max: Duration::from_secs(60),
+            multiplier: 1.5,
+            jitter: 0.1,
+            reset_after: Duration::from_secs(3600),
+        }
+    }
+}
