@@ -19,6 +19,12 @@ macro_rules! number {
             pub const fn next(self) -> Self {
                 Self(self.0 + 1)
             }
+
+            /// Returns the number before this one; that of zero is zero.
+            #[must_use]
+            pub const fn before(self) -> Self {
+                Self(self.0.saturating_sub(1))
+            }
         }
 
         impl fmt::Display for $name {

@@ -3,4 +3,5 @@
 //! Everything here is a pure state machine: events in, effects out, no I/O, no clock, no threads, no randomness
 //! and no timely. The rooms below carry out the effects.
 
+pub mod channel;
 pub mod key_groups;

@@ -1,0 +1,307 @@
+//! The job while it is built: names are checked, states restored, operators made.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::rc::Rc;
+
+use timely::dataflow::Scope;
+
+use crate::connect::{Committer, ConnectError, Record, Sink, SinkContext, Source};
+use crate::format::codec;
+use crate::format::SectionHeader;
+use crate::ids::{InvalidName, Name};
+use crate::job::stream::Stream;
+use crate::runtime::event_time::EventTime;
+use crate::runtime::context::WorkerContext;
+use crate::runtime::keyed::{Context, keyed, owned_groups};
+use crate::runtime::restore::RestoreError;
+use crate::runtime::sink::{sink, transactions_header};
+use crate::runtime::source::{SourceStart, read_start, source, splits_header};
+use crate::runtime::states::States;
+use crate::runtime::time::Time;
+use crate::state::{Backend, Key};
+
+/// A job cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A name is no name.
+    #[error("operator name")]
+    Name(#[from] InvalidName),
+    /// Two participants have one name.
+    #[error("the name {0} is used twice; sources, stateful operators and sinks need names unique in the job: state is found again by it")]
+    Duplicate(Name),
+    /// The job reads nothing.
+    #[error("the job has no source")]
+    NoSource,
+    /// A checkpoint does not fit the program.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// A source or a sink could not be set up.
+    #[error("{operator}")]
+    Connect {
+        /// The operator.
+        operator: Name,
+        /// Why.
+        source: ConnectError,
+    },
+}
+
+impl BuildError {
+    /// Whether another attempt could go better.
+    pub(crate) fn restartable(&self) -> bool {
+        matches!(self, Self::Connect { .. })
+    }
+}
+
+#[derive(Default)]
+struct BuildState {
+    errors: Vec<BuildError>,
+    declared: Vec<SectionHeader>,
+    exchanges: usize,
+    sources: u32,
+}
+
+/// A job that is being built on one worker.
+#[derive(Clone)]
+pub struct Job<'scope> {
+    scope: Scope<'scope, Time>,
+    context: Rc<WorkerContext>,
+    state: Rc<RefCell<BuildState>>,
+}
+
+impl fmt::Debug for Job<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job").field("worker", &self.context.index).finish_non_exhaustive()
+    }
+}
+
+impl<'scope> Job<'scope> {
+    pub(crate) fn new(scope: Scope<'scope, Time>, context: Rc<WorkerContext>) -> Self {
+        Self { scope, context, state: Rc::default() }
+    }
+
+    /// Index of the worker that this dataflow is built on, and the number of workers.
+    #[must_use]
+    pub fn worker(&self) -> (usize, usize) {
+        (self.context.index, self.context.peers)
+    }
+
+    /// Reads a source whose records have no event time. `name` is unique in the job, and identifies the source's
+    /// splits in checkpoints.
+    pub fn source<S: Source>(&self, name: &str, source: S) -> Stream<'scope, S::Record>
+    where
+        S::Record: Record,
+    {
+        self.add_source(name, source, EventTime::none())
+    }
+
+    /// Reads a source whose records have an event time; see [`EventTime`].
+    pub fn source_with<S: Source>(
+        &self,
+        name: &str,
+        source: S,
+        event_time: EventTime<S::Record>,
+    ) -> Stream<'scope, S::Record>
+    where
+        S::Record: Record,
+    {
+        self.add_source(name, source, event_time)
+    }
+
+    pub(crate) fn context(&self) -> &Rc<WorkerContext> {
+        &self.context
+    }
+
+    pub(crate) fn exchange_name(&self, kind: &str) -> String {
+        let mut state = self.state.borrow_mut();
+        state.exchanges += 1;
+        format!("{kind}-{}", state.exchanges)
+    }
+
+    /// What is wrong with the job, once it is built.
+    pub(crate) fn finish(&self) -> Vec<BuildError> {
+        let mut state = self.state.borrow_mut();
+        let mut errors = std::mem::take(&mut state.errors);
+        if state.sources == 0 {
+            errors.push(BuildError::NoSource);
+        }
+        if let Some(restored) = &self.context.shared.restored {
+            let restore = &self.context.config().restore;
+            let checked = restored.check_set(
+                &state.declared,
+                restore.allow_dropped_state,
+                restore.allow_new_state,
+            );
+            // A state that could not be read is not "new" on top of it.
+            if errors.is_empty() {
+                errors.extend(checked.err().map(BuildError::from));
+            }
+        }
+        errors
+    }
+
+    fn error(&self, error: impl Into<BuildError>) {
+        self.state.borrow_mut().errors.push(error.into());
+    }
+
+    /// Checks a name. A wrong one is an error of the build, which goes on under another to find more.
+    fn name(&self, name: &str) -> Name {
+        match Name::new(name) {
+            Ok(name) => {
+                if !self.context.claim_name(&name) {
+                    self.error(BuildError::Duplicate(name.clone()));
+                }
+                name
+            }
+            Err(error) => {
+                self.error(error);
+                Name::new("_").expect("a constant name")
+            }
+        }
+    }
+
+    fn connect<T>(&self, operator: &Name, result: Result<T, ConnectError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(source) => {
+                self.error(BuildError::Connect { operator: operator.clone(), source });
+                None
+            }
+        }
+    }
+
+    /// Checks a state against the checkpoint, before it is read. `None`: there is nothing to read.
+    fn restorable(&self, header: &SectionHeader) -> Option<&crate::runtime::restore::Restored> {
+        self.state.borrow_mut().declared.push(header.clone());
+        let restored = self.context.shared.restored.as_ref()?;
+        match restored.check_type(header, self.context.config().max_parallelism) {
+            Ok(held) => held.then_some(restored),
+            Err(error) => {
+                self.error(error);
+                None
+            }
+        }
+    }
+
+    fn add_source<S: Source>(
+        &self,
+        name: &str,
+        from: S,
+        event_time: EventTime<S::Record>,
+    ) -> Stream<'scope, S::Record>
+    where
+        S::Record: Record,
+    {
+        let name = self.name(name);
+        let header = splits_header::<S>(&name);
+        let start = match self.restorable(&header) {
+            Some(restored) => match read_start::<S>(restored, &header, &self.context) {
+                Ok(start) => start,
+                Err(error) => {
+                    self.error(error);
+                    SourceStart::Fresh
+                }
+            },
+            None => SourceStart::Fresh,
+        };
+        let number = {
+            let mut state = self.state.borrow_mut();
+            state.sources += 1;
+            state.sources - 1
+        };
+        let (inner, origin) = source(self.scope, &self.context, &name, number, from, start, event_time);
+        Stream { inner, job: self.clone(), origins: vec![origin] }
+    }
+
+    pub(crate) fn add_keyed<K, V, S, O, F>(
+        &self,
+        stream: Stream<'scope, (K, V)>,
+        name: &str,
+        states: S,
+        logic: F,
+    ) -> Stream<'scope, O>
+    where
+        K: Key,
+        V: Record,
+        S: States<K>,
+        O: Record,
+        F: FnMut(&K, V, &mut S::Access<'_>, &mut Context<'_, O>) + 'static,
+    {
+        let name = self.name(name);
+        let max_parallelism = self.context.config().max_parallelism;
+        let mut tables = states.open(&Backend::default(), max_parallelism);
+        let mut seen = BTreeSet::new();
+        for (index, declaration) in states.declarations().into_iter().enumerate() {
+            let header = declaration.header(&name);
+            if !seen.insert(header.state.clone()) {
+                self.error(BuildError::Duplicate(header.state.clone()));
+            }
+            let Some(restored) = self.restorable(&header) else { continue };
+            let groups = owned_groups(&self.context);
+            let read = restored.for_each_block(&name, &header.state, groups.clone(), |block| {
+                S::restore(&mut tables, index, groups.clone(), block.entries, block.bytes)
+            });
+            if let Err(error) = read {
+                self.error(error);
+            }
+        }
+        let Stream { inner, job, origins } = stream;
+        let inner = keyed(inner, origins.clone(), &self.context, &name, states, tables, logic);
+        Stream { inner, job, origins }
+    }
+
+    pub(crate) fn add_sink<S: Sink>(&self, stream: Stream<'scope, S::Record>, name: &str, mut to: S)
+    where
+        S::Record: Record,
+    {
+        let name = self.name(name);
+        let shared = &self.context.shared;
+        let sink_context = SinkContext {
+            job: shared.config.name.clone(),
+            operator: name.clone(),
+            lineage: shared.lineage,
+            attempt: shared.attempt,
+            subtask: self.context.index,
+            parallelism: self.context.peers,
+        };
+        let restored = self.restored_transactions::<S>(&name);
+        let Some(mut committer) = self.connect(&name, to.committer(&sink_context)) else { return };
+        // What the checkpoint holds is committed before anything of our own is; commit is idempotent.
+        let ours = restored.iter().skip(self.context.index).step_by(self.context.peers);
+        for transaction in ours {
+            if self.connect(&name, committer.commit(transaction)).is_none() {
+                return;
+            }
+        }
+        if self.context.index == 0
+            && let Err(error) = committer.abandon_others(&restored)
+        {
+            let error = crate::runtime::describe(&error);
+            tracing::warn!(operator = %name, "leftovers of earlier attempts remain: {error}");
+        }
+        let Some(writer) = self.connect(&name, to.writer(&sink_context)) else { return };
+        sink::<S>(stream.inner, stream.origins, &self.context, &name, writer, committer);
+    }
+
+    /// All transactions of this sink that the restored checkpoint holds.
+    fn restored_transactions<S: Sink>(&self, name: &Name) -> Vec<S::Transaction> {
+        let header = transactions_header::<S>(name);
+        let mut transactions = Vec::new();
+        let Some(restored) = self.restorable(&header) else { return transactions };
+        let read = restored.for_each_block(name, &header.state, 0..u16::MAX, |block| {
+            let mut rest = block.bytes;
+            for _ in 0..block.entries {
+                let (transaction, after) = codec::decode_prefix(rest)?;
+                transactions.push(transaction);
+                rest = after;
+            }
+            codec::nothing_left(rest)
+        });
+        if let Err(error) = read {
+            self.error(error);
+        }
+        transactions
+    }
+}

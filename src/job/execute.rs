@@ -1,0 +1,239 @@
+//! Running a job from a configuration, without a command line.
+
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use timely::dataflow::Scope;
+
+use crate::config::JobConfig;
+use crate::ids::Attempt;
+use crate::job::{BuildError, Job};
+use crate::network::{self, MeshSetup, Secret};
+use crate::runtime::attempt::{
+    Build, Environment, Running, Start, announce, claim, follow, run_attempt, run_in_place,
+};
+use crate::runtime::clock::SystemClock;
+use crate::runtime::context::{Failure, WorkerContext};
+use crate::runtime::counters::Counters;
+use crate::runtime::describe;
+use crate::runtime::driver::Request;
+use crate::runtime::time::Time;
+use crate::storage::CheckpointStorage;
+use crate::storage::local::LocalStorage;
+use crate::storage::memory::MemoryStorage;
+
+/// A job ended with a failure.
+pub struct JobError {
+    what: String,
+    restartable: bool,
+}
+
+impl JobError {
+    pub(crate) fn refused(what: impl Into<String>) -> Self {
+        Self { what: what.into(), restartable: false }
+    }
+
+    /// Whether another attempt could go better: the failure was not one of configuration or of restoring.
+    #[must_use]
+    pub fn restartable(&self) -> bool {
+        self.restartable
+    }
+}
+
+impl fmt::Display for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+// `main` shows a returned error by its `Debug` form, so that form is for people too.
+impl fmt::Debug for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for JobError {}
+
+impl From<Failure> for JobError {
+    fn from(failure: Failure) -> Self {
+        let what = match &failure.operator {
+            Some(operator) => format!("operator {operator}: {}", failure.what),
+            None => failure.what,
+        };
+        Self { what, restartable: failure.restartable }
+    }
+}
+
+impl From<BuildError> for JobError {
+    fn from(error: BuildError) -> Self {
+        Self::refused(describe(&error))
+    }
+}
+
+/// A handle on a running job, usable from any thread.
+#[derive(Clone)]
+pub struct JobHandle {
+    running: Running,
+    counters: Arc<Counters>,
+}
+
+impl fmt::Debug for JobHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobHandle").finish_non_exhaustive()
+    }
+}
+
+impl Default for JobHandle {
+    fn default() -> Self {
+        Self { running: Running::default(), counters: Arc::new(Counters::default()) }
+    }
+}
+
+impl JobHandle {
+    /// Ends the job with a final checkpoint: what was read is committed, and the job can go on from there. Only the
+    /// process of worker 0 can; nothing happens if no attempt runs now.
+    pub fn stop(&self) {
+        self.running.request(Request::Stop);
+    }
+
+    /// Ends the job at once. It can go on from its last checkpoint.
+    pub fn cancel(&self) {
+        self.running.request(Request::Cancel);
+    }
+
+    /// What the job has done so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+/// Runs a job to its end: all attempts of it if this is its only process, else this process's share of one attempt.
+///
+/// # Errors
+/// [`JobError`] if the job cannot be built or restored, or if it failed and is not restarted from here.
+pub fn execute(
+    config: JobConfig,
+    handle: &JobHandle,
+    build: impl Fn(&Job<'_>) -> Result<(), JobError> + Send + Sync + 'static,
+) -> Result<(), JobError> {
+    execute_in_run(config, handle, None, build)
+}
+
+/// Where a supervisor keeps which attempt its run began with.
+pub(crate) trait RunRecord {
+    /// The first attempt of the run, if there was one.
+    fn began(&self) -> Option<Attempt>;
+    /// Writes it down, the first time.
+    fn begin(&self, attempt: Attempt);
+}
+
+pub(crate) fn execute_in_run(
+    mut config: JobConfig,
+    handle: &JobHandle,
+    run: Option<&dyn RunRecord>,
+    build: impl Fn(&Job<'_>) -> Result<(), JobError> + Send + Sync + 'static,
+) -> Result<(), JobError> {
+    let storage: Arc<dyn CheckpointStorage> = match &config.checkpoints.directory {
+        Some(directory) => {
+            let opened = LocalStorage::open(directory);
+            Arc::new(opened.map_err(|error| JobError::refused(describe(&error)))?)
+        }
+        None if config.processes > 1 && config.checkpoints.interval.is_some() => {
+            return Err(JobError::refused(
+                "checkpoints of a job with several processes need a directory that all of them see: \
+                 set --checkpoint-dir, or --checkpoint-interval off",
+            ));
+        }
+        None => Arc::new(MemoryStorage::new()),
+    };
+    if config.addresses.is_empty() && config.processes > 1 {
+        config.addresses =
+            (0..config.processes).map(|index| format!("127.0.0.1:{}", 2101 + index)).collect();
+    }
+    let env = Environment {
+        clock: Arc::new(SystemClock::new()),
+        storage,
+        counters: Arc::clone(&handle.counters),
+        turns: None,
+        running: handle.running.clone(),
+    };
+    let build = builder(build);
+    if config.processes == 1 {
+        Ok(run_in_place(&env, &config, &build)?)
+    } else {
+        Ok(run_process(&env, &config, run, &build)?)
+    }
+}
+
+/// Wraps what a user's function builds into what the runtime asks for.
+pub(crate) fn builder(
+    build: impl Fn(&Job<'_>) -> Result<(), JobError> + Send + Sync + 'static,
+) -> Arc<Build> {
+    Arc::new(move |scope: Scope<'_, Time>, context: &Rc<WorkerContext>| {
+        let job = Job::new(scope, Rc::clone(context));
+        let built = build(&job);
+        let mut errors: Vec<String> = Vec::new();
+        errors.extend(built.err().map(|error| error.to_string()));
+        let found = job.finish();
+        let restartable = errors.is_empty() && found.iter().all(BuildError::restartable);
+        errors.extend(found.iter().map(|error| describe(error)));
+        if errors.is_empty() {
+            return Ok(());
+        }
+        Err(Failure { operator: None, what: errors.join("; "), restartable })
+    })
+}
+
+/// Runs this process's share of one attempt.
+fn run_process(
+    env: &Environment,
+    config: &JobConfig,
+    run: Option<&dyn RunRecord>,
+    build: &Arc<Build>,
+) -> Result<(), Failure> {
+    let fatal = |what: String| Failure { operator: None, what, restartable: false };
+    let network = |error: network::NetworkError| Failure {
+        operator: None,
+        what: describe(&error),
+        restartable: !error.is_configuration(),
+    };
+    let secret = match &config.secret_file {
+        Some(file) => Secret::load(file).map_err(network)?,
+        None => {
+            return Err(fatal(
+                "processes know each other by a shared secret: give all of them the same --secret-file, \
+                 or start them with `highwater run`, which makes one"
+                    .to_owned(),
+            ));
+        }
+    };
+    let setup = MeshSetup {
+        job: config.name.clone(),
+        processes: config.processes,
+        process: config.process,
+        addresses: config.addresses.clone(),
+        secret,
+        connect_timeout: std::time::Duration::from_secs(60),
+        heartbeat: config.heartbeat.clone(),
+    };
+    if config.process == 0 {
+        let (start, claim, restored) = claim(env, config, run.and_then(RunRecord::began))?;
+        if let Some(run) = run {
+            run.begin(start.attempt);
+        }
+        announce(&start, restored.as_ref());
+        let announcement = postcard::to_stdvec(&start).expect("numbers always encode");
+        let mesh =
+            network::connect(setup, Some((start.attempt, announcement))).map_err(network)?;
+        run_attempt(env, config, &start, Some(claim), restored, Some(mesh), build)
+    } else {
+        let mesh = network::connect(setup, None).map_err(network)?;
+        let start: Start = postcard::from_bytes(&mesh.announcement)
+            .map_err(|error| fatal(format!("process 0 runs another version: {error}")))?;
+        let restored = follow(env, config, &start)?;
+        run_attempt(env, config, &start, None, restored, Some(mesh), build)
+    }
+}

@@ -1,0 +1,37 @@
+//! The API that users write against: a job, its streams, and how a program is run.
+//!
+//! A program calls [`run`] with a name and a function that builds its dataflow from a [`Job`]:
+//!
+//! ```no_run
+//! use highwater::prelude::*;
+//!
+//! fn main() -> highwater::Result<()> {
+//!     highwater::run("count-to-ten", |job| {
+//!         job.source("numbers", Collection::new((0..10u64).collect()))
+//!             .key_by(|number| number % 2)
+//!             .process("sum", Value::<u64>::new("sum"), |parity, number, sum, out| {
+//!                 *sum.or_default() += number;
+//!                 out.emit((*parity, *sum.or_default()));
+//!             })
+//!             .map(|(parity, sum)| format!("{parity} {sum}"))
+//!             .sink("out", Stdout::lines());
+//!         Ok(())
+//!     })
+//! }
+//! ```
+//!
+//! The function is called once for each worker and attempt, and must build the same dataflow each time.
+
+mod builder;
+pub(crate) mod execute;
+mod stream;
+
+pub use builder::{BuildError, Job};
+pub use execute::{JobError, JobHandle, execute};
+pub use stream::{KeyedStream, Stream};
+
+pub use crate::runtime::counters::{Checkpoints, Counters};
+pub use crate::runtime::event_time::EventTime;
+pub use crate::runtime::keyed::Context;
+pub use crate::runtime::states::{States, Value, ValueState};
+pub use crate::runtime::time::Time;

@@ -1,0 +1,411 @@
+//! Attempts: one run of all workers between restarts.
+//!
+//! # One attempt
+//! 1. Claim its number in the checkpoint storage; from here on every earlier attempt is fenced (I7).
+//! 2. Decide what to start from, and read that manifest.
+//! 3. Start the worker threads; each builds the dataflow, restoring its own share, and runs.
+//! 4. The first failure of any worker cancels the attempt.
+//!
+//! # Failure
+//! In one process the threads are joined and the next attempt is built in place, by the restart strategy. With
+//! several processes, a process that sees a failure ends, and the supervisor starts all of them again: no
+//! destructor and no graceful path is relied on.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam::channel::unbounded;
+use serde::{Deserialize, Serialize};
+use timely::WorkerConfig;
+use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
+use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
+use timely::communication::{Allocator, Hooks, initialize_from};
+use timely::dataflow::Scope;
+use timely::worker::Worker;
+
+use crate::config::{JobConfig, RestoreFrom};
+use crate::ids::{Attempt, Epoch, Lineage};
+use crate::network::{Heartbeat, Mesh};
+use crate::protocol::restart::{Decision, RestartPolicy};
+use crate::runtime::board::Board;
+use crate::runtime::clock::Clock;
+use crate::runtime::context::{AttemptShared, Failure, WorkerContext};
+use crate::runtime::counters::Counters;
+use crate::runtime::describe;
+use crate::runtime::driver::{AttemptControl, Driver, Request, Turns};
+use crate::runtime::executor::Executor;
+use crate::runtime::ledger::Ledger;
+use crate::runtime::restore::Restored;
+use crate::runtime::take_current_operator;
+use crate::runtime::time::Time;
+use crate::storage::CheckpointStorage;
+use crate::storage::job_store::{Claim, JobStore};
+
+/// Builds the dataflow of one worker.
+pub(crate) type Build =
+    dyn for<'s> Fn(Scope<'s, Time>, &Rc<WorkerContext>) -> Result<(), Failure> + Send + Sync;
+
+/// What surrounds the attempts of one process: the machine, or the simulator.
+#[derive(Clone)]
+pub(crate) struct Environment {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) storage: Arc<dyn CheckpointStorage>,
+    pub(crate) counters: Arc<Counters>,
+    /// The simulator's baton; then tasks run inline as well.
+    pub(crate) turns: Option<Arc<dyn Turns>>,
+    /// How to reach the attempt that runs now.
+    pub(crate) running: Running,
+}
+
+/// A handle on whatever attempt runs now.
+#[derive(Clone, Default)]
+pub(crate) struct Running(Arc<Mutex<Option<Arc<AttemptControl>>>>);
+
+impl Running {
+    fn set(&self, control: Option<Arc<AttemptControl>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = control;
+    }
+
+    pub(crate) fn request(&self, request: Request) {
+        if let Some(control) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            control.request(request);
+        }
+    }
+}
+
+/// What every process of an attempt must agree on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Start {
+    pub(crate) attempt: Attempt,
+    pub(crate) lineage: Lineage,
+    pub(crate) first_epoch: Epoch,
+    /// The checkpoint to restore, and whether it is one outside of the job's own directory.
+    restore: Option<(Epoch, bool)>,
+}
+
+impl JobConfig {
+    /// Whether snapshots are written at all.
+    pub(crate) fn durable(&self) -> bool {
+        self.checkpoints.directory.is_some() || self.checkpoints.interval.is_some()
+    }
+}
+
+fn fatal(what: impl Into<String>) -> Failure {
+    Failure { operator: None, what: what.into(), restartable: false }
+}
+
+fn transient(what: impl Into<String>) -> Failure {
+    Failure { operator: None, what: what.into(), restartable: true }
+}
+
+/// Claims an attempt and decides what it starts from. `run_began` is the first attempt of this run of the program, if
+/// there was one: what a run began with counts until it has a checkpoint of its own.
+///
+/// # Errors
+/// [`Failure`] if storage fails, or if there is nothing to restore that should be there.
+pub(crate) fn claim(
+    env: &Environment,
+    config: &JobConfig,
+    run_began: Option<Attempt>,
+) -> Result<(Start, Claim, Option<Restored>), Failure> {
+    let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
+    let failed = |error: &dyn std::error::Error| Failure {
+        operator: None,
+        what: describe(error),
+        restartable: run_began.is_some(),
+    };
+    let claim = store
+        .claim(config.max_parallelism, env.clock.unix_ms())
+        .map_err(|error| failed(&error))?;
+    let newest = claim.valid.last().copied();
+    let newest = newest.map(|epoch| store.load(epoch)).transpose().map_err(|e| failed(&e))?;
+    let own = newest.as_ref().filter(|m| run_began.is_some_and(|began| m.attempt >= began));
+    let restored = match (&config.restore.from, own) {
+        (_, Some(_)) | (RestoreFrom::Newest, None) => match newest {
+            Some(manifest) => Some((Restored { manifest, store: store.clone() }, false)),
+            None => {
+                store.check_never_completed().map_err(|error| fatal(describe(&error)))?;
+                None
+            }
+        },
+        (RestoreFrom::Fresh, None) => None,
+        (RestoreFrom::Checkpoint(which), None) => {
+            Some(named(&store, which).map_err(|error| fatal(describe(&error)))?)
+        }
+    };
+    // A restore of what is not the newest is a new history: sinks must not take its transactions for committed.
+    let continued = restored.as_ref().filter(|(restored, outside)| {
+        !outside && Some(restored.manifest.epoch) == claim.valid.last().copied()
+    });
+    let lineage =
+        continued.map_or(Lineage(claim.attempt.0), |(restored, _)| restored.manifest.lineage);
+    let start = Start {
+        attempt: claim.attempt,
+        lineage,
+        first_epoch: claim.first_epoch,
+        restore: restored.as_ref().map(|(restored, outside)| (restored.manifest.epoch, *outside)),
+    };
+    Ok((start, claim, restored.map(|(restored, _)| restored)))
+}
+
+/// The checkpoint that the user named, by number or by path, and whether it is outside of the job's directory.
+fn named(
+    store: &JobStore,
+    which: &str,
+) -> Result<(Restored, bool), crate::storage::job_store::JobStoreError> {
+    if let Ok(number) = which.parse::<u64>() {
+        let manifest = store.load(Epoch(number))?;
+        return Ok((Restored { manifest, store: store.clone() }, false));
+    }
+    let (store, epoch) = JobStore::open_checkpoint_path(Path::new(which))?;
+    Ok((Restored { manifest: store.load(epoch)?, store }, true))
+}
+
+/// Reads what process 0 has announced that the attempt starts from.
+///
+/// # Errors
+/// [`Failure`] if this process cannot see it.
+pub(crate) fn follow(
+    env: &Environment,
+    config: &JobConfig,
+    start: &Start,
+) -> Result<Option<Restored>, Failure> {
+    let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
+    let restored = match (start.restore, &config.restore.from) {
+        (None, _) => return Ok(None),
+        (Some((_, true)), RestoreFrom::Checkpoint(which)) => {
+            named(&store, which).map(|(restored, _)| restored)
+        }
+        (Some((epoch, _)), _) => {
+            store.load(epoch).map(|manifest| Restored { manifest, store: store.clone() })
+        }
+    };
+    restored.map(Some).map_err(|error| {
+        fatal(format!(
+            "{}; all processes must see the same checkpoint directory",
+            describe(&error)
+        ))
+    })
+}
+
+/// Runs one attempt to its end.
+///
+/// # Errors
+/// The first [`Failure`] of any worker.
+pub(crate) fn run_attempt(
+    env: &Environment,
+    config: &JobConfig,
+    start: &Start,
+    claim: Option<Claim>,
+    restored: Option<Restored>,
+    mesh: Option<Mesh>,
+    build: &Arc<Build>,
+) -> Result<(), Failure> {
+    let control = Arc::new(AttemptControl::default());
+    let executor = match env.turns {
+        Some(_) => Executor::inline(),
+        None => Executor::threads(config.checkpoints.writer_threads, &control.cancelled)
+            .map_err(|error| fatal(format!("no thread could be started: {error}")))?,
+    };
+    let own = config.process * config.workers;
+    let shared = Arc::new(AttemptShared {
+        config: config.clone(),
+        attempt: start.attempt,
+        lineage: start.lineage,
+        first_epoch: start.first_epoch,
+        clock: Arc::clone(&env.clock),
+        executor: Arc::new(executor),
+        ledger: Ledger::new(config.parallelism(), own..own + config.workers),
+        board: Board::default(),
+        counters: Arc::clone(&env.counters),
+        store: JobStore::new(Arc::clone(&env.storage), config.name.clone()),
+        durable: config.durable(),
+        restored,
+    });
+    let heartbeats = mesh.is_some();
+    let (builders, others, heartbeat) = allocators(config, mesh, &control)?;
+    env.running.set(Some(Arc::clone(&control)));
+    let (sender, results) = unbounded();
+    let claim = Mutex::new(claim);
+    let run = {
+        let (control, build) = (Arc::clone(&control), Arc::clone(build));
+        let turns = env.turns.clone();
+        move |allocator: Allocator| {
+            let claim = |index: usize| {
+                let mut claim = claim.lock().unwrap_or_else(PoisonError::into_inner);
+                if index == 0 { claim.take() } else { None }
+            };
+            let ended = run_worker(allocator, &shared, &control, turns.as_deref(), &build, claim);
+            // Nobody listens only if the attempt is over.
+            drop(sender.send(ended));
+        }
+    };
+    let guards = initialize_from(builders, others, run).map_err(fatal)?;
+    // Not by joining: the guard of a broken mesh waits for peers that are gone.
+    let finished = results.iter().take(config.workers).filter(|finished| *finished).count();
+    env.running.set(None);
+    let failure = control.take_failure();
+    if failure.is_none() && finished == config.workers {
+        if let Some(heartbeat) = heartbeat {
+            heartbeat.stop();
+        }
+        drop(guards.join());
+        return Ok(());
+    }
+    if heartbeats {
+        // The sockets' threads end with the process, which ends now.
+        std::mem::forget(guards);
+    } else {
+        drop(guards.join());
+    }
+    Err(failure.unwrap_or_else(|| transient("the attempt was abandoned")))
+}
+
+type Allocators = (Vec<AllocatorBuilder>, Box<dyn std::any::Any + Send>, Option<Heartbeat>);
+
+fn allocators(
+    config: &JobConfig,
+    mesh: Option<Mesh>,
+    control: &Arc<AttemptControl>,
+) -> Result<Allocators, Failure> {
+    let hooks = Hooks::default();
+    let processes =
+        ProcessBuilder::new_typed_vector(config.workers, hooks.refill.clone(), hooks.spill.clone());
+    let Some(mesh) = mesh else {
+        let builders = processes.into_iter().map(AllocatorBuilder::Process).collect();
+        return Ok((builders, Box::new(()), None));
+    };
+    let lost = Arc::clone(control);
+    let heartbeat = Heartbeat::start(
+        mesh.heartbeats,
+        config.heartbeat.clone(),
+        Arc::new(move |peer| {
+            lost.cancel(transient(format!("process {} is lost: {}", peer.process, peer.why)));
+        }),
+    )
+    .map_err(|error| transient(describe(&error)))?;
+    let (builders, guard) = initialize_networking_from_sockets(
+        processes,
+        mesh.streams,
+        config.process,
+        config.workers,
+        hooks,
+    )
+    .map_err(|error| transient(format!("sockets could not be handed over: {error}")))?;
+    let builders = builders.into_iter().map(AllocatorBuilder::Tcp).collect();
+    Ok((builders, Box::new(guard), Some(heartbeat)))
+}
+
+/// Runs one worker; says whether it came to the end of the job. A failure or a panic cancels the attempt.
+fn run_worker(
+    allocator: Allocator,
+    shared: &Arc<AttemptShared>,
+    control: &Arc<AttemptControl>,
+    turns: Option<&dyn Turns>,
+    build: &Arc<Build>,
+    claim: impl FnOnce(usize) -> Option<Claim>,
+) -> bool {
+    let index = allocator.index();
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        let now = Some(std::time::Instant::now());
+        let mut worker = Worker::new(WorkerConfig::default(), allocator, now);
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            let mut driver = Driver::new(&worker, shared, control);
+            let context = Rc::clone(driver.context());
+            worker.dataflow::<Time, _, _>(|scope| build(scope, &context))?;
+            if let Some(claim) = claim(index) {
+                driver.coordinate(claim);
+            }
+            driver.run(&mut worker, turns)
+        }));
+        let ran = ran.unwrap_or_else(|panic| Err(panicked(panic.as_ref(), index)));
+        if let Err(failure) = &ran {
+            tracing::debug!(worker = index, "attempt fails: {}", failure.what);
+        }
+        let finished = ran.unwrap_or_else(|failure| {
+            control.cancel(failure);
+            false
+        });
+        // Dataflows are dropped, not run to their end.
+        drop(worker);
+        finished
+    }));
+    if let Some(turns) = turns {
+        turns.leave(index);
+    }
+    ended.unwrap_or_else(|panic| {
+        control.cancel(panicked(panic.as_ref(), index));
+        false
+    })
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send), worker: usize) -> Failure {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("with a value that is no text");
+    let what = match take_current_operator() {
+        Some(operator) => format!("operator {operator} on worker {worker} panicked: {message}"),
+        None => format!("worker {worker} panicked: {message}"),
+    };
+    transient(what)
+}
+
+/// Runs attempts in this process until the job ends, or its restart strategy gives up.
+///
+/// # Errors
+/// The last [`Failure`].
+pub(crate) fn run_in_place(
+    env: &Environment,
+    config: &JobConfig,
+    build: &Arc<Build>,
+) -> Result<(), Failure> {
+    let mut policy = RestartPolicy::new(&config.restart);
+    let mut run_began = None;
+    loop {
+        let result = claim(env, config, run_began).and_then(|(start, claim, restored)| {
+            run_began = run_began.or(Some(start.attempt));
+            announce(&start, restored.as_ref());
+            run_attempt(env, config, &start, Some(claim), restored, None, build)
+        });
+        let Err(failure) = result else { return Ok(()) };
+        if !failure.restartable {
+            return Err(failure);
+        }
+        match policy.on_failure(env.clock.now(), random()) {
+            Decision::RestartAfter(delay) => {
+                env.counters.restarted();
+                tracing::error!("{}; restarting after {delay:?}", failure.what);
+                if env.turns.is_none() {
+                    std::thread::sleep(delay);
+                }
+            }
+            Decision::GiveUp { why } => {
+                return Err(fatal(format!("{}; not restarted: {why}", failure.what)));
+            }
+        }
+    }
+}
+
+pub(crate) fn announce(start: &Start, restored: Option<&Restored>) {
+    let (attempt, lineage) = (start.attempt.0, start.lineage.0);
+    match restored {
+        Some(restored) => tracing::info!(
+            attempt, lineage, epoch = restored.manifest.epoch.0,
+            parallelism = restored.manifest.parallelism, "restoring checkpoint {}",
+            restored.manifest.epoch
+        ),
+        None => tracing::info!(attempt, lineage, "starting with nothing to restore"),
+    }
+}
+
+/// A number from 0 to 1, for jitter. The standard library's hasher keys are random.
+fn random() -> f64 {
+    use std::hash::{BuildHasher, Hasher};
+    let bits = std::hash::RandomState::new().build_hasher().finish();
+    (bits >> 11) as f64 / (1_u64 << 53) as f64
+}
+

@@ -1,0 +1,162 @@
+//! Chains: what stands between one exchange and the next, and how barriers keep order in it.
+//!
+//! The head of a chain (a source or a channel) is its *origin*; stateful operators in it are *gates*. A gate holds
+//! batches of a later epoch than its own back until the frontier of all its inputs passes its epoch and it has
+//! taken its snapshot (I1, I3). So that what a gate holds stays small, an origin does not produce in an epoch that
+//! some gate behind it has not opened: waiting data waits in the channel, where flow control sees it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use timely::progress::frontier::MutableAntichain;
+use timely::scheduling::Activator;
+
+use crate::config::CheckpointMode;
+use crate::ids::Epoch;
+use crate::runtime::time::Time;
+
+/// The head of a chain.
+#[derive(Clone)]
+pub(crate) struct Origin {
+    /// Where the chain was in event time in the checkpoint that was restored.
+    restored_event: i64,
+    gates: Rc<RefCell<Vec<Rc<Cell<Epoch>>>>>,
+    activator: Activator,
+}
+
+impl Origin {
+    pub(crate) fn new(activator: Activator, restored_event: i64) -> Self {
+        Self { restored_event, gates: Rc::default(), activator }
+    }
+
+    /// Where chains behind all of `origins` were in event time in the checkpoint that was restored.
+    pub(crate) fn restored_event(origins: &[Self]) -> i64 {
+        origins.iter().map(|origin| origin.restored_event).min().unwrap_or(i64::MIN)
+    }
+
+    /// The last epoch that every gate behind this origin has opened.
+    pub(crate) fn limit(&self) -> Epoch {
+        self.gates.borrow().iter().map(|gate| gate.get()).min().unwrap_or(Epoch(u64::MAX))
+    }
+
+    pub(crate) fn activator(&self) -> &Activator {
+        &self.activator
+    }
+}
+
+/// Holds batches back until the operator has taken its snapshot.
+pub(crate) struct Gate<B> {
+    mode: CheckpointMode,
+    open: Rc<Cell<Epoch>>,
+    waiting: VecDeque<(Epoch, B)>,
+    origins: Vec<Origin>,
+    restored_event: i64,
+}
+
+impl<B> Gate<B> {
+    /// A gate behind `origins`, open for `epoch`.
+    pub(crate) fn new(mode: CheckpointMode, epoch: Epoch, origins: Vec<Origin>) -> Self {
+        let open = Rc::new(Cell::new(epoch));
+        if mode == CheckpointMode::ExactlyOnce {
+            for origin in &origins {
+                origin.gates.borrow_mut().push(Rc::clone(&open));
+            }
+        }
+        let restored_event = Origin::restored_event(&origins);
+        Self { mode, open, waiting: VecDeque::new(), origins, restored_event }
+    }
+
+    /// The epoch whose barrier the operator waits for.
+    pub(crate) fn open(&self) -> Epoch {
+        self.open.get()
+    }
+
+    /// The least event time that may still come; `i64::MAX` at end of input. Right after a restore a frontier begins
+    /// at the beginning of time; what users see of it does not go back (I9).
+    pub(crate) fn event(&self, frontier: &MutableAntichain<Time>) -> i64 {
+        let least = frontier.frontier().iter().map(|time| time.event).min();
+        least.unwrap_or(i64::MAX).max(self.restored_event)
+    }
+
+    /// Whether a batch of `epoch` may be processed now.
+    pub(crate) fn admits(&self, epoch: Epoch) -> bool {
+        epoch <= self.open.get() || self.mode == CheckpointMode::AtLeastOnce
+    }
+
+    /// Holds a batch back.
+    pub(crate) fn hold(&mut self, epoch: Epoch, batch: B) {
+        self.waiting.push_back((epoch, batch));
+    }
+
+    /// Whether the barrier of the open epoch has passed all inputs. At end of input it never does: there is no
+    /// checkpoint any more.
+    pub(crate) fn barrier_passed(&self, frontiers: &[&MutableAntichain<Time>]) -> bool {
+        let open = self.open.get();
+        let mut ended = true;
+        for frontier in frontiers {
+            for time in frontier.frontier().iter() {
+                ended = false;
+                if time.epoch() <= open {
+                    return false;
+                }
+            }
+        }
+        !ended
+    }
+
+    /// Opens the next epoch, after the snapshot.
+    pub(crate) fn advance(&mut self) {
+        self.open.set(self.open.get().next());
+        for origin in &self.origins {
+            origin.activator.activate();
+        }
+    }
+
+    /// The next batch that was held back and may be processed now, in the order of arrival.
+    pub(crate) fn next_open(&mut self) -> Option<B> {
+        let open = self.open.get();
+        let at = self.waiting.iter().position(|(epoch, _)| *epoch <= open)?;
+        self.waiting.remove(at).map(|(_, batch)| batch)
+    }
+}
+
+/// The lowest epoch in a frontier; `None` at end of input.
+pub(crate) fn lowest_epoch(frontier: &MutableAntichain<Time>) -> Option<Epoch> {
+    frontier.frontier().iter().map(Time::epoch).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frontier(epochs: &[u64]) -> MutableAntichain<Time> {
+        let mut frontier = MutableAntichain::new();
+        frontier.update_iter(epochs.iter().map(|epoch| (Time { epoch: *epoch, event: 0 }, 1)));
+        frontier
+    }
+
+    #[test]
+    fn a_gate_opens_only_when_every_input_has_passed_its_epoch() {
+        // I1
+        let gate = Gate::<()>::new(CheckpointMode::ExactlyOnce, Epoch(1), Vec::new());
+        assert!(!gate.admits(Epoch(2)));
+        assert!(!gate.barrier_passed(&[&frontier(&[2]), &frontier(&[1])]));
+        assert!(gate.barrier_passed(&[&frontier(&[2]), &frontier(&[2])]));
+        assert!(gate.barrier_passed(&[&frontier(&[2]), &frontier(&[])]));
+        assert!(!gate.barrier_passed(&[&frontier(&[]), &frontier(&[])]));
+    }
+
+    #[test]
+    fn what_a_gate_held_comes_out_in_the_order_of_arrival_and_of_epochs() {
+        let mut gate = Gate::new(CheckpointMode::ExactlyOnce, Epoch(1), Vec::new());
+        gate.hold(Epoch(3), 'c');
+        gate.hold(Epoch(2), 'a');
+        gate.hold(Epoch(2), 'b');
+        assert_eq!(gate.next_open(), None);
+        gate.advance();
+        assert_eq!([gate.next_open(), gate.next_open(), gate.next_open()], [Some('a'), Some('b'), None]);
+        gate.advance();
+        assert_eq!(gate.next_open(), Some('c'));
+    }
+}

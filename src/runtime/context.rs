@@ -1,0 +1,366 @@
+//! What the operators of one worker share: its epoch, who takes part in checkpoints, and what they have handed in.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use timely::scheduling::Activator;
+
+use crate::config::JobConfig;
+use crate::connect::ConnectError;
+use crate::format::{FormatError, SectionHeader, SectionOutput};
+use crate::ids::{Attempt, Epoch, Lineage, Name};
+use crate::runtime::board::{Board, Status};
+use crate::runtime::clock::Clock;
+use crate::runtime::control::Control;
+use crate::runtime::counters::Counters;
+use crate::runtime::executor::{Executor, Lane, Task};
+use crate::runtime::ledger::Ledger;
+use crate::runtime::mailbox::Mailbox;
+use crate::runtime::restore::Restored;
+use crate::storage::job_store::JobStore;
+
+/// What all workers of this process share in one attempt.
+pub(crate) struct AttemptShared {
+    pub(crate) config: JobConfig,
+    pub(crate) attempt: Attempt,
+    pub(crate) lineage: Lineage,
+    pub(crate) first_epoch: Epoch,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) executor: Arc<Executor>,
+    pub(crate) ledger: Ledger,
+    pub(crate) board: Board,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) store: JobStore,
+    /// Whether snapshots are written at all: not if the job has neither a directory nor an interval.
+    pub(crate) durable: bool,
+    pub(crate) restored: Option<Restored>,
+}
+
+/// Writes one section on a snapshot thread.
+pub(crate) type SectionTask =
+    Box<dyn FnOnce(&mut dyn SectionOutput) -> Result<(), SectionFailure> + Send>;
+
+/// A section could not be written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SectionFailure {
+    /// Its bytes: the checkpoint is aborted, the job goes on.
+    #[error("the state could not be written")]
+    Format(#[from] FormatError),
+    /// A sink's pre-commit: its records cannot be written again without going back, so the job fails.
+    #[error("the sink could not pre-commit")]
+    PreCommit(#[from] ConnectError),
+}
+
+/// What one participant hands in at a barrier.
+pub(crate) struct Contribution {
+    pub(crate) sections: Vec<(SectionHeader, SectionTask)>,
+    /// How long the synchronous part took.
+    pub(crate) sync: Duration,
+}
+
+/// One worker's part of one checkpoint, complete.
+pub(crate) struct Assembled {
+    pub(crate) epoch: Epoch,
+    pub(crate) sections: Vec<(SectionHeader, SectionTask)>,
+    /// From this worker's learning of the checkpoint to its last participant's snapshot.
+    pub(crate) align: Duration,
+    /// The synchronous parts of all participants.
+    pub(crate) sync: Duration,
+    /// Bytes that waited before this worker when it learnt of the checkpoint.
+    pub(crate) in_flight_bytes: u64,
+}
+
+struct Assembly {
+    began: Duration,
+    in_flight_bytes: u64,
+    handed_in: BTreeMap<usize, Contribution>,
+}
+
+/// A source instance, as the driver sees it.
+pub(crate) trait SourceControl {
+    /// Takes the splits that worker 0 has dealt to it.
+    fn assign(&self, splits: Vec<Vec<u8>>);
+    /// Stops reading, and moves event time to its end.
+    fn drain(&self);
+}
+
+/// A sink instance, as the driver sees it.
+pub(crate) trait SinkControl {
+    /// The checkpoint is complete: commit everything up to it.
+    fn complete(&self, epoch: Epoch);
+    /// The result of a commit that the sink had asked for.
+    fn committed(&self, result: Result<Epoch, ConnectError>);
+    /// Called when a moment that the sink asked to be called at has come.
+    fn tick(&self, now: Duration);
+    /// The epoch up to which everything is committed, of what was complete.
+    fn committed_through(&self) -> Epoch;
+    /// When it wants to be called again.
+    fn deadline(&self) -> Option<Duration>;
+}
+
+/// Why an attempt ends early.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) operator: Option<Name>,
+    pub(crate) what: String,
+    /// Whether another attempt could go better.
+    pub(crate) restartable: bool,
+}
+
+/// What the operators of one worker share. Lives on the worker's thread.
+pub(crate) struct WorkerContext {
+    pub(crate) index: usize,
+    pub(crate) peers: usize,
+    pub(crate) shared: Arc<AttemptShared>,
+    pub(crate) mailbox: Mailbox,
+    /// The worker's epoch: its sources must be in this one.
+    epoch: Cell<Epoch>,
+    names: RefCell<BTreeSet<Name>>,
+    participants: RefCell<Vec<Name>>,
+    assemblies: RefCell<BTreeMap<Epoch, Assembly>>,
+    /// Checkpoints that are over: what is handed in for them is dropped.
+    ended: RefCell<BTreeSet<Epoch>>,
+    assembled: RefCell<Vec<Assembled>>,
+    /// Activated when the worker's epoch moves on.
+    origins: RefCell<Vec<Activator>>,
+    pub(crate) sources: RefCell<Vec<Rc<dyn SourceControl>>>,
+    finished_sources: Cell<usize>,
+    pub(crate) sinks: RefCell<Vec<Rc<dyn SinkControl>>>,
+    pub(crate) outgoing: RefCell<Vec<(Option<usize>, Control)>>,
+    failure: RefCell<Option<Failure>>,
+    finish: Cell<bool>,
+    /// How long the last step of the worker took, and its number.
+    pub(crate) last_step: Cell<(u64, Duration)>,
+    /// Bytes that channels of this worker have released, since the attempt began.
+    pub(crate) taken_bytes: Cell<u64>,
+    /// Tasks that no lane had room for.
+    backlog: RefCell<Vec<(Lane, Task)>>,
+}
+
+impl WorkerContext {
+    pub(crate) fn new(
+        index: usize,
+        peers: usize,
+        shared: Arc<AttemptShared>,
+        mailbox: Mailbox,
+    ) -> Self {
+        let epoch = Cell::new(shared.first_epoch);
+        Self {
+            index,
+            peers,
+            shared,
+            mailbox,
+            epoch,
+            names: RefCell::default(),
+            participants: RefCell::default(),
+            assemblies: RefCell::default(),
+            ended: RefCell::default(),
+            assembled: RefCell::default(),
+            origins: RefCell::default(),
+            sources: RefCell::default(),
+            finished_sources: Cell::new(0),
+            sinks: RefCell::default(),
+            outgoing: RefCell::default(),
+            failure: RefCell::default(),
+            finish: Cell::new(false),
+            last_step: Cell::new((0, Duration::ZERO)),
+            taken_bytes: Cell::new(0),
+            backlog: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn config(&self) -> &JobConfig {
+        &self.shared.config
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.shared.clock.now()
+    }
+
+    /// The epoch that sources must be in.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch.get()
+    }
+
+    /// Registers the name of a stateful participant; says whether it is new.
+    pub(crate) fn claim_name(&self, name: &Name) -> bool {
+        self.names.borrow_mut().insert(name.clone())
+    }
+
+    pub(crate) fn names(&self) -> BTreeSet<Name> {
+        self.names.borrow().clone()
+    }
+
+    /// Registers a participant. Every one must hand in a contribution at every barrier.
+    pub(crate) fn participant(&self, name: Name) -> usize {
+        let mut participants = self.participants.borrow_mut();
+        participants.push(name);
+        participants.len() - 1
+    }
+
+    pub(crate) fn participant_name(&self, index: usize) -> Name {
+        self.participants.borrow()[index].clone()
+    }
+
+    /// Registers what produces at the head of a chain, to be activated when an epoch begins.
+    pub(crate) fn origin(&self, activator: Activator) {
+        self.origins.borrow_mut().push(activator);
+    }
+
+    /// The checkpoint that closes `epoch` has begun, as the coordinator says or as a record of a later epoch shows.
+    pub(crate) fn begin(&self, epoch: Epoch) {
+        while self.epoch.get() <= epoch {
+            let closing = self.epoch.get();
+            self.epoch.set(closing.next());
+            self.assembly(closing, |_| ());
+            for activator in self.origins.borrow().iter() {
+                activator.activate();
+            }
+        }
+    }
+
+    fn assembly<R>(&self, epoch: Epoch, with: impl FnOnce(&mut Assembly) -> R) -> Option<R> {
+        if self.ended.borrow().contains(&epoch) {
+            return None;
+        }
+        let mut assemblies = self.assemblies.borrow_mut();
+        let assembly = assemblies.entry(epoch).or_insert_with(|| Assembly {
+            began: self.now(),
+            in_flight_bytes: self.shared.ledger.waiting(self.index).max(0) as u64,
+            handed_in: BTreeMap::new(),
+        });
+        Some(with(assembly))
+    }
+
+    /// A participant hands in what it has at the barrier of `epoch`.
+    pub(crate) fn hand_in(&self, epoch: Epoch, participant: usize, contribution: Contribution) {
+        let participants = self.participants.borrow().len();
+        let complete = self.assembly(epoch, |assembly| {
+            let before = assembly.handed_in.insert(participant, contribution);
+            assert!(before.is_none(), "a participant hands in once a barrier");
+            assembly.handed_in.len() == participants
+        });
+        if complete != Some(true) {
+            return;
+        }
+        let Some(assembly) = self.assemblies.borrow_mut().remove(&epoch) else { return };
+        let sync = assembly.handed_in.values().map(|contribution| contribution.sync).sum();
+        self.assembled.borrow_mut().push(Assembled {
+            epoch,
+            align: self.now().saturating_sub(assembly.began),
+            sync,
+            in_flight_bytes: assembly.in_flight_bytes,
+            sections: assembly.handed_in.into_values().flat_map(|c| c.sections).collect(),
+        });
+    }
+
+    pub(crate) fn take_assembled(&self) -> Vec<Assembled> {
+        std::mem::take(&mut self.assembled.borrow_mut())
+    }
+
+    /// The participants that have not handed in for `epoch`.
+    pub(crate) fn missing(&self, epoch: Epoch) -> Vec<Name> {
+        let assemblies = self.assemblies.borrow();
+        let Some(assembly) = assemblies.get(&epoch) else { return Vec::new() };
+        let participants = self.participants.borrow();
+        let missing = participants.iter().enumerate();
+        missing
+            .filter(|(index, _)| !assembly.handed_in.contains_key(index))
+            .map(|(_, name)| name.clone())
+            .collect()
+    }
+
+    /// A checkpoint is over, complete or aborted: what is still handed in for it is dropped.
+    pub(crate) fn end(&self, epoch: Epoch) {
+        let mut assemblies = self.assemblies.borrow_mut();
+        let mut ended = self.ended.borrow_mut();
+        assemblies.remove(&epoch);
+        ended.insert(epoch);
+        while ended.len() > 1024 {
+            ended.pop_first();
+        }
+    }
+
+    pub(crate) fn source_finished(&self) {
+        self.finished_sources.set(self.finished_sources.get() + 1);
+        if self.finished_sources.get() == self.sources.borrow().len() {
+            self.send(Some(0), Control::SourcesFinished);
+        }
+    }
+
+    /// Sends a frame to one worker, or to all.
+    pub(crate) fn send(&self, to: Option<usize>, control: Control) {
+        self.outgoing.borrow_mut().push((to, control));
+    }
+
+    /// Tells every other process where a source instance is.
+    pub(crate) fn set_status(&self, source: u32, status: Status) {
+        if self.shared.board.set(source, self.index, status) && self.config().processes > 1 {
+            let workers = self.config().workers;
+            let own = self.index / workers;
+            for process in (0..self.config().processes).filter(|process| *process != own) {
+                let worker = self.index as u32;
+                let control = Control::Watermark { source, worker, status };
+                self.send(Some(process * workers), control);
+            }
+        }
+    }
+
+    /// Ends the attempt. The first failure counts.
+    pub(crate) fn fail(&self, failure: Failure) {
+        let mut first = self.failure.borrow_mut();
+        if first.is_none() {
+            *first = Some(failure);
+        }
+    }
+
+    pub(crate) fn fail_operator(&self, operator: &Name, error: &ConnectError) {
+        self.fail(Failure {
+            operator: Some(operator.clone()),
+            what: crate::runtime::describe(error),
+            restartable: true,
+        });
+    }
+
+    pub(crate) fn failed(&self) -> bool {
+        self.failure.borrow().is_some()
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<Failure> {
+        self.failure.borrow_mut().take()
+    }
+
+    /// The job is over: sources let go of their capabilities.
+    pub(crate) fn finish(&self) {
+        self.finish.set(true);
+        for activator in self.origins.borrow().iter() {
+            activator.activate();
+        }
+    }
+
+    pub(crate) fn finishing(&self) -> bool {
+        self.finish.get()
+    }
+
+    /// Hands a task to a lane, now or as soon as there is room.
+    pub(crate) fn submit(&self, lane: Lane, task: Task) {
+        if let Err(task) = self.shared.executor.submit(lane, task) {
+            self.backlog.borrow_mut().push((lane, task));
+        }
+    }
+
+    /// Whether a task waits for room in its lane.
+    pub(crate) fn backlogged(&self) -> bool {
+        !self.backlog.borrow().is_empty()
+    }
+
+    /// Tries again what no lane had room for.
+    pub(crate) fn submit_backlog(&self) {
+        for (lane, task) in self.backlog.take() {
+            self.submit(lane, task);
+        }
+    }
+}

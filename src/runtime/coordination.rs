@@ -1,0 +1,225 @@
+//! Worker 0's second job: it carries out what the coordinator decides.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::format::manifest::{Manifest, ManifestKind, PartRef};
+use crate::format::record::{CheckpointOutcome, CheckpointRecord, WorkerTimings};
+use crate::ids::Epoch;
+use crate::protocol::coordinator::{
+    AbortReason, Coordinator, CoordinatorSetup, Effect, Event, Outcome,
+};
+use crate::runtime::context::{Failure, WorkerContext};
+use crate::runtime::control::Control;
+use crate::runtime::describe;
+use crate::runtime::executor::Lane;
+use crate::runtime::mailbox::Letter;
+use crate::storage::job_store::{Claim, JobStore, PublishError};
+
+type Part = (PartRef, WorkerTimings);
+
+/// What is known of a checkpoint until it is recorded.
+#[derive(Default)]
+struct Progress {
+    triggered_unix_ms: u64,
+    workers: BTreeMap<u32, WorkerTimings>,
+    entries: u64,
+    publish_us: u64,
+}
+
+/// The coordinator and its hands.
+pub(crate) struct Coordination {
+    machine: Coordinator<Part>,
+    claim: Arc<Claim>,
+    context: Rc<WorkerContext>,
+    progress: BTreeMap<Epoch, Progress>,
+    effects: Vec<Effect<Part>>,
+}
+
+impl Coordination {
+    pub(crate) fn new(claim: Claim, context: &Rc<WorkerContext>) -> Self {
+        let mut checkpoints = context.config().checkpoints.clone();
+        if !context.shared.durable {
+            checkpoints.interval = None;
+        }
+        let machine = Coordinator::new(CoordinatorSetup {
+            checkpoints,
+            workers: context.peers,
+            first_epoch: claim.first_epoch,
+            reserved_end: claim.reserved_end,
+            restored: context.shared.restored.as_ref().map(|restored| restored.manifest.epoch),
+            retained_before: claim.valid.clone(),
+            now: context.now(),
+        });
+        let claim = Arc::new(claim);
+        let context = Rc::clone(context);
+        Self { machine, claim, context, progress: BTreeMap::new(), effects: Vec::new() }
+    }
+
+    /// When the coordinator wants to be called again.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.machine.next_deadline()
+    }
+
+    pub(crate) fn step(&mut self, event: Event<Part>) {
+        if let Event::Ack { epoch, part: (part, timings), .. } = &event
+            && let Some(progress) = self.progress.get_mut(epoch)
+        {
+            progress.workers.insert(timings.worker, timings.clone());
+            progress.entries += part.sections.iter().map(|section| section.entries).sum::<u64>();
+        }
+        let mut effects = std::mem::take(&mut self.effects);
+        self.machine.step(self.context.now(), event, &mut effects);
+        for effect in effects.drain(..) {
+            self.carry_out(effect);
+        }
+        self.effects = effects;
+    }
+
+    pub(crate) fn published(
+        &mut self,
+        epoch: Epoch,
+        publish_us: u64,
+        result: Result<(), PublishError>,
+    ) {
+        if let Some(progress) = self.progress.get_mut(&epoch) {
+            progress.publish_us = publish_us;
+        }
+        self.step(match result {
+            Ok(()) => Event::Published { epoch },
+            Err(error) => Event::PublishFailed { epoch, reason: reason(&error) },
+        });
+    }
+
+    pub(crate) fn reserved(&mut self, result: Result<Epoch, PublishError>) {
+        self.step(match result {
+            Ok(end) => Event::Reserved { end },
+            Err(error) => Event::ReserveFailed { reason: reason(&error) },
+        });
+    }
+
+    fn carry_out(&mut self, effect: Effect<Part>) {
+        let attempt = self.context.shared.attempt.0;
+        match effect {
+            Effect::Begin { epoch, last } => {
+                tracing::debug!(attempt, epoch = epoch.0, last, "checkpoint begins");
+                let triggered_unix_ms = self.context.shared.clock.unix_ms();
+                let progress = Progress { triggered_unix_ms, ..Progress::default() };
+                self.progress.insert(epoch, progress);
+                self.context.send(None, Control::Begin { epoch });
+            }
+            Effect::Publish { epoch, last, parts } => self.publish(epoch, last, parts),
+            Effect::Complete { epoch, last } => {
+                self.context.send(None, Control::Complete { epoch, last });
+            }
+            Effect::Abort { epoch, reason } => {
+                tracing::warn!(attempt, epoch = epoch.0, "checkpoint aborted: {reason}");
+                self.context.send(None, Control::Abort { epoch });
+            }
+            Effect::Reserve { from } => {
+                let mailbox = self.context.mailbox.clone();
+                self.io(move |store, claim| {
+                    let result = store.extend_epochs(claim, from);
+                    mailbox.post(Letter::Reserve { result });
+                });
+            }
+            Effect::Retire { keep, in_progress } => {
+                let mailbox = self.context.mailbox.clone();
+                self.io(move |store, claim| {
+                    if let Err(error) = store.retire(claim, &keep, &in_progress) {
+                        let what = "deleting old checkpoints";
+                        mailbox.post(Letter::Housekeeping { what, error: describe(&error) });
+                    }
+                });
+            }
+            Effect::DrainSources => self.context.send(None, Control::Drain),
+            Effect::Record(outcome) => self.record(&outcome),
+            Effect::Finish => self.context.send(None, Control::Finish),
+            Effect::Fail { reason } => self.context.fail(Failure {
+                operator: None,
+                what: reason.to_string(),
+                restartable: reason.restartable(),
+            }),
+        }
+    }
+
+    fn publish(&mut self, epoch: Epoch, last: bool, parts: Vec<(usize, Part)>) {
+        let shared = &self.context.shared;
+        let progress = self.progress.get(&epoch);
+        let manifest = Manifest {
+            job: shared.config.name.clone(),
+            epoch,
+            attempt: shared.attempt,
+            lineage: shared.lineage,
+            parallelism: self.context.peers as u32,
+            max_parallelism: shared.config.max_parallelism,
+            kind: ManifestKind::Checkpoint,
+            last,
+            triggered_unix_ms: progress.map_or(0, |progress| progress.triggered_unix_ms),
+            parts: parts.into_iter().map(|(_, (part, _))| part).collect(),
+            files: Vec::new(),
+        };
+        let mailbox = self.context.mailbox.clone();
+        let durable = shared.durable;
+        let clock = Arc::clone(&shared.clock);
+        self.io(move |store, claim| {
+            let start = clock.now();
+            // A job that keeps nothing has nothing to publish; its final checkpoint only orders the commits.
+            let result = if durable { store.publish(claim, &manifest).map(drop) } else { Ok(()) };
+            let publish_us = clock.now().saturating_sub(start).as_micros() as u64;
+            mailbox.post(Letter::Publish { epoch, publish_us, result });
+        });
+    }
+
+    fn record(&mut self, outcome: &Outcome) {
+        let progress = self.progress.remove(&outcome.epoch).unwrap_or_default();
+        let workers: Vec<WorkerTimings> = progress.workers.into_values().collect();
+        let ended = match &outcome.result {
+            Ok(()) => CheckpointOutcome::Complete,
+            Err(reason) => CheckpointOutcome::Aborted { reason: reason.to_string() },
+        };
+        let record = CheckpointRecord {
+            epoch: outcome.epoch,
+            attempt: self.context.shared.attempt,
+            triggered_unix_ms: progress.triggered_unix_ms,
+            outcome: ended,
+            duration_ms: outcome.ended.saturating_sub(outcome.triggered).as_millis() as u64,
+            publish_ms: progress.publish_us / 1000,
+            bytes: workers.iter().map(|worker| worker.bytes).sum(),
+            in_flight_bytes: workers.iter().map(|worker| worker.in_flight_bytes).sum(),
+            entries: progress.entries,
+            workers,
+        };
+        if outcome.result.is_ok() {
+            tracing::info!(
+                attempt = record.attempt.0, epoch = record.epoch.0, bytes = record.bytes,
+                entries = record.entries, "checkpoint complete in {} ms", record.duration_ms
+            );
+        }
+        self.context.shared.counters.checkpoint(&record, outcome.ended - outcome.triggered);
+        if self.context.shared.durable {
+            let mailbox = self.context.mailbox.clone();
+            self.io(move |store, _| {
+                if let Err(error) = store.record(&record) {
+                    let what = "writing the checkpoint history";
+                    mailbox.post(Letter::Housekeeping { what, error: describe(&error) });
+                }
+            });
+        }
+    }
+
+    fn io(&self, task: impl FnOnce(&JobStore, &Claim) + Send + 'static) {
+        let store = self.context.shared.store.clone();
+        let claim = Arc::clone(&self.claim);
+        self.context.submit(Lane::Coordination, Box::new(move || task(&store, &claim)));
+    }
+}
+
+fn reason(error: &PublishError) -> AbortReason {
+    match error {
+        PublishError::Fenced { by } => AbortReason::Fenced { by: *by },
+        other => AbortReason::Storage { why: describe(other) },
+    }
+}

@@ -1,0 +1,411 @@
+//! The loop of one worker: feeds events to the machines, carries out what they decide, and steps timely.
+//!
+//! # One turn
+//! Frames and letters in; the coordinator's and the sinks' clocks; parts and frames out; one timely step, parked if
+//! there is nothing to do. A worker thread never blocks on anything but that park.
+//!
+//! # Failure
+//! The first failure of any worker of the process cancels the attempt; the others see it within a turn, and drop
+//! their dataflows. Dropping is no clean-up that anything relies on: a kill at the same moment is as good.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crossbeam::channel::Receiver;
+use timely::worker::Worker;
+
+use crate::ids::Epoch;
+use crate::protocol::coordinator::Event;
+use crate::protocol::flow::Budget;
+use crate::runtime::context::{Assembled, AttemptShared, Failure, WorkerContext};
+use crate::runtime::control::{Control, ControlPlane};
+use crate::runtime::coordination::Coordination;
+use crate::runtime::mailbox::{Letter, Mailbox};
+use crate::runtime::snapshot::{PartFailure, write_part};
+use crate::runtime::executor::Lane;
+use crate::storage::job_store::Claim;
+
+/// The longest park: a bound for what no thread would wake the worker for.
+const PARK_MAX: Duration = Duration::from_millis(250);
+/// How often a sender in another process is told what was taken.
+const REPORT_INTERVAL: Duration = Duration::from_millis(1);
+/// How often the in-flight budget is set anew.
+const BUDGET_INTERVAL: Duration = Duration::from_millis(10);
+
+/// What someone outside asks a running attempt for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// A final checkpoint, then the end.
+    Stop,
+    /// The end.
+    Cancel,
+}
+
+/// How the threads of an attempt stop each other.
+#[derive(Default)]
+pub(crate) struct AttemptControl {
+    /// Also read by the snapshot threads.
+    pub(crate) cancelled: Arc<AtomicBool>,
+    failure: Mutex<Option<Failure>>,
+    workers: Mutex<Vec<std::thread::Thread>>,
+    requests: Mutex<VecDeque<Request>>,
+}
+
+impl AttemptControl {
+    /// Ends the attempt. The first failure counts.
+    pub(crate) fn cancel(&self, failure: Failure) {
+        let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none() {
+            *first = Some(failure);
+        }
+        self.cancelled.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    pub(crate) fn request(&self, request: Request) {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push_back(request);
+        self.wake();
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<Failure> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn wake(&self) {
+        for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            worker.unpark();
+        }
+    }
+
+    fn register(&self) {
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        workers.push(std::thread::current());
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+}
+
+/// Decides when each worker takes a turn. The simulator's baton; nothing in production.
+pub(crate) trait Turns: Send + Sync {
+    /// Waits for the worker's turn. `false`: the attempt is to be abandoned on the spot.
+    fn begin(&self, worker: usize) -> bool;
+    /// Ends the turn.
+    fn end(&self, worker: usize);
+    /// The worker takes no more turns.
+    fn leave(&self, worker: usize);
+}
+
+/// Runs one worker to the end of the job, or of the attempt.
+pub(crate) struct Driver {
+    context: Rc<WorkerContext>,
+    control: ControlPlane,
+    letters: Receiver<Letter>,
+    attempt: Arc<AttemptControl>,
+    coordination: Option<Coordination>,
+    /// Parts are written one at a time, in the order of their epochs.
+    waiting_parts: VecDeque<Assembled>,
+    part_in_progress: bool,
+    /// The final checkpoint is complete: tell the coordinator when our sinks have committed it.
+    last: Option<Epoch>,
+    budget: Budget,
+    budget_at: Duration,
+    report_at: Duration,
+    steps: u64,
+}
+
+impl Driver {
+    /// Makes the driver. Every worker must do so before it builds its dataflow, in the same order.
+    pub(crate) fn new(
+        worker: &Worker,
+        shared: &Arc<AttemptShared>,
+        attempt: &Arc<AttemptControl>,
+    ) -> Self {
+        attempt.register();
+        let control = ControlPlane::new(worker);
+        let (mailbox, letters) = Mailbox::new();
+        let context =
+            WorkerContext::new(worker.index(), worker.peers(), Arc::clone(shared), mailbox);
+        let flow = &shared.config.flow;
+        Self {
+            context: Rc::new(context),
+            control,
+            letters,
+            attempt: Arc::clone(attempt),
+            coordination: None,
+            waiting_parts: VecDeque::new(),
+            part_in_progress: false,
+            last: None,
+            budget: Budget::new(flow.in_flight_target, flow.in_flight_bytes_max),
+            budget_at: Duration::ZERO,
+            report_at: Duration::ZERO,
+            steps: 0,
+        }
+    }
+
+    pub(crate) fn context(&self) -> &Rc<WorkerContext> {
+        &self.context
+    }
+
+    /// Makes this worker the coordinator, once its dataflow is built.
+    pub(crate) fn coordinate(&mut self, claim: Claim) {
+        self.coordination = Some(Coordination::new(claim, &self.context));
+    }
+
+    /// Steps the worker until the job is over.
+    ///
+    /// # Errors
+    /// [`Failure`] of this worker. Another worker's failure ends this one with `Ok(false)`.
+    pub(crate) fn run(
+        &mut self,
+        worker: &mut Worker,
+        turns: Option<&dyn Turns>,
+    ) -> Result<bool, Failure> {
+        loop {
+            if turns.is_some_and(|turns| !turns.begin(self.context.index)) {
+                return Ok(false);
+            }
+            self.turn()?;
+            if self.attempt.cancelled() {
+                return Ok(false);
+            }
+            let park = if turns.is_some() { Duration::ZERO } else { self.park() };
+            let start = self.context.now();
+            self.steps += 1;
+            worker.step_or_park(Some(park));
+            let elapsed = self.context.now().saturating_sub(start);
+            self.context.last_step.set((self.steps, elapsed));
+            if let Some(failure) = self.context.take_failure() {
+                return Err(failure);
+            }
+            self.send_outgoing();
+            if let Some(turns) = turns {
+                self.context.shared.executor.run_one();
+                turns.end(self.context.index);
+            }
+            if self.context.finishing() && !worker.has_dataflows() {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Everything between two steps.
+    fn turn(&mut self) -> Result<(), Failure> {
+        while let Some(frame) = self.control.receive() {
+            let (from, control) =
+                frame.map_err(|what| Failure { operator: None, what, restartable: true })?;
+            self.frame(from, control);
+        }
+        while let Ok(letter) = self.letters.try_recv() {
+            self.letter(letter);
+        }
+        let now = self.context.now();
+        if self.coordination.is_some() {
+            self.coordinator_requests();
+        }
+        if let Some(coordination) = &mut self.coordination
+            && coordination.deadline().is_some_and(|deadline| deadline <= now)
+        {
+            coordination.step(Event::Tick);
+        }
+        for sink in self.context.sinks.borrow().iter() {
+            sink.tick(now);
+        }
+        self.start_part();
+        self.context.submit_backlog();
+        self.flow_control(now);
+        self.report_last_commit();
+        self.send_outgoing();
+        self.context.take_failure().map_or(Ok(()), Err)
+    }
+
+    fn frame(&mut self, from: usize, control: Control) {
+        let context = &self.context;
+        match control {
+            Control::Begin { epoch } => context.begin(epoch),
+            Control::Complete { epoch, last } => {
+                context.end(epoch);
+                for sink in context.sinks.borrow().iter() {
+                    sink.complete(epoch);
+                }
+                if last {
+                    self.last = Some(epoch);
+                }
+            }
+            Control::Abort { epoch } => context.end(epoch),
+            Control::Drain => {
+                for source in context.sources.borrow().iter() {
+                    source.drain();
+                }
+            }
+            Control::Finish => context.finish(),
+            Control::Assign { source, splits } => {
+                context.sources.borrow()[source as usize].assign(splits);
+            }
+            Control::Ledger { bytes, budget } => {
+                context.shared.ledger.reported(context.index, from, bytes, budget);
+            }
+            Control::Watermark { source, worker, status } => {
+                context.shared.board.set(source, worker as usize, status);
+            }
+            Control::Ack { epoch, part, timings } => {
+                self.coordinator(Event::Ack { epoch, worker: from, part: (part, timings) });
+            }
+            Control::Decline { epoch, operator, why } => {
+                let reason = crate::protocol::coordinator::AbortReason::Declined {
+                    worker: from,
+                    operator,
+                    why,
+                };
+                self.coordinator(Event::Decline { epoch, worker: from, reason });
+            }
+            Control::SourcesFinished => {
+                self.coordinator(Event::WorkerFinished { worker: from });
+            }
+            Control::Committed { epoch } => {
+                self.coordinator(Event::WorkerCommitted { worker: from, epoch });
+            }
+        }
+    }
+
+    fn coordinator(
+        &mut self,
+        event: Event<(crate::format::manifest::PartRef, crate::format::record::WorkerTimings)>,
+    ) {
+        if let Some(coordination) = &mut self.coordination {
+            coordination.step(event);
+        }
+    }
+
+    fn coordinator_requests(&mut self) {
+        loop {
+            let request = {
+                let requests = &self.attempt.requests;
+                requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+            };
+            match request {
+                Some(Request::Stop) => self.coordinator(Event::Stop { drain: false }),
+                Some(Request::Cancel) => self.coordinator(Event::Cancel),
+                None => return,
+            }
+        }
+    }
+
+    fn letter(&mut self, letter: Letter) {
+        let context = &self.context;
+        match letter {
+            Letter::Part { epoch, result } => {
+                self.part_in_progress = false;
+                match result {
+                    Ok((part, timings)) => {
+                        context.send(Some(0), Control::Ack { epoch, part, timings });
+                    }
+                    Err(PartFailure { operator, why, fatal }) => {
+                        if fatal {
+                            context.fail(Failure {
+                                operator: operator.clone(),
+                                what: why.clone(),
+                                restartable: true,
+                            });
+                        }
+                        let operator = operator.map(|name| name.to_string());
+                        context.send(Some(0), Control::Decline { epoch, operator, why });
+                    }
+                }
+            }
+            Letter::Commit { sink, result } => context.sinks.borrow()[sink].committed(result),
+            Letter::Publish { epoch, publish_us, result } => {
+                if let Some(coordination) = &mut self.coordination {
+                    coordination.published(epoch, publish_us, result);
+                }
+            }
+            Letter::Reserve { result } => {
+                if let Some(coordination) = &mut self.coordination {
+                    coordination.reserved(result);
+                }
+            }
+            Letter::Housekeeping { what, error } => {
+                tracing::warn!(attempt = context.shared.attempt.0, "{what} failed: {error}");
+            }
+        }
+    }
+
+    fn start_part(&mut self) {
+        self.waiting_parts.extend(self.context.take_assembled());
+        if self.part_in_progress {
+            return;
+        }
+        let Some(assembled) = self.waiting_parts.pop_front() else { return };
+        self.part_in_progress = true;
+        let shared = Arc::clone(&self.context.shared);
+        let mailbox = self.context.mailbox.clone();
+        let (index, peers) = (self.context.index, self.context.peers);
+        let task = move || {
+            let epoch = assembled.epoch;
+            let result = write_part(&shared, index, peers, assembled);
+            mailbox.post(Letter::Part { epoch, result });
+        };
+        self.context.submit(Lane::Snapshots, Box::new(task));
+    }
+
+    /// Measures what this worker takes, and tells senders in other processes.
+    fn flow_control(&mut self, now: Duration) {
+        let context = &self.context;
+        let ledger = &context.shared.ledger;
+        if now >= self.budget_at {
+            self.budget_at = now + BUDGET_INTERVAL;
+            let waiting = ledger.waiting(context.index).max(0) as u64;
+            self.budget.observe(context.taken_bytes.get(), waiting, now);
+            ledger.set_budget(context.index, self.budget.bytes());
+        }
+        if context.config().processes > 1 && now >= self.report_at {
+            self.report_at = now + REPORT_INTERVAL;
+            let workers = context.config().workers;
+            let own = context.index / workers;
+            for sender in (0..context.peers).filter(|sender| sender / workers != own) {
+                let bytes = ledger.take_unreported(sender, context.index);
+                if bytes > 0 {
+                    let budget = ledger.budget(context.index);
+                    self.control.send(sender, &Control::Ledger { bytes, budget });
+                }
+            }
+        }
+    }
+
+    fn report_last_commit(&mut self) {
+        let Some(epoch) = self.last else { return };
+        let sinks = self.context.sinks.borrow();
+        if sinks.iter().all(|sink| sink.committed_through() >= epoch) {
+            self.last = None;
+            self.context.send(Some(0), Control::Committed { epoch });
+        }
+    }
+
+    fn send_outgoing(&mut self) {
+        // Sending never puts a frame into the same list, but a frame to ourselves arrives in the next turn.
+        for (to, control) in self.context.outgoing.take() {
+            match to {
+                Some(to) => self.control.send(to, &control),
+                None => self.control.broadcast(&control),
+            }
+        }
+    }
+
+    /// How long the worker may park.
+    fn park(&self) -> Duration {
+        let now = self.context.now();
+        let coordinator = self.coordination.as_ref().and_then(Coordination::deadline);
+        let sinks = self.context.sinks.borrow();
+        let deadlines = sinks.iter().filter_map(|sink| sink.deadline()).chain(coordinator);
+        let first = deadlines.map(|deadline| deadline.saturating_sub(now)).min();
+        let mut park = first.unwrap_or(PARK_MAX).min(PARK_MAX);
+        if self.context.backlogged() || !self.waiting_parts.is_empty() {
+            park = park.min(Duration::from_millis(1));
+        }
+        park
+    }
+}

@@ -1,0 +1,213 @@
+//! Keyed stateful processing: the user's function, once a record, with the state of the record's key.
+//!
+//! # States
+//! A gate: *open* for epoch *n*. Batches of *n* are processed, later ones held.
+//! # Ordering
+//! When the input frontier passes *n*: freeze, hand in, open *n+1*, process what was held. So the snapshot of *n*
+//! has seen every record of epochs up to *n* and none later (I1), and everything emitted later is emitted at *n+1*
+//! or later (I3).
+//! # Failure
+//! A panic of the user's function ends the attempt and names the operator; nothing that it did to state survives.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+use timely::container::NoopBuilder;
+use timely::dataflow::Stream;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::capability::CapabilityTrait;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession};
+
+use crate::connect::Record;
+use crate::format::{SectionHeader, SectionKind};
+use crate::ids::Name;
+use crate::runtime::chain::{Gate, Origin};
+use crate::runtime::context::{Contribution, SectionTask, WorkerContext};
+use crate::runtime::router::batch_records;
+use crate::runtime::scope_name;
+use crate::runtime::states::States;
+use crate::runtime::time::Time;
+use crate::state::Key;
+use crate::state::hash::stable_hash;
+
+/// What a processing function sees beside the record and the state: where output goes, and what time it is.
+#[derive(Debug)]
+pub struct Context<'a, O> {
+    out: &'a mut Vec<O>,
+    event: i64,
+}
+
+impl<O> Context<'_, O> {
+    /// Emits a record.
+    #[inline]
+    pub fn emit(&mut self, record: O) {
+        self.out.push(record);
+    }
+
+    /// The watermark: no record with this event time or an earlier one is expected any more. Late ones are still
+    /// delivered; the function decides.
+    ///
+    /// Units: milliseconds of event time. `i64::MIN` before anything is known, `i64::MAX` at end of input.
+    #[must_use]
+    pub fn watermark(&self) -> i64 {
+        if self.event == i64::MAX { i64::MAX } else { self.event.saturating_sub(1) }
+    }
+}
+
+type Session<'a, O> = OutputBuilderSession<'a, Time, NoopBuilder<Vec<O>>>;
+
+/// The parts of the operator that a batch needs.
+struct Processor<K, V, S: States<K>, O, F>
+where
+    K: Key,
+{
+    tables: S::Tables,
+    logic: F,
+    hashes: Vec<u64>,
+    out: Vec<O>,
+    out_max: usize,
+    _record: std::marker::PhantomData<fn(K, V)>,
+}
+
+impl<K, V, S, O, F> Processor<K, V, S, O, F>
+where
+    K: Key,
+    V: Record,
+    S: States<K>,
+    O: Record,
+    F: FnMut(&K, V, &mut S::Access<'_>, &mut Context<'_, O>),
+{
+    fn process<C: CapabilityTrait<Time>>(
+        &mut self,
+        capability: &C,
+        records: &mut Vec<(K, V)>,
+        event: i64,
+        output: &mut Session<'_, O>,
+    ) {
+        // Hash the batch first and touch what it needs, so that cache misses overlap.
+        self.hashes.clear();
+        self.hashes.extend(records.iter().map(|(key, _)| stable_hash(key)));
+        S::prefetch(&self.tables, &self.hashes);
+        let mut session = output.session_with_builder(capability);
+        for ((key, value), hash) in records.drain(..).zip(&self.hashes) {
+            let mut state = S::access(&mut self.tables, *hash, &key);
+            let mut context = Context { out: &mut self.out, event };
+            (self.logic)(&key, value, &mut state, &mut context);
+            if self.out.len() >= self.out_max {
+                session.give_container(&mut self.out);
+                self.out.reserve_exact(self.out_max);
+            }
+        }
+        if !self.out.is_empty() {
+            session.give_container(&mut self.out);
+        }
+    }
+}
+
+/// Builds a keyed operator. `tables` is restored already; the key groups that this worker owns are all it holds.
+pub(crate) fn keyed<'scope, K, V, S, O, F>(
+    stream: Stream<'scope, Time, Vec<(K, V)>>,
+    origins: Vec<Origin>,
+    context: &Rc<WorkerContext>,
+    name: &Name,
+    states: S,
+    tables: S::Tables,
+    logic: F,
+) -> Stream<'scope, Time, Vec<O>>
+where
+    K: Key,
+    V: Record,
+    S: States<K>,
+    O: Record,
+    F: FnMut(&K, V, &mut S::Access<'_>, &mut Context<'_, O>) + 'static,
+{
+    let mut builder = OperatorBuilder::new(name.to_string(), stream.scope());
+    let (output, results) = builder.new_output::<Vec<O>>();
+    let mut output = OutputBuilder::<_, NoopBuilder<Vec<O>>>::from(output);
+    let mut input = builder.new_input(stream, Pipeline);
+    let context = Rc::clone(context);
+    let participant = context.participant(name.clone());
+    let mode = context.config().checkpoints.mode;
+    let mut gate = Gate::new(mode, context.shared.first_epoch, origins);
+    let mut processor = Processor::<K, V, S, O, F> {
+        tables,
+        logic,
+        hashes: Vec::new(),
+        out: Vec::new(),
+        out_max: batch_records::<O>(),
+        _record: std::marker::PhantomData,
+    };
+    let operator = scope_name(name.as_str());
+    let name = name.clone();
+    builder.build(move |_capabilities| {
+        move |frontiers| {
+            let _scope = operator.enter();
+            let frontier = &frontiers[0];
+            let event = gate.event(frontier);
+            let mut output = output.activate();
+            input.for_each(|capability, records| {
+                let epoch = capability.time().epoch();
+                if gate.admits(epoch) {
+                    processor.process(&capability, records, event, &mut output);
+                } else {
+                    gate.hold(epoch, (capability.retain(0), std::mem::take(records)));
+                }
+            });
+            while gate.barrier_passed(&[frontier]) {
+                let contribution = freeze::<K, S>(&states, &mut processor.tables, &name, &context);
+                context.hand_in(gate.open(), participant, contribution);
+                gate.advance();
+                while let Some((capability, mut records)) = gate.next_open() {
+                    processor.process(&capability, &mut records, event, &mut output);
+                }
+            }
+        }
+    });
+    results
+}
+
+fn freeze<K: Key, S: States<K>>(
+    states: &S,
+    tables: &mut S::Tables,
+    operator: &Name,
+    context: &WorkerContext,
+) -> Contribution {
+    if !context.shared.durable {
+        return Contribution { sections: Vec::new(), sync: Duration::ZERO };
+    }
+    let start = context.now();
+    let frozen = S::freeze(tables);
+    let sections = states.declarations().into_iter().zip(frozen).map(|(declaration, frozen)| {
+        let header = declaration.header(operator);
+        let task: SectionTask = Box::new(move |out| Ok(frozen.write(out)?));
+        (header, task)
+    });
+    Contribution { sections: sections.collect(), sync: context.now().saturating_sub(start) }
+}
+
+/// What a state is, as the program declares it.
+#[derive(Clone, Debug)]
+pub struct StateDeclaration {
+    pub(crate) name: Name,
+    pub(crate) type_name: String,
+    pub(crate) type_version: u32,
+}
+
+impl StateDeclaration {
+    pub(crate) fn header(&self, operator: &Name) -> SectionHeader {
+        SectionHeader {
+            operator: operator.clone(),
+            state: self.name.clone(),
+            kind: SectionKind::KeyedValue,
+            type_name: self.type_name.clone(),
+            type_version: self.type_version,
+        }
+    }
+}
+
+/// The key groups of this worker.
+pub(crate) fn owned_groups(context: &WorkerContext) -> Range<u16> {
+    crate::key_groups(context.config().max_parallelism, context.peers, context.index)
+}

@@ -1,0 +1,79 @@
+//! Timely glue: the operators that carry out the protocols' effects, and the driver that steps a worker.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+pub(crate) mod attempt;
+pub(crate) mod batch;
+pub(crate) mod board;
+pub(crate) mod chain;
+pub(crate) mod channel;
+pub(crate) mod clock;
+pub(crate) mod context;
+pub(crate) mod control;
+pub(crate) mod coordination;
+pub(crate) mod counters;
+pub(crate) mod driver;
+pub mod event_time;
+pub(crate) mod executor;
+pub mod keyed;
+pub(crate) mod ledger;
+pub(crate) mod mailbox;
+pub(crate) mod pace;
+pub(crate) mod restore;
+pub(crate) mod router;
+pub(crate) mod sink;
+pub(crate) mod snapshot;
+pub(crate) mod source;
+pub(crate) mod stateless;
+pub mod states;
+pub mod time;
+
+thread_local! {
+    /// The operator that runs on this thread now, for the message of a panic.
+    static CURRENT: RefCell<Option<Rc<str>>> = const { RefCell::new(None) };
+}
+
+/// The name of an operator, to be entered whenever it runs.
+#[derive(Clone)]
+pub(crate) struct OperatorScope(Rc<str>);
+
+/// Makes the scope of an operator.
+pub(crate) fn scope_name(name: &str) -> OperatorScope {
+    OperatorScope(name.into())
+}
+
+impl OperatorScope {
+    pub(crate) fn enter(&self) -> Entered {
+        CURRENT.with(|current| *current.borrow_mut() = Some(Rc::clone(&self.0)));
+        Entered
+    }
+}
+
+/// The operator runs while this lives. A panic leaves the name in place, so that the catcher finds it.
+pub(crate) struct Entered;
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            CURRENT.with(|current| *current.borrow_mut() = None);
+        }
+    }
+}
+
+/// Takes the name of the operator that ran when this thread panicked.
+pub(crate) fn take_current_operator() -> Option<String> {
+    CURRENT.with(|current| current.borrow_mut().take()).map(|name| name.to_string())
+}
+
+/// An error with all its causes, in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

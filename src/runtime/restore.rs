@@ -1,0 +1,282 @@
+//! What an attempt starts from: one manifest, read by every worker for itself.
+
+use std::collections::BTreeSet;
+use std::io::Cursor;
+use std::ops::Range;
+
+use crate::format::manifest::{Manifest, PartPlace, PartRef};
+use crate::format::part::{EntryBlock, PartReader};
+use crate::format::{FormatError, SectionHeader};
+use crate::ids::{Epoch, Name};
+use crate::storage::BlobReader;
+use crate::storage::job_store::JobStore;
+
+/// A checkpoint cannot be restored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// A file is damaged, or cannot be read.
+    #[error("checkpoint {epoch} cannot be restored: {file} is damaged or unreadable; `highwater checkpoints verify` \
+             shows the extent, `--restore <number>` takes an older one that is retained")]
+    Damaged {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// The file.
+        file: String,
+        /// Where and how.
+        source: FormatError,
+    },
+    /// A file is another one than the manifest says.
+    #[error("checkpoint {epoch} cannot be restored: {file} is not the file of this checkpoint: {why}")]
+    Foreign {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// The file.
+        file: String,
+        /// What differs.
+        why: String,
+    },
+    /// The checkpoint holds state that the program has no operator for.
+    #[error("checkpoint {epoch} holds state that this program does not have: {}; `--allow-dropped-state` drops it", list(.states))]
+    Dropped {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// The states, as `operator/state`.
+        states: Vec<String>,
+    },
+    /// The program has operators that the checkpoint knows nothing of.
+    #[error("this program has state that checkpoint {epoch} does not hold: {}; `--allow-new-state` starts it empty", list(.states))]
+    New {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// The states, as `operator/state`.
+        states: Vec<String>,
+    },
+    /// A state is of another type than the program's.
+    #[error("state {state} of checkpoint {epoch} is of another type: it holds {found}, the program wants {wanted}")]
+    Type {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// The state, as `operator/state`.
+        state: String,
+        /// What the checkpoint holds.
+        found: String,
+        /// What the program declares.
+        wanted: String,
+    },
+    /// The number of key groups differs.
+    #[error("checkpoint {epoch} has {found} key groups and the job is set to {wanted}; set --max-parallelism {found}: it is fixed for the life of the state")]
+    MaxParallelism {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// Its number.
+        found: u16,
+        /// The program's.
+        wanted: u16,
+    },
+}
+
+fn list(states: &[String]) -> String {
+    states.join(", ")
+}
+
+/// The operator's name and the state's.
+type Identity<'a> = (&'a Name, &'a Name);
+
+fn identity(header: &SectionHeader) -> Identity<'_> {
+    (&header.operator, &header.state)
+}
+
+fn text((operator, state): &Identity<'_>) -> String {
+    format!("{operator}/{state}")
+}
+
+/// The checkpoint that an attempt starts from.
+#[derive(Debug, Clone)]
+pub(crate) struct Restored {
+    pub(crate) manifest: Manifest,
+    /// Where its parts are: the job's own store, or that of the path the user gave.
+    pub(crate) store: JobStore,
+}
+
+trait ReadSeek: std::io::Read + std::io::Seek {}
+impl<T: std::io::Read + std::io::Seek> ReadSeek for T {}
+
+impl Restored {
+    fn sections(&self) -> impl Iterator<Item = &SectionHeader> {
+        let parts = self.manifest.parts.iter();
+        parts.flat_map(|part| part.sections.iter().map(|section| &section.header))
+    }
+
+    /// Checks that the checkpoint holds the same kind of state as the program declares; says whether it holds it.
+    ///
+    /// # Errors
+    /// [`RestoreError::Type`] or [`RestoreError::MaxParallelism`].
+    pub(crate) fn check_type(
+        &self,
+        wanted: &SectionHeader,
+        max_parallelism: u16,
+    ) -> Result<bool, RestoreError> {
+        let epoch = self.manifest.epoch;
+        let found = self.manifest.max_parallelism;
+        if found != max_parallelism {
+            return Err(RestoreError::MaxParallelism { epoch, found, wanted: max_parallelism });
+        }
+        let same = |header: &&SectionHeader| identity(header) == identity(wanted);
+        let Some(found) = self.sections().find(same) else { return Ok(false) };
+        let describe =
+            |header: &SectionHeader| format!("{} (version {})", header.type_name, header.type_version);
+        if short(&found.type_name) != short(&wanted.type_name)
+            || found.type_version != wanted.type_version
+            || found.kind != wanted.kind
+        {
+            return Err(RestoreError::Type {
+                epoch,
+                state: text(&identity(wanted)),
+                found: describe(found),
+                wanted: describe(wanted),
+            });
+        }
+        Ok(true)
+    }
+
+    /// Checks that the checkpoint holds what the program declares and nothing else, unless that is allowed.
+    ///
+    /// # Errors
+    /// [`RestoreError::Dropped`] or [`RestoreError::New`], with the list.
+    pub(crate) fn check_set(
+        &self,
+        declared: &[SectionHeader],
+        allow_dropped: bool,
+        allow_new: bool,
+    ) -> Result<(), RestoreError> {
+        let epoch = self.manifest.epoch;
+        let held: BTreeSet<Identity<'_>> = self.sections().map(identity).collect();
+        let wanted: BTreeSet<Identity<'_>> = declared.iter().map(identity).collect();
+        let states: Vec<String> = held.difference(&wanted).map(text).collect();
+        if !states.is_empty() && !allow_dropped {
+            return Err(RestoreError::Dropped { epoch, states });
+        }
+        let states: Vec<String> = wanted.difference(&held).map(text).collect();
+        if !states.is_empty() && !allow_new {
+            return Err(RestoreError::New { epoch, states });
+        }
+        Ok(())
+    }
+
+    /// Reads every block of one state that holds entries of `groups`, over all parts, in the order of the parts.
+    ///
+    /// # Errors
+    /// [`RestoreError::Damaged`] or [`RestoreError::Foreign`], naming the file; an error of `take` is taken for damage.
+    pub(crate) fn for_each_block(
+        &self,
+        operator: &Name,
+        state: &Name,
+        groups: Range<u16>,
+        mut take: impl FnMut(&EntryBlock<'_>) -> Result<(), FormatError>,
+    ) -> Result<(), RestoreError> {
+        let epoch = self.manifest.epoch;
+        for part in &self.manifest.parts {
+            let holds = part.sections.iter().any(|section| {
+                section.header.operator == *operator && section.header.state == *state
+            });
+            if !holds {
+                continue;
+            }
+            let file = self.file(part);
+            let damaged =
+                |source| RestoreError::Damaged { epoch, file: file.clone(), source };
+            let mut reader = self.open(part).map_err(damaged)?;
+            self.check_part(part, &reader, &file)?;
+            let wanted = reader.sections().iter().position(|section| {
+                section.header.operator == *operator && section.header.state == *state
+            });
+            let Some(wanted) = wanted else {
+                let why = format!("it does not hold {operator}/{state}");
+                return Err(RestoreError::Foreign { epoch, file, why });
+            };
+            let mut blocks = reader.blocks(wanted, groups.clone());
+            while let Some(block) = blocks.next().map_err(damaged)? {
+                take(&block).map_err(|error| damaged(error.moved_by(block.offset)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_part(
+        &self,
+        part: &PartRef,
+        reader: &PartReader<Box<dyn ReadSeek>>,
+        file: &str,
+    ) -> Result<(), RestoreError> {
+        let header = reader.header();
+        let manifest = &self.manifest;
+        let same = header.job == manifest.job
+            && header.epoch == manifest.epoch
+            && header.attempt == manifest.attempt
+            && header.worker == part.worker
+            && header.max_parallelism == manifest.max_parallelism;
+        if same {
+            return Ok(());
+        }
+        let why = format!(
+            "it is worker {}'s of checkpoint {} of job {}, attempt {}",
+            header.worker, header.epoch, header.job, header.attempt
+        );
+        Err(RestoreError::Foreign { epoch: manifest.epoch, file: file.to_owned(), why })
+    }
+
+    fn file(&self, part: &PartRef) -> String {
+        match &part.place {
+            PartPlace::Inline(_) => format!("part of worker {} in the manifest", part.worker),
+            PartPlace::Blob { path, .. } => format!("{}/{path}", self.store.storage().location()),
+        }
+    }
+
+    fn open(&self, part: &PartRef) -> Result<PartReader<Box<dyn ReadSeek>>, FormatError> {
+        match &part.place {
+            PartPlace::Inline(bytes) => {
+                let size = bytes.len() as u64;
+                PartReader::open(Box::new(Cursor::new(bytes.clone())), size)
+            }
+            PartPlace::Blob { path, bytes, .. } => {
+                let reader: Box<dyn BlobReader> = self.store.open_blob(path)?;
+                let size = reader.size_bytes();
+                if size != *bytes {
+                    let why = format!("the file has {size} bytes, the manifest says {bytes}");
+                    return Err(FormatError::Corrupt { offset: size.min(*bytes), why });
+                }
+                PartReader::open(Box::new(reader), size)
+            }
+        }
+    }
+
+}
+
+/// A type's name without module paths: those change when a program is tidied up.
+fn short(type_name: &str) -> String {
+    let mut out = String::new();
+    let mut word_start = 0;
+    for c in type_name.chars() {
+        if c == ':' {
+            out.truncate(word_start);
+        } else {
+            out.push(c);
+            if !(c.is_alphanumeric() || c == '_') {
+                word_start = out.len();
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn moving_a_type_to_another_module_does_not_change_its_name() {
+        assert_eq!(short("alloc::string::String -> a::b::Count<c::D>"), "String -> Count<D>");
+        assert_eq!(short("(u64, my_mod::X)"), "(u64, X)");
+    }
+}

@@ -1,0 +1,469 @@
+//! Sources: they read splits, write positions down at a barrier, and move event time on.
+//!
+//! # Ordering
+//! At an activation a source first passes the barriers that its worker has begun: for each it hands in the positions
+//! of all its splits, and then lets go of the right to send in that epoch. Only then it reads. So a record read
+//! before the positions were written down is of the old epoch, and one read later of the new one.
+//!
+//! # Failure
+//! A source that cannot be read on ends the attempt. A restored one goes on from the positions in the checkpoint.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use timely::container::NoopBuilder;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::{Scope, Stream};
+use timely::scheduling::Activator;
+
+use crate::connect::{ConnectError, ReadStatus, Record, Source, SplitReader, Waker};
+use crate::format::{SectionHeader, SectionKind, codec};
+use crate::ids::{Epoch, KeyGroup, Name};
+use crate::protocol::watermark::{WatermarkGenerator, lower_bound};
+use crate::runtime::board::Status;
+use crate::runtime::chain::Origin;
+use crate::runtime::context::{Contribution, SectionTask, SourceControl, WorkerContext};
+use crate::runtime::control::Control;
+use crate::runtime::event_time::{EventTime, Strategy};
+use crate::runtime::pace::Pace;
+use crate::runtime::restore::{RestoreError, Restored};
+use crate::runtime::router::batch_records;
+use crate::runtime::scope_name;
+use crate::runtime::time::Time;
+
+/// Records that a source reads in one step, at the most.
+const READ_RECORDS_MAX: usize = 8192;
+/// How long a source waits that flow control has stopped.
+const BLOCKED_WAIT: Duration = Duration::from_micros(500);
+
+/// A split as checkpoints keep it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct KeptSplit<T> {
+    split: T,
+    finished: bool,
+    /// What was known of its event time: nothing up to this is expected.
+    watermark: i64,
+}
+
+/// What a source instance starts with.
+pub(crate) enum SourceStart<T> {
+    /// Nothing: worker 0 lists the splits and deals them.
+    Fresh,
+    /// The splits that are this worker's share of a checkpoint.
+    Restored {
+        splits: Vec<KeptSplit<T>>,
+        /// Where the source was in event time, over all workers.
+        event: i64,
+    },
+}
+
+/// The section that holds a source's splits.
+pub(crate) fn splits_header<S: Source>(operator: &Name) -> SectionHeader {
+    SectionHeader {
+        operator: operator.clone(),
+        state: Name::new("splits").expect("a constant name"),
+        kind: SectionKind::Source,
+        type_name: std::any::type_name::<S::Split>().to_owned(),
+        type_version: 1,
+    }
+}
+
+/// Reads all splits of a checkpoint, and deals this worker its share. Every worker deals alike.
+pub(crate) fn read_start<S: Source>(
+    restored: &Restored,
+    header: &SectionHeader,
+    context: &WorkerContext,
+) -> Result<SourceStart<S::Split>, RestoreError> {
+    let mut kept: Vec<KeptSplit<S::Split>> = Vec::new();
+    restored.for_each_block(&header.operator, &header.state, 0..u16::MAX, |block| {
+        let mut rest = block.bytes;
+        for _ in 0..block.entries {
+            let (split, after) = codec::decode_prefix(rest)?;
+            kept.push(split);
+            rest = after;
+        }
+        codec::nothing_left(rest)
+    })?;
+    let event = kept.iter().map(|split| lower_bound(split.watermark)).min().unwrap_or(i64::MIN);
+    // Unfinished ones first, so that they are spread evenly.
+    let (unfinished, finished): (Vec<_>, Vec<_>) =
+        kept.into_iter().partition(|split| !split.finished);
+    let share = |splits: Vec<KeptSplit<S::Split>>| {
+        splits.into_iter().skip(context.index).step_by(context.peers)
+    };
+    let splits = share(unfinished).chain(share(finished)).collect();
+    Ok(SourceStart::Restored { splits, event })
+}
+
+struct OpenSplit<S: Source> {
+    split: S::Split,
+    reader: Option<S::Reader>,
+    generator: Option<Box<dyn WatermarkGenerator>>,
+    watermark: i64,
+    last_record: Duration,
+    wait_until: Duration,
+}
+
+impl<S: Source> OpenSplit<S> {
+    fn watermark(&self) -> i64 {
+        let own = self.generator.as_ref().map_or(i64::MIN, |generator| generator.current());
+        own.max(self.watermark)
+    }
+}
+
+/// What the driver tells a source instance.
+#[derive(Default)]
+struct Orders {
+    assigned: RefCell<Option<Vec<Vec<u8>>>>,
+    drain: Cell<bool>,
+    activator: RefCell<Option<Activator>>,
+}
+
+impl SourceControl for Orders {
+    fn assign(&self, splits: Vec<Vec<u8>>) {
+        *self.assigned.borrow_mut() = Some(splits);
+        self.activate();
+    }
+    fn drain(&self) {
+        self.drain.set(true);
+        self.activate();
+    }
+}
+
+impl Orders {
+    fn activate(&self) {
+        if let Some(activator) = &*self.activator.borrow() {
+            activator.activate();
+        }
+    }
+}
+
+struct Reading<S: Source> {
+    name: Name,
+    number: u32,
+    from: S,
+    context: Rc<WorkerContext>,
+    participant: usize,
+    origin: Origin,
+    orders: Rc<Orders>,
+    waker: Waker,
+    strategy: Option<Strategy<S::Record>>,
+    /// `None` until the splits are known.
+    splits: Option<Vec<OpenSplit<S>>>,
+    next: usize,
+    epoch: Epoch,
+    event: i64,
+    tick_at: Duration,
+    finished: bool,
+    pace: Pace,
+}
+
+/// Builds a source.
+pub(crate) fn source<'scope, S: Source>(
+    scope: Scope<'scope, Time>,
+    context: &Rc<WorkerContext>,
+    name: &Name,
+    number: u32,
+    from: S,
+    start: SourceStart<S::Split>,
+    event_time: EventTime<S::Record>,
+) -> (Stream<'scope, Time, Vec<S::Record>>, Origin)
+where
+    S::Record: Record,
+{
+    let mut builder = OperatorBuilder::new(name.to_string(), scope);
+    let (output, records) = builder.new_output::<Vec<S::Record>>();
+    let mut output = OutputBuilder::<_, NoopBuilder<Vec<S::Record>>>::from(output);
+    let address = builder.operator_info().address;
+    let activator = scope.activator_for(Rc::clone(&address));
+    let (splits, event) = match start {
+        SourceStart::Restored { splits, event } => (Some(splits), event),
+        SourceStart::Fresh => (None, i64::MIN),
+    };
+    let origin = Origin::new(activator.clone(), event);
+    context.origin(activator.clone());
+    let orders = Rc::new(Orders::default());
+    *orders.activator.borrow_mut() = Some(activator);
+    context.sources.borrow_mut().push(Rc::clone(&orders) as Rc<dyn SourceControl>);
+    let sync = scope.worker().sync_activator_for(address.to_vec());
+    // A worker that is gone need not be woken.
+    let waker: Waker = Arc::new(move || drop(sync.activate()));
+    let mut reading = Reading {
+        name: name.clone(),
+        number,
+        from,
+        context: Rc::clone(context),
+        participant: context.participant(name.clone()),
+        origin: origin.clone(),
+        orders,
+        waker,
+        strategy: event_time.strategy,
+        splits: None,
+        next: 0,
+        epoch: context.shared.first_epoch,
+        event,
+        tick_at: Duration::ZERO,
+        finished: false,
+        pace: Pace::new(context, READ_RECORDS_MAX),
+    };
+    let started = match splits {
+        Some(kept) => reading.open(kept),
+        None if context.index == 0 => deal::<S>(&mut reading.from, number, context),
+        None => Ok(()),
+    };
+    if let Err(error) = started {
+        context.fail_operator(name, &error);
+    }
+    let operator = scope_name(name.as_str());
+    builder.build(move |mut capabilities| {
+        let mut capability = capabilities.pop();
+        move |_frontiers| {
+            let _scope = operator.enter();
+            if reading.context.finishing() {
+                capability = None;
+            }
+            let Some(capability) = &mut capability else { return };
+            let mut output = output.activate();
+            let stepped = reading.step(capability, |capability, records| {
+                output.session_with_builder(capability).give_container(records);
+            });
+            if let Err(error) = stepped {
+                reading.context.fail_operator(&reading.name, &error);
+            }
+        }
+    });
+    (records, origin)
+}
+
+/// Lists the splits and deals them, on worker 0 of a job that restores nothing.
+fn deal<S: Source>(
+    from: &mut S,
+    number: u32,
+    context: &WorkerContext,
+) -> Result<(), ConnectError> {
+    let mut shares = vec![Vec::new(); context.peers];
+    for (index, split) in from.splits(context.peers)?.into_iter().enumerate() {
+        let kept = KeptSplit { split, finished: false, watermark: i64::MIN };
+        let mut bytes = Vec::new();
+        codec::encode(&kept, &mut bytes)
+            .map_err(|error| ConnectError::caused("a split cannot be serialized", error))?;
+        shares[index % context.peers].push(bytes);
+    }
+    for (worker, splits) in shares.into_iter().enumerate() {
+        context.send(Some(worker), Control::Assign { source: number, splits });
+    }
+    Ok(())
+}
+
+impl<S: Source> Reading<S>
+where
+    S::Record: Record,
+{
+    fn open(&mut self, kept: Vec<KeptSplit<S::Split>>) -> Result<(), ConnectError> {
+        let now = self.context.now();
+        let mut splits = Vec::with_capacity(kept.len());
+        for KeptSplit { split, finished, watermark } in kept {
+            let reader = if finished {
+                None
+            } else {
+                let mut reader = self.from.open(split.clone())?;
+                reader.set_waker(Arc::clone(&self.waker));
+                Some(reader)
+            };
+            splits.push(OpenSplit {
+                split,
+                reader,
+                generator: self.strategy.as_ref().map(|strategy| (strategy.generators)()),
+                watermark,
+                last_record: now,
+                wait_until: Duration::ZERO,
+            });
+        }
+        self.splits = Some(splits);
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        capability: &mut Capability<Time>,
+        mut give: impl FnMut(&Capability<Time>, &mut Vec<S::Record>),
+    ) -> Result<(), ConnectError> {
+        if let Some(assigned) = self.orders.assigned.borrow_mut().take() {
+            let kept: Result<Vec<_>, _> =
+                assigned.iter().map(|bytes| codec::decode(bytes)).collect();
+            let kept = kept.map_err(|error| ConnectError::caused("a dealt split", error))?;
+            self.open(kept)?;
+        }
+        // A barrier must not pass before the splits are known: the checkpoint would hold none.
+        if self.splits.is_none() || self.context.failed() {
+            return Ok(());
+        }
+        if capability.time().epoch() < self.epoch {
+            capability.downgrade(&Time::new(self.epoch, self.event));
+        }
+        while self.epoch < self.context.epoch() {
+            self.hand_in();
+            self.epoch = self.epoch.next();
+            capability.downgrade(&Time::new(self.epoch, self.event));
+        }
+        let wait = if self.finished { None } else { self.read(capability, &mut give)? };
+        self.tick(capability);
+        if let Some(wait) = wait {
+            let wait = if self.strategy.is_some() && !wait.is_zero() {
+                wait.min(self.context.config().watermark_interval)
+            } else {
+                wait
+            };
+            self.origin.activator().activate_after(wait);
+        }
+        Ok(())
+    }
+
+    /// Reads what may be read. Returns how long to wait before the next read; `None` at the end.
+    fn read(
+        &mut self,
+        capability: &Capability<Time>,
+        give: &mut impl FnMut(&Capability<Time>, &mut Vec<S::Record>),
+    ) -> Result<Option<Duration>, ConnectError> {
+        let context = Rc::clone(&self.context);
+        if self.epoch > self.origin.limit() {
+            return Ok(Some(Duration::from_millis(100))); // The gate that holds us activates us.
+        }
+        if context.shared.ledger.blocked(context.index) {
+            return Ok(Some(BLOCKED_WAIT));
+        }
+        let now = context.now();
+        let mut room = self.pace.quantum(&context);
+        let Some(splits) = &mut self.splits else { return Ok(None) };
+        let count = splits.len();
+        let mut waiting = 0;
+        let mut wait = Duration::MAX;
+        while room > 0 && waiting < count {
+            self.next = (self.next + 1) % count;
+            let open = &mut splits[self.next];
+            let Some(reader) = &mut open.reader else {
+                waiting += 1;
+                continue;
+            };
+            if open.wait_until > now {
+                wait = wait.min(open.wait_until - now);
+                waiting += 1;
+                continue;
+            }
+            let mut records = Vec::with_capacity(batch_records::<S::Record>());
+            let records_max = room.min(records.capacity());
+            let status = reader.read(&mut records, records_max)?;
+            let read = records.len();
+            if read > 0 {
+                room = room.saturating_sub(read);
+                self.pace.released(read);
+                open.last_record = now;
+                context.shared.counters.source_records.fetch_add(read as u64, Ordering::Relaxed);
+                if let (Some(strategy), Some(generator)) = (&self.strategy, &mut open.generator) {
+                    for record in &records {
+                        generator.on_event((strategy.extract)(record));
+                    }
+                }
+                give(capability, &mut records);
+            }
+            match status {
+                ReadStatus::More => waiting = 0,
+                ReadStatus::Wait(time) => {
+                    open.wait_until = now + time;
+                    wait = wait.min(time);
+                    waiting += 1;
+                }
+                ReadStatus::Finished => {
+                    open.split = reader.split();
+                    open.reader = None;
+                }
+            }
+        }
+        let ended = splits.iter().all(|open| open.reader.is_none()) || self.orders.drain.get();
+        if ended {
+            return Ok(None);
+        }
+        let all_wait = waiting >= count;
+        Ok(Some(if all_wait { wait.min(Duration::from_secs(1)) } else { Duration::ZERO }))
+    }
+
+    /// Moves event time on.
+    fn tick(&mut self, capability: &mut Capability<Time>) {
+        let Some(splits) = &self.splits else { return };
+        let ended = splits.iter().all(|open| open.reader.is_none()) || self.orders.drain.get();
+        if ended {
+            if !self.finished {
+                self.finished = true;
+                self.event = i64::MAX;
+                capability.downgrade(&Time::new(self.epoch, i64::MAX));
+                self.context.set_status(self.number, Status::Finished);
+                self.context.source_finished();
+            }
+            return;
+        }
+        let Some(strategy) = &self.strategy else { return };
+        let now = self.context.now();
+        if now < self.tick_at {
+            return;
+        }
+        self.tick_at = now + self.context.config().watermark_interval;
+        let idle = |open: &OpenSplit<S>| {
+            strategy.idle_after.is_some_and(|after| now.saturating_sub(open.last_record) >= after)
+        };
+        let reading = splits.iter().filter(|open| open.reader.is_some() && !idle(open));
+        let (event, status) = match reading.map(OpenSplit::watermark).min() {
+            Some(watermark) => {
+                let event = lower_bound(watermark).max(self.event);
+                (event, Status::Active(event))
+            }
+            None => {
+                let event = self.context.shared.board.idle_event().unwrap_or(self.event);
+                (event.max(self.event), Status::Idle)
+            }
+        };
+        self.context.set_status(self.number, status);
+        if event > self.event {
+            self.event = event;
+            capability.downgrade(&Time::new(self.epoch, event));
+        }
+    }
+
+    /// Writes down where every split stands.
+    fn hand_in(&mut self) {
+        if !self.context.shared.durable {
+            let nothing = Contribution { sections: Vec::new(), sync: Duration::ZERO };
+            self.context.hand_in(self.epoch, self.participant, nothing);
+            return;
+        }
+        let start = self.context.now();
+        // What users have seen of event time must not go back, whatever an idle split has seen itself.
+        let seen = if self.event == i64::MAX { i64::MIN } else { self.event.saturating_sub(1) };
+        let splits = self.splits.as_deref().unwrap_or_default();
+        let kept: Vec<KeptSplit<S::Split>> = splits
+            .iter()
+            .map(|open| KeptSplit {
+                split: open.reader.as_ref().map_or_else(|| open.split.clone(), SplitReader::split),
+                finished: open.reader.is_none(),
+                watermark: match open.reader {
+                    Some(_) => open.watermark().max(seen),
+                    None => i64::MAX,
+                },
+            })
+            .collect();
+        let task: SectionTask = Box::new(move |out| {
+            for split in kept {
+                out.entry(KeyGroup(0), &mut |bytes| codec::encode(&split, bytes))?;
+            }
+            Ok(())
+        });
+        let sections = vec![(splits_header::<S>(&self.name), task)];
+        let sync = self.context.now().saturating_sub(start);
+        self.context.hand_in(self.epoch, self.participant, Contribution { sections, sync });
+    }
+}

@@ -1,0 +1,46 @@
+//! Operators without state: they pass barriers without noticing, since timely's frontiers pass them.
+
+use timely::container::NoopBuilder;
+use timely::dataflow::Stream;
+use timely::dataflow::channels::pact::Pipeline;
+use timely::dataflow::operators::generic::OutputBuilder;
+use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+
+use crate::connect::Record;
+use crate::runtime::router::batch_records;
+use crate::runtime::scope_name;
+use crate::runtime::time::Time;
+
+/// Takes the records of a batch and pushes what comes of them.
+pub(crate) fn stateless<'scope, D: Record, O: Record>(
+    stream: Stream<'scope, Time, Vec<D>>,
+    name: &str,
+    mut logic: impl FnMut(D, &mut Vec<O>) + 'static,
+) -> Stream<'scope, Time, Vec<O>> {
+    let mut builder = OperatorBuilder::new(name.to_owned(), stream.scope());
+    let (output, results) = builder.new_output::<Vec<O>>();
+    let mut output = OutputBuilder::<_, NoopBuilder<Vec<O>>>::from(output);
+    let mut input = builder.new_input(stream, Pipeline);
+    let operator = scope_name(name);
+    let out_max = batch_records::<O>();
+    builder.build(move |_capabilities| {
+        let mut out = Vec::new();
+        move |_frontiers| {
+            let _scope = operator.enter();
+            let mut output = output.activate();
+            input.for_each(|capability, records| {
+                let mut session = output.session_with_builder(&capability);
+                for record in records.drain(..) {
+                    logic(record, &mut out);
+                    if out.len() >= out_max {
+                        session.give_container(&mut out);
+                    }
+                }
+                if !out.is_empty() {
+                    session.give_container(&mut out);
+                }
+            });
+        }
+    });
+    results
+}
