@@ -4,7 +4,10 @@ pub mod config;
 pub mod connect;
 pub mod format;
 pub mod ids;
+pub mod job;
+pub mod network;
 pub mod protocol;
+mod runtime;
 pub mod state;
 pub mod storage;
 

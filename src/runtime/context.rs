@@ -12,7 +12,8 @@ use crate::config::JobConfig;
 use crate::connect::ConnectError;
 use crate::format::{FormatError, SectionHeader, SectionOutput};
 use crate::ids::{Attempt, Epoch, Lineage, Name};
-use crate::runtime::board::{Board, Status};
+use crate::protocol::watermark::InstanceStatus;
+use crate::runtime::board::Board;
 use crate::runtime::clock::Clock;
 use crate::runtime::control::Control;
 use crate::runtime::counters::Counters;
@@ -297,7 +298,7 @@ impl WorkerContext {
     }
 
     /// Tells every other process where a source instance is.
-    pub(crate) fn set_status(&self, source: u32, status: Status) {
+    pub(crate) fn set_status(&self, source: u32, status: InstanceStatus) {
         if self.shared.board.set(source, self.index, status) && self.config().processes > 1 {
             let workers = self.config().workers;
             let own = self.index / workers;

@@ -11,6 +11,7 @@ use timely::worker::Worker;
 use crate::format::manifest::PartRef;
 use crate::format::record::WorkerTimings;
 use crate::ids::Epoch;
+use crate::protocol::watermark::InstanceStatus;
 
 /// What workers tell each other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ pub(crate) enum Control {
     /// To a sender in another process: what was taken out of channels, and how much may be outstanding.
     Ledger { bytes: u64, budget: u64 },
     /// To all in other processes: where a source instance is in event time.
-    Watermark { source: u32, worker: u32, status: crate::runtime::board::Status },
+    Watermark { source: u32, worker: u32, status: InstanceStatus },
 }
 
 /// A frame as it travels. Encoded by the sender, so that a frame to a worker in the same process and one to another

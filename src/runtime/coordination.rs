@@ -8,9 +8,8 @@ use std::time::Duration;
 use crate::format::manifest::{Manifest, ManifestKind, PartRef};
 use crate::format::record::{CheckpointOutcome, CheckpointRecord, WorkerTimings};
 use crate::ids::Epoch;
-use crate::protocol::coordinator::{
-    AbortReason, Coordinator, CoordinatorSetup, Effect, Event, Outcome,
-};
+use crate::protocol::abort::{AbortReason, JobFailure, Outcome};
+use crate::protocol::coordinator::{Coordinator, CoordinatorSetup, Effect, Event};
 use crate::runtime::context::{Failure, WorkerContext};
 use crate::runtime::control::Control;
 use crate::runtime::describe;
@@ -51,7 +50,6 @@ impl Coordination {
             reserved_end: claim.reserved_end,
             restored: context.shared.restored.as_ref().map(|restored| restored.manifest.epoch),
             retained_before: claim.valid.clone(),
-            now: context.now(),
         });
         let claim = Arc::new(claim);
         let context = Rc::clone(context);
@@ -125,10 +123,10 @@ impl Coordination {
                     mailbox.post(Letter::Reserve { result });
                 });
             }
-            Effect::Retire { keep, in_progress } => {
+            Effect::Retire { keep, in_progress, before } => {
                 let mailbox = self.context.mailbox.clone();
                 self.io(move |store, claim| {
-                    if let Err(error) = store.retire(claim, &keep, &in_progress) {
+                    if let Err(error) = store.retire(claim, &keep, &in_progress, before) {
                         let what = "deleting old checkpoints";
                         mailbox.post(Letter::Housekeeping { what, error: describe(&error) });
                     }
@@ -140,7 +138,7 @@ impl Coordination {
             Effect::Fail { reason } => self.context.fail(Failure {
                 operator: None,
                 what: reason.to_string(),
-                restartable: reason.restartable(),
+                restartable: !matches!(reason, JobFailure::Fenced { .. }),
             }),
         }
     }

@@ -18,6 +18,7 @@ use crossbeam::channel::Receiver;
 use timely::worker::Worker;
 
 use crate::ids::Epoch;
+use crate::protocol::abort::AbortReason;
 use crate::protocol::coordinator::Event;
 use crate::protocol::flow::Budget;
 use crate::runtime::context::{Assembled, AttemptShared, Failure, WorkerContext};
@@ -140,7 +141,7 @@ impl Driver {
             waiting_parts: VecDeque::new(),
             part_in_progress: false,
             last: None,
-            budget: Budget::new(flow.in_flight_target, flow.in_flight_bytes_max),
+            budget: Budget::new(flow),
             budget_at: Duration::ZERO,
             report_at: Duration::ZERO,
             steps: 0,
@@ -256,7 +257,7 @@ impl Driver {
                 self.coordinator(Event::Ack { epoch, worker: from, part: (part, timings) });
             }
             Control::Decline { epoch, operator, why } => {
-                let reason = crate::protocol::coordinator::AbortReason::Declined {
+                let reason = AbortReason::Declined {
                     worker: from,
                     operator,
                     why,
@@ -359,7 +360,8 @@ impl Driver {
         if now >= self.budget_at {
             self.budget_at = now + BUDGET_INTERVAL;
             let waiting = ledger.waiting(context.index).max(0) as u64;
-            self.budget.observe(context.taken_bytes.get(), waiting, now);
+            let full = ledger.was_full(context.index);
+            self.budget.observe(context.taken_bytes.take(), waiting, full, now);
             ledger.set_budget(context.index, self.budget.bytes());
         }
         if context.config().processes > 1 && now >= self.report_at {

@@ -6,7 +6,7 @@
 //!
 //! A balance may be negative for a moment, since both ends count on their own.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 /// The balances of all pairs of workers, as far as this process knows them.
 #[derive(Debug)]
@@ -16,8 +16,10 @@ pub(crate) struct Ledger {
     outstanding: Vec<AtomicI64>,
     /// `[receiver * peers + sender]`: bytes taken out and not yet reported to a sender in another process.
     unreported: Vec<AtomicI64>,
-    /// `[receiver]`: how many bytes may be outstanding towards this worker.
+    /// `[receiver]`: how many bytes may be outstanding towards this worker from each sender.
     budgets: Vec<AtomicU64>,
+    /// `[receiver]`: whether a sender had to wait for this worker.
+    full: Vec<AtomicBool>,
     /// The workers of this process.
     local: std::ops::Range<usize>,
 }
@@ -29,7 +31,8 @@ impl Ledger {
     pub(crate) fn new(peers: usize, local: std::ops::Range<usize>) -> Self {
         let zeros = || (0..peers * peers).map(|_| AtomicI64::new(0)).collect();
         let budgets = (0..peers).map(|_| AtomicU64::new(INITIAL_BUDGET_BYTES)).collect();
-        Self { peers, outstanding: zeros(), unreported: zeros(), budgets, local }
+        let full = (0..peers).map(|_| AtomicBool::new(false)).collect();
+        Self { peers, outstanding: zeros(), unreported: zeros(), budgets, full, local }
     }
 
     /// `from` has sent `bytes` to `to`.
@@ -69,7 +72,20 @@ impl Ledger {
 
     /// Whether the sources of worker `from` must wait.
     pub(crate) fn blocked(&self, from: usize) -> bool {
-        (0..self.peers).any(|to| self.outstanding(from, to) >= self.budget(to) as i64)
+        let mut blocked = false;
+        for to in 0..self.peers {
+            if self.outstanding(from, to) >= self.budget(to) as i64 {
+                self.full[to].store(true, Ordering::Relaxed);
+                blocked = true;
+            }
+        }
+        blocked
+    }
+
+    /// Whether a sender had to wait for worker `to` since the last call. (Senders in other processes are not seen;
+    /// they are slower to starve a worker than one beside it.)
+    pub(crate) fn was_full(&self, to: usize) -> bool {
+        self.full[to].swap(false, Ordering::Relaxed)
     }
 
     /// Bytes that `from` has sent to `to` and `to` has not taken out.

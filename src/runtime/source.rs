@@ -25,12 +25,11 @@ use timely::scheduling::Activator;
 use crate::connect::{ConnectError, ReadStatus, Record, Source, SplitReader, Waker};
 use crate::format::{SectionHeader, SectionKind, codec};
 use crate::ids::{Epoch, KeyGroup, Name};
-use crate::protocol::watermark::{WatermarkGenerator, lower_bound};
-use crate::runtime::board::Status;
+use crate::protocol::watermark::{SplitState, SplitWatermarks, event_coordinate};
 use crate::runtime::chain::Origin;
 use crate::runtime::context::{Contribution, SectionTask, SourceControl, WorkerContext};
 use crate::runtime::control::Control;
-use crate::runtime::event_time::{EventTime, Strategy};
+use crate::runtime::event_time::EventTime;
 use crate::runtime::pace::Pace;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::router::batch_records;
@@ -41,14 +40,14 @@ use crate::runtime::time::Time;
 const READ_RECORDS_MAX: usize = 8192;
 /// How long a source waits that flow control has stopped.
 const BLOCKED_WAIT: Duration = Duration::from_micros(500);
+/// How long a source waits for a gate at the most. The gate activates it when it opens.
+const GATED_WAIT: Duration = Duration::from_millis(100);
 
 /// A split as checkpoints keep it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct KeptSplit<T> {
     split: T,
-    finished: bool,
-    /// What was known of its event time: nothing up to this is expected.
-    watermark: i64,
+    state: SplitState,
 }
 
 /// What a source instance starts with.
@@ -90,10 +89,14 @@ pub(crate) fn read_start<S: Source>(
         }
         codec::nothing_left(rest)
     })?;
-    let event = kept.iter().map(|split| lower_bound(split.watermark)).min().unwrap_or(i64::MIN);
+    let reached = kept.iter().map(|kept| match kept.state {
+        SplitState { finished: true, .. } => i64::MAX,
+        SplitState { watermark, .. } => event_coordinate(watermark),
+    });
+    let event = reached.min().unwrap_or(i64::MIN);
     // Unfinished ones first, so that they are spread evenly.
     let (unfinished, finished): (Vec<_>, Vec<_>) =
-        kept.into_iter().partition(|split| !split.finished);
+        kept.into_iter().partition(|kept| !kept.state.finished);
     let share = |splits: Vec<KeptSplit<S::Split>>| {
         splits.into_iter().skip(context.index).step_by(context.peers)
     };
@@ -102,19 +105,10 @@ pub(crate) fn read_start<S: Source>(
 }
 
 struct OpenSplit<S: Source> {
+    /// Where it ended, if it has; the reader knows better while there is one.
     split: S::Split,
     reader: Option<S::Reader>,
-    generator: Option<Box<dyn WatermarkGenerator>>,
-    watermark: i64,
-    last_record: Duration,
     wait_until: Duration,
-}
-
-impl<S: Source> OpenSplit<S> {
-    fn watermark(&self) -> i64 {
-        let own = self.generator.as_ref().map_or(i64::MIN, |generator| generator.current());
-        own.max(self.watermark)
-    }
 }
 
 /// What the driver tells a source instance.
@@ -153,9 +147,9 @@ struct Reading<S: Source> {
     origin: Origin,
     orders: Rc<Orders>,
     waker: Waker,
-    strategy: Option<Strategy<S::Record>>,
+    event_time: EventTime<S::Record>,
     /// `None` until the splits are known.
-    splits: Option<Vec<OpenSplit<S>>>,
+    splits: Option<(Vec<OpenSplit<S>>, SplitWatermarks)>,
     next: usize,
     epoch: Epoch,
     event: i64,
@@ -203,7 +197,7 @@ where
         origin: origin.clone(),
         orders,
         waker,
-        strategy: event_time.strategy,
+        event_time,
         splits: None,
         next: 0,
         epoch: context.shared.first_epoch,
@@ -249,7 +243,7 @@ fn deal<S: Source>(
 ) -> Result<(), ConnectError> {
     let mut shares = vec![Vec::new(); context.peers];
     for (index, split) in from.splits(context.peers)?.into_iter().enumerate() {
-        let kept = KeptSplit { split, finished: false, watermark: i64::MIN };
+        let kept = KeptSplit { split, state: SplitState::NEW };
         let mut bytes = Vec::new();
         codec::encode(&kept, &mut bytes)
             .map_err(|error| ConnectError::caused("a split cannot be serialized", error))?;
@@ -266,26 +260,21 @@ where
     S::Record: Record,
 {
     fn open(&mut self, kept: Vec<KeptSplit<S::Split>>) -> Result<(), ConnectError> {
-        let now = self.context.now();
         let mut splits = Vec::with_capacity(kept.len());
-        for KeptSplit { split, finished, watermark } in kept {
-            let reader = if finished {
+        let states: Vec<SplitState> = kept.iter().map(|kept| kept.state).collect();
+        for KeptSplit { split, state } in kept {
+            let reader = if state.finished {
                 None
             } else {
                 let mut reader = self.from.open(split.clone())?;
                 reader.set_waker(Arc::clone(&self.waker));
                 Some(reader)
             };
-            splits.push(OpenSplit {
-                split,
-                reader,
-                generator: self.strategy.as_ref().map(|strategy| (strategy.generators)()),
-                watermark,
-                last_record: now,
-                wait_until: Duration::ZERO,
-            });
+            splits.push(OpenSplit { split, reader, wait_until: Duration::ZERO });
         }
-        self.splits = Some(splits);
+        let now = self.context.now();
+        let watermarks = SplitWatermarks::new(&self.event_time.strategy, &states, now);
+        self.splits = Some((splits, watermarks));
         Ok(())
     }
 
@@ -315,7 +304,7 @@ where
         let wait = if self.finished { None } else { self.read(capability, &mut give)? };
         self.tick(capability);
         if let Some(wait) = wait {
-            let wait = if self.strategy.is_some() && !wait.is_zero() {
+            let wait = if self.event_time.timestamp.is_some() && !wait.is_zero() {
                 wait.min(self.context.config().watermark_interval)
             } else {
                 wait
@@ -332,15 +321,15 @@ where
         give: &mut impl FnMut(&Capability<Time>, &mut Vec<S::Record>),
     ) -> Result<Option<Duration>, ConnectError> {
         let context = Rc::clone(&self.context);
-        if self.epoch > self.origin.limit() {
-            return Ok(Some(Duration::from_millis(100))); // The gate that holds us activates us.
-        }
-        if context.shared.ledger.blocked(context.index) {
-            return Ok(Some(BLOCKED_WAIT));
-        }
+        let Some((splits, watermarks)) = &mut self.splits else { return Ok(None) };
         let now = context.now();
+        let gated = self.epoch > self.origin.limit();
+        let blocked = gated || context.shared.ledger.blocked(context.index);
+        watermarks.set_blocked(blocked, now);
+        if blocked {
+            return Ok(Some(if gated { GATED_WAIT } else { BLOCKED_WAIT }));
+        }
         let mut room = self.pace.quantum(&context);
-        let Some(splits) = &mut self.splits else { return Ok(None) };
         let count = splits.len();
         let mut waiting = 0;
         let mut wait = Duration::MAX;
@@ -363,12 +352,9 @@ where
             if read > 0 {
                 room = room.saturating_sub(read);
                 self.pace.released(read);
-                open.last_record = now;
                 context.shared.counters.source_records.fetch_add(read as u64, Ordering::Relaxed);
-                if let (Some(strategy), Some(generator)) = (&self.strategy, &mut open.generator) {
-                    for record in &records {
-                        generator.on_event((strategy.extract)(record));
-                    }
+                if let Some(timestamp) = &self.event_time.timestamp {
+                    watermarks.observe(self.next, records.iter().map(timestamp), now);
                 }
                 give(capability, &mut records);
             }
@@ -382,11 +368,11 @@ where
                 ReadStatus::Finished => {
                     open.split = reader.split();
                     open.reader = None;
+                    watermarks.finish(self.next);
                 }
             }
         }
-        let ended = splits.iter().all(|open| open.reader.is_none()) || self.orders.drain.get();
-        if ended {
+        if splits.iter().all(|open| open.reader.is_none()) || self.orders.drain.get() {
             return Ok(None);
         }
         let all_wait = waiting >= count;
@@ -395,42 +381,35 @@ where
 
     /// Moves event time on.
     fn tick(&mut self, capability: &mut Capability<Time>) {
-        let Some(splits) = &self.splits else { return };
-        let ended = splits.iter().all(|open| open.reader.is_none()) || self.orders.drain.get();
-        if ended {
-            if !self.finished {
-                self.finished = true;
-                self.event = i64::MAX;
-                capability.downgrade(&Time::new(self.epoch, i64::MAX));
-                self.context.set_status(self.number, Status::Finished);
-                self.context.source_finished();
-            }
-            return;
-        }
-        let Some(strategy) = &self.strategy else { return };
+        let Some((_, watermarks)) = &mut self.splits else { return };
         let now = self.context.now();
-        if now < self.tick_at {
+        let ended = self.finished || watermarks.status().finished || self.orders.drain.get();
+        if !ended && now < self.tick_at {
             return;
         }
         self.tick_at = now + self.context.config().watermark_interval;
-        let idle = |open: &OpenSplit<S>| {
-            strategy.idle_after.is_some_and(|after| now.saturating_sub(open.last_record) >= after)
-        };
-        let reading = splits.iter().filter(|open| open.reader.is_some() && !idle(open));
-        let (event, status) = match reading.map(OpenSplit::watermark).min() {
-            Some(watermark) => {
-                let event = lower_bound(watermark).max(self.event);
-                (event, Status::Active(event))
-            }
-            None => {
-                let event = self.context.shared.board.idle_event().unwrap_or(self.event);
-                (event.max(self.event), Status::Idle)
-            }
-        };
+        watermarks.advance(now);
+        let mut status = watermarks.status();
+        if status.idle
+            && let Some(watermark) = self.context.shared.board.idle_target()
+        {
+            watermarks.follow(watermark);
+            status = watermarks.status();
+        }
+        let mut event = event_coordinate(status.watermark);
+        if self.orders.drain.get() {
+            status.finished = true;
+            event = i64::MAX;
+        }
         self.context.set_status(self.number, status);
         if event > self.event {
             self.event = event;
+            self.context.shared.counters.set_watermark(status.watermark);
             capability.downgrade(&Time::new(self.epoch, event));
+        }
+        if status.finished && !self.finished {
+            self.finished = true;
+            self.context.source_finished();
         }
     }
 
@@ -442,18 +421,13 @@ where
             return;
         }
         let start = self.context.now();
-        // What users have seen of event time must not go back, whatever an idle split has seen itself.
-        let seen = if self.event == i64::MAX { i64::MIN } else { self.event.saturating_sub(1) };
-        let splits = self.splits.as_deref().unwrap_or_default();
+        let Some((splits, watermarks)) = &self.splits else { return };
         let kept: Vec<KeptSplit<S::Split>> = splits
             .iter()
-            .map(|open| KeptSplit {
+            .enumerate()
+            .map(|(index, open)| KeptSplit {
                 split: open.reader.as_ref().map_or_else(|| open.split.clone(), SplitReader::split),
-                finished: open.reader.is_none(),
-                watermark: match open.reader {
-                    Some(_) => open.watermark().max(seen),
-                    None => i64::MAX,
-                },
+                state: watermarks.state(index),
             })
             .collect();
         let task: SectionTask = Box::new(move |out| {

@@ -84,3 +84,17 @@ pub trait StateBackend {
     fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16)
     -> Box<dyn ValueTable<K, V>>;
 }
+
+/// The backend of a job.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Backend {
+    /// In memory.
+    Heap(heap::HeapBackend),
+}
+
+impl Default for Backend {
+    fn default() -> Self {
+        Self::Heap(heap::HeapBackend)
+    }
+}
