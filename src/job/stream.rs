@@ -1,7 +1,6 @@
 //! Streams of records, and what can be done with them.
 
 use std::fmt;
-use std::rc::Rc;
 
 use timely::dataflow::operators::Concat;
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use timely::container::NoopBuilder;
 use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::Pipeline;
-use timely::dataflow::operators::capability::CapabilityTrait;
+use timely::dataflow::operators::CapabilityTrait;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession};
 
