@@ -98,7 +98,7 @@ pub(crate) fn write_part(
             why: describe(&failure),
         })?;
     }
-    let summary = writer.finish().map_err(broken)?;
+    let (_, summary) = writer.finish().map_err(broken)?;
     let place = match destination.blob {
         None => PartPlace::Inline(destination.memory),
         Some(blob) => {

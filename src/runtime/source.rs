@@ -283,7 +283,8 @@ where
         capability: &mut Capability<Time>,
         mut give: impl FnMut(&Capability<Time>, &mut Vec<S::Record>),
     ) -> Result<(), ConnectError> {
-        if let Some(assigned) = self.orders.assigned.borrow_mut().take() {
+        let assigned = self.orders.assigned.take();
+        if let Some(assigned) = assigned {
             let kept: Result<Vec<_>, _> =
                 assigned.iter().map(|bytes| codec::decode(bytes)).collect();
             let kept = kept.map_err(|error| ConnectError::caused("a dealt split", error))?;
