@@ -4,6 +4,7 @@ pub mod config;
 pub mod connect;
 pub mod format;
 pub mod ids;
+pub mod network;
 pub mod protocol;
 pub mod state;
 pub mod storage;
