@@ -8,5 +8,6 @@ pub mod network;
 pub mod protocol;
 pub mod state;
 pub mod storage;
+pub mod supervisor;
 
 pub use protocol::key_groups::key_groups;
