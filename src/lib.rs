@@ -10,5 +10,6 @@ pub mod protocol;
 mod runtime;
 pub mod state;
 pub mod storage;
+pub mod supervisor;
 
 pub use protocol::key_groups::key_groups;

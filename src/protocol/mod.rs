@@ -5,3 +5,4 @@
 
 pub mod channel;
 pub mod key_groups;
+pub mod restart;
