@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use crate::format::manifest::{PartPlace, PartRef};
-use crate::format::part::{PartHeader, PartWriter};
+use crate::format::part::{PartHeader, PartWriter, SectionIndex};
 use crate::format::record::WorkerTimings;
 use crate::format::{FormatError, SectionKind};
 use crate::ids::Name;
@@ -120,7 +120,7 @@ pub(crate) fn write_part(
         bytes: summary.bytes,
         in_flight_bytes: logged.map(|section| section.bytes).sum(),
     };
-    let sections = summary.sections;
+    let sections = summary.sections.iter().map(SectionIndex::summary).collect();
     Ok((PartRef { worker: worker as u32, place, sections }, timings))
 }
 
