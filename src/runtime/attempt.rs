@@ -85,6 +85,13 @@ pub(crate) struct Start {
     restore: Option<(Epoch, bool)>,
 }
 
+/// The right to coordinate an attempt: worker 0's.
+pub(crate) struct Right {
+    claim: Claim,
+    /// The checkpoints that were complete before, ascending.
+    retained: Vec<Epoch>,
+}
+
 impl JobConfig {
     /// Whether snapshots are written at all.
     pub(crate) fn durable(&self) -> bool {
@@ -109,24 +116,32 @@ pub(crate) fn claim(
     env: &Environment,
     config: &JobConfig,
     run_began: Option<Attempt>,
-) -> Result<(Start, Claim, Option<Restored>), Failure> {
+) -> Result<(Start, Right, Option<Restored>), Failure> {
     let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
     let failed = |error: &dyn std::error::Error| Failure {
         operator: None,
         what: describe(error),
         restartable: run_began.is_some(),
     };
-    let claim = store
-        .claim(config.max_parallelism, env.clock.unix_ms())
-        .map_err(|error| failed(&error))?;
-    let newest = claim.valid.last().copied();
-    let newest = newest.map(|epoch| store.load(epoch)).transpose().map_err(|e| failed(&e))?;
+    store
+        .prepare(config.max_parallelism, env.clock.unix_ms())
+        .map_err(|error| fatal(describe(&error)))?;
+    let claim = store.claim().map_err(|error| failed(&error))?;
+    let retained: Vec<Epoch> =
+        store.valid_epochs().map_err(|error| failed(&error))?.into_iter().collect();
+    // A damaged manifest matters only if it is the one to restore.
+    let newest_manifest = retained.last().map(|epoch| store.load(*epoch)).transpose();
+    let newest = match (&config.restore.from, newest_manifest) {
+        (_, Ok(newest)) => newest,
+        (RestoreFrom::Newest, Err(error)) => return Err(fatal(describe(&error))),
+        (_, Err(_)) => None,
+    };
     let own = newest.as_ref().filter(|m| run_began.is_some_and(|began| m.attempt >= began));
     let restored = match (&config.restore.from, own) {
         (_, Some(_)) | (RestoreFrom::Newest, None) => match newest {
             Some(manifest) => Some((Restored { manifest, store: store.clone() }, false)),
             None => {
-                store.check_never_completed().map_err(|error| fatal(describe(&error)))?;
+                store.newest_of(&claim).map_err(|error| fatal(describe(&error)))?;
                 None
             }
         },
@@ -137,17 +152,17 @@ pub(crate) fn claim(
     };
     // A restore of what is not the newest is a new history: sinks must not take its transactions for committed.
     let continued = restored.as_ref().filter(|(restored, outside)| {
-        !outside && Some(restored.manifest.epoch) == claim.valid.last().copied()
+        !outside && retained.last() == Some(&restored.manifest.epoch)
     });
     let lineage =
-        continued.map_or(Lineage(claim.attempt.0), |(restored, _)| restored.manifest.lineage);
+        continued.map_or(claim.lineage(), |(restored, _)| restored.manifest.lineage);
     let start = Start {
-        attempt: claim.attempt,
+        attempt: claim.attempt(),
         lineage,
-        first_epoch: claim.first_epoch,
+        first_epoch: claim.first_epoch(),
         restore: restored.as_ref().map(|(restored, outside)| (restored.manifest.epoch, *outside)),
     };
-    Ok((start, claim, restored.map(|(restored, _)| restored)))
+    Ok((start, Right { claim, retained }, restored.map(|(restored, _)| restored)))
 }
 
 /// The checkpoint that the user named, by number or by path, and whether it is outside of the job's directory.
@@ -198,7 +213,7 @@ pub(crate) fn run_attempt(
     env: &Environment,
     config: &JobConfig,
     start: &Start,
-    claim: Option<Claim>,
+    right: Option<Right>,
     restored: Option<Restored>,
     mesh: Option<Mesh>,
     build: &Arc<Build>,
@@ -228,16 +243,14 @@ pub(crate) fn run_attempt(
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;
     env.running.set(Some(Arc::clone(&control)));
     let (sender, results) = unbounded();
-    let claim = Mutex::new(claim);
+    let right = Mutex::new(right);
     let run = {
         let (control, build) = (Arc::clone(&control), Arc::clone(build));
         let turns = env.turns.clone();
         move |allocator: Allocator| {
-            let claim = |index: usize| {
-                let mut claim = claim.lock().unwrap_or_else(PoisonError::into_inner);
-                if index == 0 { claim.take() } else { None }
-            };
-            let ended = run_worker(allocator, &shared, &control, turns.as_deref(), &build, claim);
+            let mut right = right.lock().unwrap_or_else(PoisonError::into_inner);
+            let right = if allocator.index() == 0 { right.take() } else { None };
+            let ended = run_worker(allocator, &shared, &control, turns.as_deref(), &build, right);
             // Nobody listens only if the attempt is over.
             drop(sender.send(ended));
         }
@@ -305,7 +318,7 @@ fn run_worker(
     control: &Arc<AttemptControl>,
     turns: Option<&dyn Turns>,
     build: &Arc<Build>,
-    claim: impl FnOnce(usize) -> Option<Claim>,
+    right: Option<Right>,
 ) -> bool {
     let index = allocator.index();
     let ended = catch_unwind(AssertUnwindSafe(|| {
@@ -315,8 +328,8 @@ fn run_worker(
             let mut driver = Driver::new(&worker, shared, control);
             let context = Rc::clone(driver.context());
             worker.dataflow::<Time, _, _>(|scope| build(scope, &context))?;
-            if let Some(claim) = claim(index) {
-                driver.coordinate(claim);
+            if let Some(Right { claim, retained }) = right {
+                driver.coordinate(claim, retained);
             }
             driver.run(&mut worker, turns)
         }));

@@ -15,7 +15,7 @@ use crate::runtime::control::Control;
 use crate::runtime::describe;
 use crate::runtime::executor::Lane;
 use crate::runtime::mailbox::Letter;
-use crate::storage::job_store::{Claim, JobStore, PublishError};
+use crate::storage::job_store::{Claim, JobStore, JobStoreError};
 
 type Part = (PartRef, WorkerTimings);
 
@@ -38,7 +38,7 @@ pub(crate) struct Coordination {
 }
 
 impl Coordination {
-    pub(crate) fn new(claim: Claim, context: &Rc<WorkerContext>) -> Self {
+    pub(crate) fn new(claim: Claim, retained: Vec<Epoch>, context: &Rc<WorkerContext>) -> Self {
         let mut checkpoints = context.config().checkpoints.clone();
         if !context.shared.durable {
             checkpoints.interval = None;
@@ -46,10 +46,10 @@ impl Coordination {
         let machine = Coordinator::new(CoordinatorSetup {
             checkpoints,
             workers: context.peers,
-            first_epoch: claim.first_epoch,
-            reserved_end: claim.reserved_end,
+            first_epoch: claim.first_epoch(),
+            reserved_end: claim.epochs_end(),
             restored: context.shared.restored.as_ref().map(|restored| restored.manifest.epoch),
-            retained_before: claim.valid.clone(),
+            retained_before: retained,
         });
         let claim = Arc::new(claim);
         let context = Rc::clone(context);
@@ -80,7 +80,7 @@ impl Coordination {
         &mut self,
         epoch: Epoch,
         publish_us: u64,
-        result: Result<(), PublishError>,
+        result: Result<(), JobStoreError>,
     ) {
         if let Some(progress) = self.progress.get_mut(&epoch) {
             progress.publish_us = publish_us;
@@ -91,7 +91,7 @@ impl Coordination {
         });
     }
 
-    pub(crate) fn reserved(&mut self, result: Result<Epoch, PublishError>) {
+    pub(crate) fn reserved(&mut self, result: Result<Epoch, JobStoreError>) {
         self.step(match result {
             Ok(end) => Event::Reserved { end },
             Err(error) => Event::ReserveFailed { reason: reason(&error) },
@@ -116,17 +116,17 @@ impl Coordination {
                 tracing::warn!(attempt, epoch = epoch.0, "checkpoint aborted: {reason}");
                 self.context.send(None, Control::Abort { epoch });
             }
-            Effect::Reserve { from } => {
+            Effect::Reserve { .. } => {
                 let mailbox = self.context.mailbox.clone();
                 self.io(move |store, claim| {
-                    let result = store.extend_epochs(claim, from);
+                    let result = store.extend_epochs(claim).map(|()| claim.epochs_end());
                     mailbox.post(Letter::Reserve { result });
                 });
             }
-            Effect::Retire { keep, in_progress, before } => {
+            Effect::Retire { keep, in_progress, .. } => {
                 let mailbox = self.context.mailbox.clone();
                 self.io(move |store, claim| {
-                    if let Err(error) = store.retire(claim, &keep, &in_progress, before) {
+                    if let Err(error) = store.retire(claim, &keep, &in_progress) {
                         let what = "deleting old checkpoints";
                         mailbox.post(Letter::Housekeeping { what, error: describe(&error) });
                     }
@@ -215,9 +215,9 @@ impl Coordination {
     }
 }
 
-fn reason(error: &PublishError) -> AbortReason {
+fn reason(error: &JobStoreError) -> AbortReason {
     match error {
-        PublishError::Fenced { by } => AbortReason::Fenced { by: *by },
+        JobStoreError::Fenced { by, .. } => AbortReason::Fenced { by: *by },
         other => AbortReason::Storage { why: describe(other) },
     }
 }

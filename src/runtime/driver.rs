@@ -153,8 +153,8 @@ impl Driver {
     }
 
     /// Makes this worker the coordinator, once its dataflow is built.
-    pub(crate) fn coordinate(&mut self, claim: Claim) {
-        self.coordination = Some(Coordination::new(claim, &self.context));
+    pub(crate) fn coordinate(&mut self, claim: Claim, retained: Vec<Epoch>) {
+        self.coordination = Some(Coordination::new(claim, retained, &self.context));
     }
 
     /// Steps the worker until the job is over.

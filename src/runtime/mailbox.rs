@@ -7,7 +7,7 @@ use crate::format::manifest::PartRef;
 use crate::format::record::WorkerTimings;
 use crate::ids::Epoch;
 use crate::runtime::snapshot::PartFailure;
-use crate::storage::job_store::PublishError;
+use crate::storage::job_store::JobStoreError;
 
 /// What other threads tell a worker.
 pub(crate) enum Letter {
@@ -16,9 +16,9 @@ pub(crate) enum Letter {
     /// A sink has committed through this epoch, or could not.
     Commit { sink: usize, result: Result<Epoch, ConnectError> },
     /// The manifest of an epoch is published, or not.
-    Publish { epoch: Epoch, publish_us: u64, result: Result<(), PublishError> },
+    Publish { epoch: Epoch, publish_us: u64, result: Result<(), JobStoreError> },
     /// More epochs are reserved, up to this one, or not.
-    Reserve { result: Result<Epoch, PublishError> },
+    Reserve { result: Result<Epoch, JobStoreError> },
     /// Housekeeping failed: it is logged, and tried again after the next checkpoint.
     Housekeeping { what: &'static str, error: String },
 }

@@ -1,40 +1,28 @@
 //! What an attempt starts from: one manifest, read by every worker for itself.
 
 use std::collections::BTreeSet;
-use std::io::Cursor;
 use std::ops::Range;
 
-use crate::format::manifest::{Manifest, PartPlace, PartRef};
-use crate::format::part::{EntryBlock, PartReader};
+use crate::format::manifest::Manifest;
+use crate::format::part::EntryBlock;
 use crate::format::{FormatError, SectionHeader};
 use crate::ids::{Epoch, Name};
-use crate::storage::BlobReader;
-use crate::storage::job_store::JobStore;
+use crate::storage::job_store::{JobStore, JobStoreError};
 
 /// A checkpoint cannot be restored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError {
-    /// A file is damaged, or cannot be read.
-    #[error("checkpoint {epoch} cannot be restored: {file} is damaged or unreadable; `highwater checkpoints verify` \
-             shows the extent, `--restore <number>` takes an older one that is retained")]
-    Damaged {
+    /// A file is damaged, is another one, or cannot be read.
+    #[error(
+        "checkpoint {epoch} cannot be restored; `highwater checkpoints verify` shows the extent, \
+         `--restore <number>` takes an older one that is retained"
+    )]
+    Unreadable {
         /// The checkpoint.
         epoch: Epoch,
-        /// The file.
-        file: String,
-        /// Where and how.
-        source: FormatError,
-    },
-    /// A file is another one than the manifest says.
-    #[error("checkpoint {epoch} cannot be restored: {file} is not the file of this checkpoint: {why}")]
-    Foreign {
-        /// The checkpoint.
-        epoch: Epoch,
-        /// The file.
-        file: String,
-        /// What differs.
-        why: String,
+        /// Which file, where and how.
+        source: JobStoreError,
     },
     /// The checkpoint holds state that the program has no operator for.
     #[error("checkpoint {epoch} holds state that this program does not have: {}; `--allow-dropped-state` drops it", list(.states))]
@@ -98,9 +86,6 @@ pub(crate) struct Restored {
     /// Where its parts are: the job's own store, or that of the path the user gave.
     pub(crate) store: JobStore,
 }
-
-trait ReadSeek: std::io::Read + std::io::Seek {}
-impl<T: std::io::Read + std::io::Seek> ReadSeek for T {}
 
 impl Restored {
     fn sections(&self) -> impl Iterator<Item = &SectionHeader> {
@@ -167,7 +152,7 @@ impl Restored {
     /// Reads every block of one state that holds entries of `groups`, over all parts, in the order of the parts.
     ///
     /// # Errors
-    /// [`RestoreError::Damaged`] or [`RestoreError::Foreign`], naming the file; an error of `take` is taken for damage.
+    /// [`RestoreError::Unreadable`], naming the file; an error of `take` is taken for damage.
     pub(crate) fn for_each_block(
         &self,
         operator: &Name,
@@ -176,81 +161,24 @@ impl Restored {
         mut take: impl FnMut(&EntryBlock<'_>) -> Result<(), FormatError>,
     ) -> Result<(), RestoreError> {
         let epoch = self.manifest.epoch;
+        let unreadable = |source| RestoreError::Unreadable { epoch, source };
         for part in &self.manifest.parts {
-            let holds = part.sections.iter().any(|section| {
-                section.header.operator == *operator && section.header.state == *state
-            });
-            if !holds {
+            let wanted = (operator, state);
+            if !part.sections.iter().any(|section| identity(&section.header) == wanted) {
                 continue;
             }
-            let file = self.file(part);
-            let damaged =
-                |source| RestoreError::Damaged { epoch, file: file.clone(), source };
-            let mut reader = self.open(part).map_err(damaged)?;
-            self.check_part(part, &reader, &file)?;
-            let wanted = reader.sections().iter().position(|section| {
-                section.header.operator == *operator && section.header.state == *state
-            });
-            let Some(wanted) = wanted else {
-                let why = format!("it does not hold {operator}/{state}");
-                return Err(RestoreError::Foreign { epoch, file, why });
-            };
-            let mut blocks = reader.blocks(wanted, groups.clone());
+            let mut reader = self.store.open_part(&self.manifest, part).map_err(unreadable)?;
+            let damaged = |error| unreadable(self.store.part_error(epoch, part, error));
+            // `open_part` has checked that the part's sections are those of the manifest.
+            let index = reader.sections().iter().position(|s| identity(&s.header) == wanted);
+            let Some(index) = index else { continue };
+            let mut blocks = reader.blocks(index, groups.clone());
             while let Some(block) = blocks.next().map_err(damaged)? {
                 take(&block).map_err(|error| damaged(error.moved_by(block.offset)))?;
             }
         }
         Ok(())
     }
-
-    fn check_part(
-        &self,
-        part: &PartRef,
-        reader: &PartReader<Box<dyn ReadSeek>>,
-        file: &str,
-    ) -> Result<(), RestoreError> {
-        let header = reader.header();
-        let manifest = &self.manifest;
-        let same = header.job == manifest.job
-            && header.epoch == manifest.epoch
-            && header.attempt == manifest.attempt
-            && header.worker == part.worker
-            && header.max_parallelism == manifest.max_parallelism;
-        if same {
-            return Ok(());
-        }
-        let why = format!(
-            "it is worker {}'s of checkpoint {} of job {}, attempt {}",
-            header.worker, header.epoch, header.job, header.attempt
-        );
-        Err(RestoreError::Foreign { epoch: manifest.epoch, file: file.to_owned(), why })
-    }
-
-    fn file(&self, part: &PartRef) -> String {
-        match &part.place {
-            PartPlace::Inline(_) => format!("part of worker {} in the manifest", part.worker),
-            PartPlace::Blob { path, .. } => format!("{}/{path}", self.store.storage().location()),
-        }
-    }
-
-    fn open(&self, part: &PartRef) -> Result<PartReader<Box<dyn ReadSeek>>, FormatError> {
-        match &part.place {
-            PartPlace::Inline(bytes) => {
-                let size = bytes.len() as u64;
-                PartReader::open(Box::new(Cursor::new(bytes.clone())), size)
-            }
-            PartPlace::Blob { path, bytes, .. } => {
-                let reader: Box<dyn BlobReader> = self.store.open_blob(path)?;
-                let size = reader.size_bytes();
-                if size != *bytes {
-                    let why = format!("the file has {size} bytes, the manifest says {bytes}");
-                    return Err(FormatError::Corrupt { offset: size.min(*bytes), why });
-                }
-                PartReader::open(Box::new(reader), size)
-            }
-        }
-    }
-
 }
 
 /// A type's name without module paths: those change when a program is tidied up.
