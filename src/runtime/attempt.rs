@@ -248,11 +248,14 @@ pub(crate) fn run_attempt(
         let (control, build) = (Arc::clone(&control), Arc::clone(build));
         let turns = env.turns.clone();
         move |allocator: Allocator| {
-            let mut right = right.lock().unwrap_or_else(PoisonError::into_inner);
-            let right = if allocator.index() == 0 { right.take() } else { None };
+            let right = if allocator.index() == 0 {
+                right.lock().unwrap_or_else(PoisonError::into_inner).take()
+            } else {
+                None
+            };
             let ended = run_worker(allocator, &shared, &control, turns.as_deref(), &build, right);
             // Nobody listens only if the attempt is over.
-            drop(sender.send(ended));
+            let _ = sender.send(ended);
         }
     };
     let guards = initialize_from(builders, others, run).map_err(fatal)?;

@@ -191,19 +191,11 @@ impl WorkerContext {
         self.names.borrow_mut().insert(name.clone())
     }
 
-    pub(crate) fn names(&self) -> BTreeSet<Name> {
-        self.names.borrow().clone()
-    }
-
     /// Registers a participant. Every one must hand in a contribution at every barrier.
     pub(crate) fn participant(&self, name: Name) -> usize {
         let mut participants = self.participants.borrow_mut();
         participants.push(name);
         participants.len() - 1
-    }
-
-    pub(crate) fn participant_name(&self, index: usize) -> Name {
-        self.participants.borrow()[index].clone()
     }
 
     /// Registers what produces at the head of a chain, to be activated when an epoch begins.

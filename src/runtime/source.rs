@@ -187,7 +187,9 @@ where
     context.sources.borrow_mut().push(Rc::clone(&orders) as Rc<dyn SourceControl>);
     let sync = scope.worker().sync_activator_for(address.to_vec());
     // A worker that is gone need not be woken.
-    let waker: Waker = Arc::new(move || drop(sync.activate()));
+    let waker: Waker = Arc::new(move || {
+        let _ = sync.activate();
+    });
     let mut reading = Reading {
         name: name.clone(),
         number,
