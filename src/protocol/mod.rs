@@ -10,4 +10,5 @@ pub mod flow;
 pub mod key_groups;
 pub mod plan;
 pub mod restart;
+pub mod registry;
 pub mod watermark;

@@ -3,6 +3,7 @@
 use crate::format::{FormatError, SectionOutput};
 
 pub mod hash;
+pub mod heap;
 
 /// Bounds of a key. Implemented for every type that has them.
 pub trait Key:
@@ -84,7 +85,6 @@ pub trait StateBackend {
     fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16)
     -> Box<dyn ValueTable<K, V>>;
 }
-
 /// The backend of a job.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
