@@ -2,6 +2,12 @@
 
 use crate::ids::KeyGroup;
 
+pub mod block;
+pub mod codec;
+pub mod manifest;
+pub mod part;
+pub mod record;
+
 /// What a section of a part holds.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
@@ -77,4 +83,88 @@ pub enum FormatError {
         /// The newest version this program reads.
         supported: u16,
     },
+}
+
+impl FormatError {
+    /// Moves the offset of damage by `base_bytes`: from inside a blob's piece to the blob.
+    #[must_use]
+    pub fn moved_by(self, base_bytes: u64) -> Self {
+        match self {
+            Self::Corrupt { offset, why } => {
+                Self::Corrupt { offset: offset.saturating_add(base_bytes), why }
+            }
+            other => other,
+        }
+    }
+
+    pub(crate) fn corrupt(offset: u64, why: impl Into<String>) -> Self {
+        Self::Corrupt { offset, why: why.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FormatError;
+
+    /// A small generator of numbers that are the same in every run (xorshift, Marsaglia 2003).
+    pub(super) struct Numbers(pub u64);
+
+    impl Numbers {
+        pub(super) fn below(&mut self, limit: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % limit as u64) as usize
+        }
+    }
+
+    pub(super) fn every_prefix_is_refused<T>(
+        bytes: &[u8],
+        decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+    ) {
+        for length in 0..bytes.len() {
+            assert!(decode(&bytes[..length]).is_err(), "prefix of {length} bytes");
+        }
+    }
+
+    /// Flips, overwrites, cuts, doubles and drops bytes, 100,000 times.
+    pub(super) fn mutations_never_decode_to_something_else<T: PartialEq + std::fmt::Debug>(
+        bytes: &[u8],
+        original: &T,
+        decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+    ) {
+        let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
+        let mut refused = 0;
+        for case in 0..100_000 {
+            let mut mutated = bytes.to_vec();
+            for _ in 0..=numbers.below(4) {
+                mutate(&mut mutated, &mut numbers);
+            }
+            match decode(&mutated) {
+                Ok(value) => assert_eq!(&value, original, "case {case}"),
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(refused > 90_000, "only {refused} of 100,000 mutations were noticed");
+    }
+
+    fn mutate(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
+        if bytes.is_empty() {
+            bytes.push(numbers.below(256) as u8);
+            return;
+        }
+        let at = numbers.below(bytes.len());
+        match numbers.below(6) {
+            0 => bytes[at] ^= 1 << numbers.below(8),
+            1 => bytes[at] = numbers.below(256) as u8,
+            2 => bytes[at] = 0xff,
+            3 => bytes.truncate(at),
+            4 => bytes.insert(at, numbers.below(256) as u8),
+            _ => {
+                let end = (at + 1 + numbers.below(16)).min(bytes.len());
+                let noise = numbers.below(256) as u8;
+                bytes[at..end].fill(noise);
+            }
+        }
+    }
 }

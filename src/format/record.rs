@@ -1,0 +1,160 @@
+//! Small records: what a job is, and what became of its checkpoints.
+
+use serde::{Deserialize, Serialize};
+
+use super::FormatError;
+use super::block::{self, BlockKind};
+use crate::ids::{Attempt, Epoch, Name};
+
+/// What is known of a job across all its attempts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// The job.
+    pub name: Name,
+    /// When it first ran. Units: milliseconds since 1970; for people only.
+    pub created_unix_ms: u64,
+    /// Number of key groups of all its state.
+    pub max_parallelism: u16,
+    /// The first checkpoint that was announced as complete, or restored from. `None`: there never was one, so
+    /// starting from nothing loses nothing.
+    pub first_completed: Option<Epoch>,
+}
+
+/// What became of one checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointRecord {
+    /// The checkpoint.
+    pub epoch: Epoch,
+    /// The attempt that began it.
+    pub attempt: Attempt,
+    /// When. Units: milliseconds since 1970, by the coordinator's wall clock.
+    pub triggered_unix_ms: u64,
+    /// How it ended.
+    pub outcome: CheckpointOutcome,
+    /// Time from the trigger to the outcome.
+    pub duration_ms: u64,
+    /// Time that publishing the manifest took.
+    pub publish_ms: u64,
+    /// What each worker that answered did.
+    pub workers: Vec<WorkerTimings>,
+    /// Units: bytes of all parts.
+    pub bytes: u64,
+    /// Units: bytes of channel logs among them.
+    pub in_flight_bytes: u64,
+    /// Number of entries of all parts.
+    pub entries: u64,
+}
+
+/// How a checkpoint ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum CheckpointOutcome {
+    /// Its manifest is published.
+    Complete,
+    /// It can not be restored.
+    Aborted {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a checkpoint cost one worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerTimings {
+    /// The worker.
+    pub worker: u32,
+    /// From the first barrier seen to the last, the longest of its operators.
+    pub align_us: u64,
+    /// Freezing state, on the worker's own thread.
+    pub sync_us: u64,
+    /// Writing, on other threads.
+    pub async_us: u64,
+    /// Units: bytes of its part.
+    pub bytes: u64,
+    /// Units: bytes of channel logs among them.
+    pub in_flight_bytes: u64,
+}
+
+impl JobRecord {
+    /// The record as one checked block.
+    ///
+    /// # Errors
+    /// [`FormatError::Encode`].
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        block::encode_value(BlockKind::Job, self)
+    }
+
+    /// Reads what [`JobRecord::encode`] made.
+    ///
+    /// # Errors
+    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        block::decode_value(BlockKind::Job, bytes)
+    }
+}
+
+impl CheckpointRecord {
+    /// The record as one checked block.
+    ///
+    /// # Errors
+    /// [`FormatError::Encode`].
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        block::encode_value(BlockKind::History, self)
+    }
+
+    /// Reads what [`CheckpointRecord::encode`] made.
+    ///
+    /// # Errors
+    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        block::decode_value(BlockKind::History, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::tests::{every_prefix_is_refused, mutations_never_decode_to_something_else};
+
+    #[test]
+    fn a_job_record_comes_back_or_is_refused() {
+        let record = JobRecord {
+            name: Name::new("job").unwrap(),
+            created_unix_ms: 1_700_000_000_000,
+            max_parallelism: 128,
+            first_completed: Some(Epoch(3)),
+        };
+        let bytes = record.encode().unwrap();
+        assert_eq!(JobRecord::decode(&bytes).unwrap(), record);
+        every_prefix_is_refused(&bytes, JobRecord::decode);
+        mutations_never_decode_to_something_else(&bytes, &record, JobRecord::decode);
+    }
+
+    #[test]
+    fn a_history_record_comes_back_or_is_refused() {
+        let timings = WorkerTimings {
+            worker: 1,
+            align_us: 20,
+            sync_us: 30,
+            async_us: 4_000,
+            bytes: 900,
+            in_flight_bytes: 10,
+        };
+        let record = CheckpointRecord {
+            epoch: Epoch(9),
+            attempt: Attempt(2),
+            triggered_unix_ms: 1_700_000_000_000,
+            outcome: CheckpointOutcome::Aborted { reason: "worker 3 declined".into() },
+            duration_ms: 80,
+            publish_ms: 0,
+            workers: vec![timings],
+            bytes: 900,
+            in_flight_bytes: 10,
+            entries: 5,
+        };
+        let bytes = record.encode().unwrap();
+        assert_eq!(CheckpointRecord::decode(&bytes).unwrap(), record);
+        every_prefix_is_refused(&bytes, CheckpointRecord::decode);
+        mutations_never_decode_to_something_else(&bytes, &record, CheckpointRecord::decode);
+    }
+}
