@@ -4,3 +4,4 @@
 //! and no timely. The rooms below carry out the effects.
 
 pub mod key_groups;
+pub mod registry;

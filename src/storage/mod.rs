@@ -4,15 +4,30 @@
 //! * **Atomicity**: a blob is seen whole or not at all, whatever instruction the writer dies at.
 //! * **Durability**: when `put`, `create` or `BlobWriter::finish` returns `Ok`, the blob survives a power cut.
 //! * **Create-if-absent**: of any number of concurrent `create`s of one path exactly one wins.
+//! * **Reads are stable**: what `read` returned survives a power cut, although its writer may not know yet. (A
+//!   new attempt acts on a manifest that it found; it must not vanish afterwards.)
+//! * **Deletes are durable** when they return, so that deletes in sequence can not be reordered by a power cut.
+//! * **A missing store is an error**, never an empty one.
 //! * **Failed syncs**: a failed fsync condemns the blob; it is never retried on the same handle.
 //! * All methods may be called from any thread.
 //!
-//! Every implementation passes `testing::storage_conformance`, the fault-injecting decorator included.
+//! Every implementation passes `storage::conformance`, the fault-injecting decorator included.
 
 use std::fmt;
 use std::io;
 
 use serde::{Deserialize, Serialize};
+
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+pub mod fault;
+pub mod job_store;
+pub mod local;
+pub mod memory;
+
+pub use job_store::JobStore;
+pub use local::LocalStorage;
+pub use memory::MemoryStorage;
 
 /// A blob's place, relative to the root of the store.
 ///

@@ -1,0 +1,184 @@
+//! Names of blobs below a job, made and parsed. Numbers have no sign and no leading zeros, so that each blob has one
+//! name.
+
+use std::collections::BTreeSet;
+
+use crate::ids::{Attempt, Epoch};
+use crate::protocol::registry::AttemptFacts;
+
+pub(super) const JOB: &str = "job";
+pub(super) const ATTEMPTS: &str = "attempts";
+pub(super) const CHECKPOINTS: &str = "chk";
+pub(super) const HISTORY: &str = "history";
+
+/// What a blob is, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Job,
+    Claim(Attempt),
+    Fence(Attempt),
+    Reservation(Attempt, Epoch),
+    Manifest(Epoch),
+    /// A part or a shared file: who wrote it, for which checkpoint.
+    Data(Attempt, Epoch),
+    History(Epoch),
+    /// Not ours.
+    Other,
+}
+
+impl Place {
+    pub(super) fn as_manifest(self) -> Option<Epoch> {
+        if let Self::Manifest(epoch) = self { Some(epoch) } else { None }
+    }
+
+    pub(super) fn as_history(self) -> Option<Epoch> {
+        if let Self::History(epoch) = self { Some(epoch) } else { None }
+    }
+
+    /// The attempt whose claim, fence or reservation it is.
+    pub(super) fn as_attempt(self) -> Option<Attempt> {
+        match self {
+            Self::Claim(attempt) | Self::Fence(attempt) | Self::Reservation(attempt, _) => {
+                Some(attempt)
+            }
+            _ => None,
+        }
+    }
+}
+
+pub(super) fn claim(attempt: Attempt) -> String {
+    format!("{ATTEMPTS}/{attempt}")
+}
+
+pub(super) fn fence(attempt: Attempt) -> String {
+    format!("{ATTEMPTS}/{attempt}.fence")
+}
+
+pub(super) fn reservation(attempt: Attempt, first: Epoch) -> String {
+    format!("{ATTEMPTS}/{attempt}.epochs-{first}")
+}
+
+pub(super) fn checkpoint(epoch: Epoch) -> String {
+    format!("{CHECKPOINTS}/{epoch}")
+}
+
+pub(super) fn manifest(epoch: Epoch) -> String {
+    format!("{CHECKPOINTS}/{epoch}/manifest")
+}
+
+pub(super) fn part(epoch: Epoch, attempt: Attempt, worker: u32) -> String {
+    format!("{CHECKPOINTS}/{epoch}/{attempt}-{worker}.part")
+}
+
+pub(super) fn history(epoch: Epoch) -> String {
+    format!("{HISTORY}/{epoch}")
+}
+
+pub(super) fn parse(below_job: &str) -> Place {
+    let components: Vec<_> = below_job.split('/').collect();
+    let parsed = match components[..] {
+        [JOB] => Some(Place::Job),
+        [ATTEMPTS, name] => parse_attempt(name),
+        [CHECKPOINTS, epoch, "manifest"] => number(epoch).map(|n| Place::Manifest(Epoch(n))),
+        [CHECKPOINTS, epoch, part] => parse_part(epoch, part),
+        ["shared", file] => parse_shared(file),
+        [HISTORY, epoch] => number(epoch).map(|n| Place::History(Epoch(n))),
+        _ => None,
+    };
+    parsed.unwrap_or(Place::Other)
+}
+
+fn parse_attempt(name: &str) -> Option<Place> {
+    if let Some((attempt, rest)) = name.split_once('.') {
+        let attempt = Attempt(number(attempt)?);
+        if rest == "fence" {
+            return Some(Place::Fence(attempt));
+        }
+        let first = number(rest.strip_prefix("epochs-")?)?;
+        return Some(Place::Reservation(attempt, Epoch(first)));
+    }
+    Some(Place::Claim(Attempt(number(name)?)))
+}
+
+fn parse_part(epoch: &str, name: &str) -> Option<Place> {
+    let (attempt, worker) = name.strip_suffix(".part")?.split_once('-')?;
+    number(worker)?;
+    Some(Place::Data(Attempt(number(attempt)?), Epoch(number(epoch)?)))
+}
+
+fn parse_shared(name: &str) -> Option<Place> {
+    let mut pieces = name.splitn(3, '-');
+    let (attempt, epoch) = (number(pieces.next()?)?, number(pieces.next()?)?);
+    pieces.next()?;
+    Some(Place::Data(Attempt(attempt), Epoch(epoch)))
+}
+
+pub(super) fn number(text: &str) -> Option<u64> {
+    let canonical = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+    // The last number is left out, so that there is always a next one.
+    text.parse().ok().filter(|n| canonical && *n < u64::MAX)
+}
+
+pub(super) fn facts(places: impl Iterator<Item = Place>) -> AttemptFacts {
+    let mut facts = AttemptFacts::default();
+    for place in places {
+        match place {
+            Place::Claim(attempt) => _ = facts.claims.insert(attempt),
+            Place::Fence(attempt) => _ = facts.fences.insert(attempt),
+            Place::Reservation(attempt, first) => _ = facts.reservations.insert((attempt, first)),
+            _ => {}
+        }
+    }
+    facts
+}
+
+/// Epochs for which something was written, whether a manifest or not.
+pub(super) fn epochs(places: impl Iterator<Item = Place>) -> BTreeSet<Epoch> {
+    let epoch = |place| match place {
+        Place::Data(_, epoch) | Place::Manifest(epoch) => Some(epoch),
+        _ => None,
+    };
+    places.filter_map(epoch).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_that_is_made_is_parsed_as_what_it_is() {
+        let (attempt, epoch) = (Attempt(12), Epoch(7));
+        assert_eq!(parse(JOB), Place::Job);
+        assert_eq!(parse(&claim(attempt)), Place::Claim(attempt));
+        assert_eq!(parse(&fence(attempt)), Place::Fence(attempt));
+        assert_eq!(parse(&reservation(attempt, epoch)), Place::Reservation(attempt, epoch));
+        assert_eq!(parse(&manifest(epoch)), Place::Manifest(epoch));
+        assert_eq!(parse(&part(epoch, attempt, 3)), Place::Data(attempt, epoch));
+        assert_eq!(parse("shared/12-7-a-b"), Place::Data(attempt, epoch));
+        assert_eq!(parse(&history(epoch)), Place::History(epoch));
+    }
+
+    #[test]
+    fn other_names_are_not_taken_for_ours() {
+        for other in [
+            "",
+            "x",
+            "job/x",
+            "attempts",
+            "attempts/x",
+            "attempts/01",
+            "attempts/1.lock",
+            "attempts/1.epochs-",
+            "attempts/18446744073709551615",
+            "chk/1",
+            "chk/1/x",
+            "chk/x/manifest",
+            "chk/1/manifest/x",
+            "chk/1/1.part",
+            "chk/1/1-+2.part",
+            "shared/1-2",
+        ] {
+            assert_eq!(parse(other), Place::Other, "{other}");
+        }
+    }
+}

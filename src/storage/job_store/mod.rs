@@ -1,0 +1,555 @@
+//! Everything that one job keeps in a checkpoint store.
+//!
+//! ```text
+//! <job>/job                              what the job is, and whether a checkpoint ever completed
+//! <job>/attempts/<a>[.fence|.epochs-<f>] who may publish (the protocol: `protocol::registry`)
+//! <job>/chk/<n>/manifest                 checkpoint n; published last, create-if-absent
+//! <job>/chk/<n>/<attempt>-<worker>.part  what one worker wrote for it
+//! <job>/shared/<attempt>-<epoch>-<id>    files of several checkpoints, by who first wrote them for which
+//! <job>/history/<n>                      what became of checkpoint n; the last hundred
+//! ```
+//! # Invariants
+//! * A checkpoint can be restored if and only if its manifest is there and counts. (I5)
+//! * A manifest is published after all that it references, and deleted before any of that. So a crash anywhere leaves
+//!   unreferenced blobs at worst, which the next [`JobStore::sweep`] or [`JobStore::retire`] removes.
+//! * An attempt deletes only what attempts up to itself wrote: what a newer one is writing is not its business. (I7)
+//! * `first_completed` is written before a checkpoint is announced or restored from. If it is set and no checkpoint is
+//!   there, somebody lost them: that is an error, never a fresh start.
+//!
+//! # Failure
+//! Every method may be called again after any error. After an error of [`JobStore::publish`] the manifest may be there
+//! or not; publishing the same manifest again settles it.
+
+mod claim;
+mod layout;
+mod part_output;
+mod retire;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+
+pub use claim::{Claim, Published};
+pub use part_output::PartOutput;
+pub use retire::Released;
+pub use verify::{Problem, VerifyReport};
+
+use super::{BlobPath, BlobReader, CheckpointStorage, LocalStorage, StorageError};
+use crate::format::FormatError;
+use crate::format::block::{self, BlockKind};
+use crate::format::manifest::{Manifest, PartPlace, PartRef};
+use crate::format::part::PartReader;
+use crate::format::record::{CheckpointRecord, JobRecord};
+use crate::ids::{Attempt, Epoch, Lineage, Name};
+use crate::protocol::registry::{self, AttemptFacts, Fence};
+
+/// Records of the history that are kept.
+pub const HISTORY_MAX: usize = 100;
+/// Units: bytes of a record or a fence.
+const RECORD_BYTES_MAX: u64 = 64 << 20;
+
+/// What one job keeps in a checkpoint store. Clones are the same store.
+#[derive(Clone, Debug)]
+pub struct JobStore {
+    storage: Arc<dyn CheckpointStorage>,
+    job: Name,
+}
+
+/// A checkpoint of a job.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct CheckpointInfo {
+    /// The checkpoint.
+    pub epoch: Epoch,
+    /// The attempt that took it.
+    pub attempt: Attempt,
+    /// The history that it belongs to.
+    pub lineage: Lineage,
+    /// Number of workers that took it.
+    pub parallelism: u32,
+    /// Whether it is the final one, taken at the end of input.
+    pub last: bool,
+    /// When it was triggered. Units: milliseconds since 1970.
+    pub triggered_unix_ms: u64,
+    /// Units: bytes of all parts.
+    pub bytes: u64,
+    /// Number of entries of all parts.
+    pub entries: u64,
+}
+
+/// A job's checkpoints could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JobStoreError {
+    /// The store failed.
+    #[error("the checkpoint store failed")]
+    Storage(#[from] StorageError),
+    /// A value could not be written as bytes.
+    #[error("{path} could not be encoded")]
+    Encode {
+        /// What was to be written.
+        path: String,
+        /// Why not.
+        source: FormatError,
+    },
+    /// A blob does not hold what it should.
+    #[error("{path} is damaged")]
+    Damaged {
+        /// The blob, with the store's root in front.
+        path: String,
+        /// Where and how.
+        source: FormatError,
+    },
+    /// A newer attempt has taken over: this one may not write, delete or announce anything any more.
+    #[error("attempt {mine} is fenced by attempt {by}")]
+    Fenced {
+        /// The attempt that asked.
+        mine: Attempt,
+        /// The newest attempt.
+        by: Attempt,
+    },
+    /// Checkpoints were complete and are not there any more.
+    #[error(
+        "checkpoint {first} of job {job} was complete, but {location} holds no checkpoint of the job now: bring them \
+         back, or start fresh explicitly"
+    )]
+    CheckpointsMissing {
+        /// The job.
+        job: Name,
+        /// The first one that was complete.
+        first: Epoch,
+        /// The store.
+        location: String,
+    },
+    /// There is no such checkpoint.
+    #[error("job {job} has no checkpoint {epoch} in {location}")]
+    NoSuchCheckpoint {
+        /// The job.
+        job: Name,
+        /// The checkpoint.
+        epoch: Epoch,
+        /// The store.
+        location: String,
+    },
+    /// The checkpoint was published by an attempt that had been replaced, and never announced.
+    #[error(
+        "checkpoint {epoch} of job {job} is void: its attempt had been replaced by attempt {by}"
+    )]
+    Void {
+        /// The job.
+        job: Name,
+        /// The checkpoint.
+        epoch: Epoch,
+        /// The attempt whose fence rules.
+        by: Attempt,
+    },
+    /// The job's state has another number of key groups.
+    #[error(
+        "job {job} has max_parallelism {recorded}, not {asked}: it is fixed for the life of the job's state; use \
+         {recorded}, or another job name"
+    )]
+    MaxParallelism {
+        /// The job.
+        job: Name,
+        /// The number in the job's record.
+        recorded: u16,
+        /// The number asked for.
+        asked: u16,
+    },
+    /// The request contradicts what the store holds, or itself.
+    #[error("checkpoint {epoch} of job {job} can not be published: {why}")]
+    Refused {
+        /// The job.
+        job: Name,
+        /// The checkpoint.
+        epoch: Epoch,
+        /// Why.
+        why: String,
+    },
+    /// The path does not lead to a checkpoint.
+    #[error("{path} is not a checkpoint: give <directory>/<job>/chk/<number>")]
+    NotACheckpointPath {
+        /// The path.
+        path: String,
+    },
+}
+
+impl JobStore {
+    /// The job's part of a store. Reads and writes nothing.
+    #[must_use]
+    pub fn new(storage: Arc<dyn CheckpointStorage>, job: Name) -> Self {
+        Self { storage, job }
+    }
+
+    /// The store and the number of the checkpoint that a path names: `<directory>/<job>/chk/<n>`, with or without
+    /// `/manifest` behind.
+    ///
+    /// # Errors
+    /// [`JobStoreError::NotACheckpointPath`], or [`JobStoreError::Storage`] if the directory is not there.
+    pub fn open_checkpoint_path(path: &Path) -> Result<(Self, Epoch), JobStoreError> {
+        let parse = || {
+            let path = std::path::absolute(path).ok()?;
+            let checkpoint = if path.ends_with("manifest") { path.parent()? } else { &path };
+            let epoch = layout::number(checkpoint.file_name()?.to_str()?)?;
+            let chk = checkpoint.parent()?;
+            let job = chk.parent()?;
+            let name = Name::new(job.file_name()?.to_str()?).ok()?;
+            chk.ends_with("chk").then_some((job.parent()?.to_owned(), name, Epoch(epoch)))
+        };
+        let (root, job, epoch) = parse().ok_or_else(|| JobStoreError::NotACheckpointPath {
+            path: path.display().to_string(),
+        })?;
+        let storage = LocalStorage::open_existing(&root)?;
+        Ok((Self::new(Arc::new(storage), job), epoch))
+    }
+
+    /// The job.
+    #[must_use]
+    pub fn job(&self) -> &Name {
+        &self.job
+    }
+
+    /// The store beneath.
+    #[must_use]
+    pub fn storage(&self) -> &Arc<dyn CheckpointStorage> {
+        &self.storage
+    }
+
+    /// Makes the job's record if there is none, and returns it. Comes before [`JobStore::claim`].
+    ///
+    /// # Errors
+    /// [`JobStoreError::MaxParallelism`] if checkpoints have completed with another number of key groups.
+    pub fn prepare(
+        &self,
+        max_parallelism: u16,
+        now_unix_ms: u64,
+    ) -> Result<JobRecord, JobStoreError> {
+        let name = self.job.clone();
+        let new = JobRecord {
+            name,
+            created_unix_ms: now_unix_ms,
+            max_parallelism,
+            first_completed: None,
+        };
+        let path = self.path(layout::JOB);
+        let bytes = new.encode().map_err(|e| self.encode_error(&path, e))?;
+        self.storage.create(&path, &bytes)?;
+        let recorded = self.record_of_job()?;
+        if recorded.max_parallelism == max_parallelism {
+            return Ok(recorded);
+        }
+        if recorded.first_completed.is_some() {
+            return Err(JobStoreError::MaxParallelism {
+                job: self.job.clone(),
+                recorded: recorded.max_parallelism,
+                asked: max_parallelism,
+            });
+        }
+        self.storage.put(&path, &bytes)?;
+        Ok(new)
+    }
+
+    /// The job's record.
+    ///
+    /// # Errors
+    /// [`JobStoreError`], `Storage(NotFound)` if the job never ran here.
+    pub fn record_of_job(&self) -> Result<JobRecord, JobStoreError> {
+        let path = self.path(layout::JOB);
+        let bytes = self.storage.read(&path, RECORD_BYTES_MAX)?;
+        JobRecord::decode(&bytes).map_err(|e| self.damaged(path.as_str(), e))
+    }
+
+    /// The newest checkpoint that counts; `None` if the job's record says that none ever completed.
+    ///
+    /// # Errors
+    /// [`JobStoreError::CheckpointsMissing`] if the record says otherwise; other [`JobStoreError`]s.
+    pub fn newest(&self) -> Result<Option<Epoch>, JobStoreError> {
+        if let Some(newest) = self.valid_epochs()?.last() {
+            return Ok(Some(*newest));
+        }
+        match self.record_of_job()?.first_completed {
+            None => Ok(None),
+            Some(first) => Err(self.missing(first)),
+        }
+    }
+
+    /// The checkpoints that count, in ascending order. Their manifests are not read.
+    ///
+    /// # Errors
+    /// [`JobStoreError`].
+    pub fn valid_epochs(&self) -> Result<BTreeSet<Epoch>, JobStoreError> {
+        let ruling = self.ruling_fence(&self.attempt_facts()?)?;
+        let manifests = self.published()?.into_iter();
+        Ok(manifests.filter(|epoch| registry::counts(*epoch, ruling.as_ref())).collect())
+    }
+
+    /// The checkpoints that count, in ascending order.
+    ///
+    /// # Errors
+    /// [`JobStoreError`]; the first damaged manifest is one.
+    pub fn valid_checkpoints(&self) -> Result<Vec<CheckpointInfo>, JobStoreError> {
+        let mut checkpoints = Vec::new();
+        for epoch in self.valid_epochs()? {
+            let manifest = self.load_unchecked(epoch)?;
+            checkpoints.push(CheckpointInfo {
+                epoch,
+                attempt: manifest.attempt,
+                lineage: manifest.lineage,
+                parallelism: manifest.parallelism,
+                last: manifest.last,
+                triggered_unix_ms: manifest.triggered_unix_ms,
+                bytes: manifest.size_bytes(),
+                entries: manifest.entries(),
+            });
+        }
+        Ok(checkpoints)
+    }
+
+    /// Reads the manifest of a checkpoint.
+    ///
+    /// # Errors
+    /// [`JobStoreError::NoSuchCheckpoint`], [`JobStoreError::Void`], [`JobStoreError::Damaged`] and others.
+    pub fn load(&self, epoch: Epoch) -> Result<Manifest, JobStoreError> {
+        let facts = self.attempt_facts()?;
+        let ruling = self.ruling_fence(&facts)?;
+        if !registry::counts(epoch, ruling.as_ref()) && self.published()?.contains(&epoch) {
+            let by = registry::ruling(&facts).unwrap_or_default();
+            return Err(JobStoreError::Void { job: self.job.clone(), epoch, by });
+        }
+        self.load_unchecked(epoch)
+    }
+
+    fn load_unchecked(&self, epoch: Epoch) -> Result<Manifest, JobStoreError> {
+        let path = self.path(&layout::manifest(epoch));
+        let bytes = match self.storage.read(&path, Manifest::BYTES_MAX) {
+            Err(StorageError::NotFound { .. }) => {
+                let (job, location) = (self.job.clone(), self.storage.location());
+                return Err(JobStoreError::NoSuchCheckpoint { job, epoch, location });
+            }
+            read => read?,
+        };
+        let manifest = Manifest::decode(&bytes).map_err(|e| self.damaged(path.as_str(), e))?;
+        if manifest.job == self.job && manifest.epoch == epoch {
+            return Ok(manifest);
+        }
+        let why = format!("this is checkpoint {} of job {}", manifest.epoch, manifest.job);
+        Err(self.damaged(path.as_str(), FormatError::corrupt(0, why)))
+    }
+
+    /// Opens a part of a checkpoint, and checks that it is what the manifest says.
+    ///
+    /// Errors of the reader itself do not name the file: wrap them with [`JobStore::part_error`].
+    ///
+    /// # Errors
+    /// [`JobStoreError::Damaged`] and others.
+    pub fn open_part(
+        &self,
+        manifest: &Manifest,
+        part: &PartRef,
+    ) -> Result<PartReader<PartBytes>, JobStoreError> {
+        let (bytes, size) = match &part.place {
+            PartPlace::Inline(bytes) => {
+                (PartBytes::Inline(Cursor::new(bytes.clone())), bytes.len() as u64)
+            }
+            PartPlace::Blob { path, bytes, .. } => {
+                let reader = self.storage.open(&self.reference(manifest.epoch, path)?)?;
+                let size = reader.size_bytes();
+                if size != *bytes {
+                    let why = format!("{size} bytes are there, the manifest says {bytes}");
+                    return Err(self.damaged(path, FormatError::corrupt(size.min(*bytes), why)));
+                }
+                (PartBytes::Blob(reader), size)
+            }
+        };
+        let failed = |e| self.part_error(manifest.epoch, part, e);
+        let reader = PartReader::open(bytes, size).map_err(failed)?;
+        let header = reader.header();
+        let same = header.job == manifest.job
+            && (header.epoch, header.attempt) == (manifest.epoch, manifest.attempt)
+            && header.worker == part.worker
+            && header.max_parallelism == manifest.max_parallelism;
+        if !same {
+            let why = format!(
+                "this is the part of worker {} for checkpoint {} of job {}, attempt {}",
+                header.worker, header.epoch, header.job, header.attempt
+            );
+            return Err(failed(FormatError::corrupt(0, why)));
+        }
+        if !reader.sections().iter().map(|s| s.summary()).eq(part.sections.iter().cloned()) {
+            return Err(failed(FormatError::corrupt(0, "its sections are not the manifest's")));
+        }
+        Ok(reader)
+    }
+
+    /// Says of damage in a part which file it is in.
+    #[must_use]
+    pub fn part_error(&self, epoch: Epoch, part: &PartRef, source: FormatError) -> JobStoreError {
+        match &part.place {
+            PartPlace::Blob { path, .. } => self.damaged(path, source),
+            PartPlace::Inline(_) => {
+                let manifest = self.path(&layout::manifest(epoch));
+                let path =
+                    format!("{}, inline part of worker {}", self.address(&manifest), part.worker);
+                JobStoreError::Damaged { path, source }
+            }
+        }
+    }
+
+    /// The path of the blob in which a worker writes its part.
+    #[must_use]
+    pub fn part_path(&self, epoch: Epoch, attempt: Attempt, worker: u32) -> BlobPath {
+        self.path(&layout::part(epoch, attempt, worker))
+    }
+
+    /// Adds to the history what became of a checkpoint, and drops the oldest records beyond [`HISTORY_MAX`].
+    ///
+    /// # Errors
+    /// [`JobStoreError`].
+    pub fn record(&self, record: &CheckpointRecord) -> Result<(), JobStoreError> {
+        let path = self.path(&layout::history(record.epoch));
+        let bytes = record.encode().map_err(|e| self.encode_error(&path, e))?;
+        self.storage.put(&path, &bytes)?;
+        let epochs = self.history_epochs()?;
+        for epoch in epochs.iter().take(epochs.len().saturating_sub(HISTORY_MAX)) {
+            self.storage.delete(&self.path(&layout::history(*epoch)))?;
+        }
+        Ok(())
+    }
+
+    /// What became of the last checkpoints, in ascending order.
+    ///
+    /// # Errors
+    /// [`JobStoreError`].
+    pub fn history(&self) -> Result<Vec<CheckpointRecord>, JobStoreError> {
+        let mut records = Vec::new();
+        for epoch in self.history_epochs()? {
+            let path = self.path(&layout::history(epoch));
+            match self.storage.read(&path, RECORD_BYTES_MAX) {
+                // It was dropped meanwhile, because newer ones came.
+                Err(StorageError::NotFound { .. }) => {}
+                read => records.push(
+                    CheckpointRecord::decode(&read?).map_err(|e| self.damaged(path.as_str(), e))?,
+                ),
+            }
+        }
+        Ok(records)
+    }
+
+    fn history_epochs(&self) -> Result<BTreeSet<Epoch>, JobStoreError> {
+        let blobs = self.storage.list(Some(&self.path(layout::HISTORY)))?;
+        Ok(blobs.iter().filter_map(|(path, _)| self.place(path).as_history()).collect())
+    }
+
+    /// The checkpoints that have a manifest, whether they count or not.
+    fn published(&self) -> Result<BTreeSet<Epoch>, JobStoreError> {
+        let blobs = self.storage.list(Some(&self.path(layout::CHECKPOINTS)))?;
+        Ok(blobs.iter().filter_map(|(path, _)| self.place(path).as_manifest()).collect())
+    }
+
+    fn attempt_facts(&self) -> Result<AttemptFacts, JobStoreError> {
+        let blobs = self.storage.list(Some(&self.path(layout::ATTEMPTS)))?;
+        Ok(layout::facts(blobs.iter().map(|(path, _)| self.place(path))))
+    }
+
+    fn ruling_fence(&self, facts: &AttemptFacts) -> Result<Option<Fence>, JobStoreError> {
+        let Some(attempt) = registry::ruling(facts) else { return Ok(None) };
+        let path = self.path(&layout::fence(attempt));
+        let bytes = match self.storage.read(&path, RECORD_BYTES_MAX) {
+            // A later attempt has pruned it: look again at what there is now.
+            Err(StorageError::NotFound { .. }) => {
+                let now = self.attempt_facts()?;
+                return if now == *facts { Ok(None) } else { self.ruling_fence(&now) };
+            }
+            read => read?,
+        };
+        let fence = block::decode_value(BlockKind::Fence, &bytes);
+        fence.map(Some).map_err(|e| self.damaged(path.as_str(), e))
+    }
+
+    /// A blob that a manifest references. It must be the job's own.
+    fn reference(&self, epoch: Epoch, path: &str) -> Result<BlobPath, JobStoreError> {
+        let inside = path.strip_prefix(self.job.as_str()).is_some_and(|rest| rest.starts_with('/'));
+        match BlobPath::new(path) {
+            Ok(path) if inside => Ok(path),
+            _ => {
+                let manifest = self.path(&layout::manifest(epoch));
+                let why = format!("{path:?} is not a blob of this job");
+                Err(self.damaged(manifest.as_str(), FormatError::corrupt(0, why)))
+            }
+        }
+    }
+
+    fn references(&self, manifest: &Manifest) -> Result<BTreeSet<BlobPath>, JobStoreError> {
+        manifest.blobs().map(|path| self.reference(manifest.epoch, path)).collect()
+    }
+
+    fn job_path(&self) -> BlobPath {
+        BlobPath::new(self.job.as_str()).expect("a name is a path of one component")
+    }
+
+    fn path(&self, below: &str) -> BlobPath {
+        let path = format!("{}/{below}", self.job);
+        BlobPath::new(path).expect("a name and our own layout make a valid path")
+    }
+
+    fn place(&self, path: &BlobPath) -> layout::Place {
+        let below = path.as_str().strip_prefix(self.job.as_str());
+        layout::parse(below.and_then(|rest| rest.strip_prefix('/')).unwrap_or_default())
+    }
+
+    fn address(&self, path: &BlobPath) -> String {
+        format!("{}/{path}", self.storage.location())
+    }
+
+    fn missing(&self, first: Epoch) -> JobStoreError {
+        let (job, location) = (self.job.clone(), self.storage.location());
+        JobStoreError::CheckpointsMissing { job, first, location }
+    }
+
+    fn damaged(&self, path: &str, source: FormatError) -> JobStoreError {
+        JobStoreError::Damaged { path: format!("{}/{path}", self.storage.location()), source }
+    }
+
+    fn encode_error(&self, path: &BlobPath, source: FormatError) -> JobStoreError {
+        JobStoreError::Encode { path: self.address(path), source }
+    }
+}
+
+/// The bytes of a part, wherever they are.
+pub enum PartBytes {
+    /// In the manifest.
+    Inline(Cursor<Vec<u8>>),
+    /// In a blob.
+    Blob(Box<dyn BlobReader>),
+}
+
+impl std::fmt::Debug for PartBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inline(bytes) => write!(f, "Inline({} bytes)", bytes.get_ref().len()),
+            Self::Blob(reader) => write!(f, "Blob({} bytes)", reader.size_bytes()),
+        }
+    }
+}
+
+impl Read for PartBytes {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Inline(bytes) => bytes.read(out),
+            Self::Blob(reader) => reader.read(out),
+        }
+    }
+}
+
+impl Seek for PartBytes {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        match self {
+            Self::Inline(bytes) => bytes.seek(to),
+            Self::Blob(reader) => reader.seek(to),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Deleting what nobody needs, so that the directory equals the reachable set.
+//!
+//! # Ordering
+//! Manifests go first (a deleted one is durably gone before the next step), then what no remaining manifest
+//! references. A manifest that can not be read references anything: then no data is deleted, and the error says which.
+//!
+//! # What a slow attempt can do
+//! It looks for a newer claim before it deletes. If one appears afterwards, what it deletes is what the newer one does
+//! not need: checkpoints older than one that it has itself announced (the newer one starts from that or a later one),
+//! and data of attempts up to itself that no manifest which counts references. A user who restores an *older*
+//! checkpoint while a stopped attempt wakes up may find it gone; that is an error, not damage.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::layout::Place;
+use super::{Claim, JobStore, JobStoreError, layout};
+use crate::ids::{Attempt, Epoch};
+use crate::protocol::registry::{self, Retention};
+use crate::storage::BlobPath;
+
+/// What was deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Number of checkpoints.
+    pub checkpoints: u64,
+    /// Number of blobs, manifests among them.
+    pub blobs: u64,
+    /// Units: bytes of these.
+    pub bytes: u64,
+}
+
+type Blobs = Vec<(BlobPath, u64)>;
+
+impl JobStore {
+    /// Deletes the checkpoints that are not in `keep`, and everything that no remaining one references, except what
+    /// belongs to checkpoints of this attempt `in_progress` or begun later than any that is named.
+    ///
+    /// `keep` are complete checkpoints. If both are empty the attempt is over: everything goes, and the job's record
+    /// says again that no checkpoint completed.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Fenced`] if a newer attempt has claimed: nothing is deleted. After others call again.
+    pub fn retire(
+        &self,
+        claim: &Claim,
+        keep: &[Epoch],
+        in_progress: &[Epoch],
+    ) -> Result<Released, JobStoreError> {
+        let keep = keep.iter().copied().collect();
+        let busy = in_progress.iter().copied().collect();
+        let (mine, fence) = (claim.attempt, &*claim.fence);
+        let retention = Retention { mine, fence, keep: &keep, busy: &busy };
+        let blobs = self.storage.list(Some(&self.job_path()))?;
+        self.check_unfenced(mine)?;
+        if keep.is_empty() && busy.is_empty() {
+            self.put_first_completed(None)?;
+            claim.forget_completed();
+        }
+        self.delete_unwanted(
+            &blobs,
+            |epoch| retention.manifest_goes(epoch),
+            |attempt, epoch| retention.unreferenced_blob_goes(attempt, epoch),
+        )
+    }
+
+    /// Removes what earlier attempts left: void manifests, unreferenced data, their claims, and temporary files older
+    /// than `temporary_age` (of all jobs of the store; so let it be longer than a write may take).
+    ///
+    /// # Errors
+    /// [`JobStoreError::Fenced`] if a newer attempt has claimed: nothing is deleted. After others call again.
+    pub fn sweep(&self, claim: &Claim, temporary_age: Duration) -> Result<Released, JobStoreError> {
+        let blobs = self.storage.list(Some(&self.job_path()))?;
+        self.check_unfenced(claim.attempt)?;
+        let mut released = self.delete_unwanted(
+            &blobs,
+            |epoch| !registry::counts(epoch, Some(&claim.fence)),
+            |attempt, _| attempt < claim.attempt,
+        )?;
+        let facts = layout::facts(blobs.iter().map(|(path, _)| self.place(path)));
+        let obsolete = registry::obsolete(&facts, claim.attempt);
+        for (path, size) in &blobs {
+            if self.place(path).as_attempt().is_some_and(|attempt| obsolete.contains(&attempt)) {
+                self.release(path, *size, &mut released)?;
+            }
+        }
+        self.storage.sweep_temporary(temporary_age)?;
+        Ok(released)
+    }
+
+    /// Deletes the parts of a checkpoint of this attempt that was aborted. If its manifest is there after all, nothing.
+    ///
+    /// # Errors
+    /// [`JobStoreError`].
+    pub fn discard(&self, claim: &Claim, epoch: Epoch) -> Result<Released, JobStoreError> {
+        let blobs = self.storage.list(Some(&self.path(&layout::checkpoint(epoch))))?;
+        let mut released = Released::default();
+        if blobs.iter().any(|(path, _)| self.place(path) == Place::Manifest(epoch)) {
+            return Ok(released);
+        }
+        for (path, size) in &blobs {
+            if self.place(path) == Place::Data(claim.attempt, epoch) {
+                self.release(path, *size, &mut released)?;
+            }
+        }
+        Ok(released)
+    }
+
+    /// Deletes one checkpoint, because the user says so. The job's record still says that one was complete.
+    ///
+    /// # Errors
+    /// [`JobStoreError::NoSuchCheckpoint`] and others.
+    pub fn delete(&self, epoch: Epoch) -> Result<Released, JobStoreError> {
+        let blobs = self.storage.list(Some(&self.job_path()))?;
+        if !blobs.iter().any(|(path, _)| self.place(path) == Place::Manifest(epoch)) {
+            let (job, location) = (self.job.clone(), self.storage.location());
+            return Err(JobStoreError::NoSuchCheckpoint { job, epoch, location });
+        }
+        // Shared files may be wanted by a checkpoint that is being taken: the job itself retires those.
+        let directory = self.path(&layout::checkpoint(epoch));
+        let below = |path: &BlobPath| path.as_str().starts_with(&format!("{directory}/"));
+        let inside: Blobs = blobs.iter().filter(|(path, _)| below(path)).cloned().collect();
+        let remaining: Vec<_> = self.manifests(&blobs).filter(|other| *other != epoch).collect();
+        let referenced = self.referenced_by(remaining)?;
+        let mut released = Released { checkpoints: 1, ..Released::default() };
+        let manifest = self.path(&layout::manifest(epoch));
+        let size = inside.iter().find(|(path, _)| *path == manifest).map_or(0, |(_, size)| *size);
+        self.release(&manifest, size, &mut released)?;
+        for (path, size) in inside.iter().filter(|(path, _)| *path != manifest) {
+            if !referenced.contains(path) && matches!(self.place(path), Place::Data(..)) {
+                self.release(path, *size, &mut released)?;
+            }
+        }
+        Ok(released)
+    }
+
+    /// Every blob that the job needs: its record, its history, the attempts from the ruling one on, the checkpoints that
+    /// count and all that they reference.
+    ///
+    /// # Errors
+    /// [`JobStoreError`]; a damaged manifest is one.
+    pub fn reachable(&self) -> Result<BTreeSet<BlobPath>, JobStoreError> {
+        let (blobs, valid) = self.blobs_and_valid()?;
+        let mut reachable = self.referenced_by(valid.iter().copied())?;
+        reachable.extend(self.reachable_otherwise(&blobs, &valid));
+        Ok(reachable)
+    }
+
+    /// Every blob of the job that is not reachable. After [`JobStore::sweep`] and [`JobStore::retire`], none.
+    ///
+    /// # Errors
+    /// [`JobStoreError`]; a damaged manifest is one.
+    pub fn unreachable(&self) -> Result<Vec<BlobPath>, JobStoreError> {
+        let reachable = self.reachable()?;
+        let blobs = self.storage.list(Some(&self.job_path()))?;
+        Ok(blobs.into_iter().map(|(path, _)| path).filter(|p| !reachable.contains(p)).collect())
+    }
+
+    pub(super) fn blobs_and_valid(&self) -> Result<(Blobs, BTreeSet<Epoch>), JobStoreError> {
+        let blobs = self.storage.list(Some(&self.job_path()))?;
+        let facts = layout::facts(blobs.iter().map(|(path, _)| self.place(path)));
+        let ruling = self.ruling_fence(&facts)?;
+        let counts = |epoch: &Epoch| registry::counts(*epoch, ruling.as_ref());
+        let valid = self.manifests(&blobs).filter(counts).collect();
+        Ok((blobs, valid))
+    }
+
+    /// What is reachable without any manifest's saying so.
+    pub(super) fn reachable_otherwise(
+        &self,
+        blobs: &Blobs,
+        valid: &BTreeSet<Epoch>,
+    ) -> BTreeSet<BlobPath> {
+        let facts = layout::facts(blobs.iter().map(|(path, _)| self.place(path)));
+        let ruling = registry::ruling(&facts);
+        let needed = |place: Place| match place {
+            Place::Job | Place::History(_) => true,
+            Place::Claim(attempt) | Place::Fence(attempt) | Place::Reservation(attempt, _) => {
+                ruling.is_none_or(|ruling| attempt >= ruling)
+            }
+            Place::Manifest(epoch) => valid.contains(&epoch),
+            Place::Data(..) | Place::Other => false,
+        };
+        let paths = blobs.iter().map(|(path, _)| path);
+        paths.filter(|path| needed(self.place(path))).cloned().collect()
+    }
+
+    fn delete_unwanted(
+        &self,
+        blobs: &Blobs,
+        manifest_goes: impl Fn(Epoch) -> bool,
+        data_goes: impl Fn(Attempt, Epoch) -> bool,
+    ) -> Result<Released, JobStoreError> {
+        let mut released = Released::default();
+        for (path, size) in blobs {
+            if let Place::Manifest(epoch) = self.place(path)
+                && manifest_goes(epoch)
+            {
+                self.release(path, *size, &mut released)?;
+                released.checkpoints += 1;
+            }
+        }
+        let unwanted: Blobs = blobs
+            .iter()
+            .filter(|(path, _)| {
+                matches!(self.place(path), Place::Data(attempt, epoch) if data_goes(attempt, epoch))
+            })
+            .cloned()
+            .collect();
+        if unwanted.is_empty() {
+            return Ok(released);
+        }
+        let remaining: Vec<_> = self.manifests(blobs).filter(|e| !manifest_goes(*e)).collect();
+        let referenced = self.referenced_by(remaining)?;
+        for (path, size) in unwanted.iter().filter(|(path, _)| !referenced.contains(path)) {
+            self.release(path, *size, &mut released)?;
+        }
+        Ok(released)
+    }
+
+    fn referenced_by(
+        &self,
+        epochs: impl IntoIterator<Item = Epoch>,
+    ) -> Result<BTreeSet<BlobPath>, JobStoreError> {
+        let mut referenced = BTreeSet::new();
+        for epoch in epochs {
+            match self.load_unchecked(epoch) {
+                Ok(manifest) => referenced.extend(self.references(&manifest)?),
+                // Somebody deleted it meanwhile: it references nothing any more.
+                Err(JobStoreError::NoSuchCheckpoint { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(referenced)
+    }
+
+    fn manifests(&self, blobs: &Blobs) -> impl Iterator<Item = Epoch> {
+        blobs.iter().filter_map(|(path, _)| self.place(path).as_manifest())
+    }
+
+    fn release(
+        &self,
+        path: &BlobPath,
+        size: u64,
+        released: &mut Released,
+    ) -> Result<(), JobStoreError> {
+        self.storage.delete(path)?;
+        released.blobs += 1;
+        released.bytes += size;
+        Ok(())
+    }
+}
