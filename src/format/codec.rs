@@ -46,6 +46,30 @@ pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), Fo
     })
 }
 
+/// Reads `entries` values that are the whole of `bytes`, one after the other.
+///
+/// # Errors
+/// [`FormatError::Corrupt`]; bytes left over are corruption.
+pub fn decode_entries<T: DeserializeOwned>(
+    bytes: &[u8],
+    entries: u32,
+    mut take: impl FnMut(T),
+) -> Result<(), FormatError> {
+    let mut rest = bytes;
+    for _ in 0..entries {
+        let (value, after) = decode_prefix(rest)
+            .map_err(|error: FormatError| error.moved_by((bytes.len() - rest.len()) as u64))?;
+        take(value);
+        rest = after;
+    }
+    if rest.is_empty() {
+        Ok(())
+    } else {
+        let at = (bytes.len() - rest.len()) as u64;
+        Err(FormatError::corrupt(at, format!("{} bytes after the last entry", rest.len())))
+    }
+}
+
 struct Append<'a>(&'a mut Vec<u8>);
 
 impl Flavor for Append<'_> {
@@ -110,11 +134,4 @@ mod tests {
         assert!(decode::<Vec<u64>>(&bytes).is_err());
         assert!(decode::<String>(&bytes).is_err());
     }
-}
-/// Refuses bytes that are left over.
-///
-/// # Errors
-/// [`FormatError::Corrupt`] if there are any.
-pub fn nothing_left(rest: &[u8]) -> Result<(), FormatError> {
-    if rest.is_empty() { Ok(()) } else { Err(FormatError::corrupt(0, format!("{} bytes are left over", rest.len()))) }
 }

@@ -39,7 +39,7 @@ pub struct CheckpointRecord {
     pub workers: Vec<WorkerTimings>,
     /// Units: bytes of all parts.
     pub bytes: u64,
-    /// Units: bytes of channel logs among them.
+    /// Units: bytes that waited in channels when it began.
     pub in_flight_bytes: u64,
     /// Number of entries of all parts.
     pub entries: u64,
@@ -71,7 +71,7 @@ pub struct WorkerTimings {
     pub async_us: u64,
     /// Units: bytes of its part.
     pub bytes: u64,
-    /// Units: bytes of channel logs among them.
+    /// Units: bytes that waited in channels when it began.
     pub in_flight_bytes: u64,
 }
 

@@ -291,13 +291,9 @@ impl<'scope> Job<'scope> {
         let mut transactions = Vec::new();
         let Some(restored) = self.restorable(&header) else { return transactions };
         let read = restored.for_each_block(name, &header.state, 0..u16::MAX, |block| {
-            let mut rest = block.bytes;
-            for _ in 0..block.entries {
-                let (transaction, after) = codec::decode_prefix(rest)?;
+            codec::decode_entries(block.bytes, block.entries, |transaction| {
                 transactions.push(transaction);
-                rest = after;
-            }
-            codec::nothing_left(rest)
+            })
         });
         if let Err(error) = read {
             self.error(error);

@@ -9,6 +9,6 @@ pub mod coordinator;
 pub mod flow;
 pub mod key_groups;
 pub mod plan;
-pub mod restart;
 pub mod registry;
+pub mod restart;
 pub mod watermark;

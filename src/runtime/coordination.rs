@@ -19,6 +19,9 @@ use crate::storage::job_store::{Claim, JobStore, JobStoreError};
 
 type Part = (PartRef, WorkerTimings);
 
+/// Temporary files older than this are of writers that are dead.
+const TEMPORARY_AGE: Duration = Duration::from_secs(600);
+
 /// What is known of a checkpoint until it is recorded.
 #[derive(Default)]
 struct Progress {
@@ -53,7 +56,12 @@ impl Coordination {
         });
         let claim = Arc::new(claim);
         let context = Rc::clone(context);
-        Self { machine, claim, context, progress: BTreeMap::new(), effects: Vec::new() }
+        let coordination =
+            Self { machine, claim, context, progress: BTreeMap::new(), effects: Vec::new() };
+        coordination.housekeeping("removing what dead attempts left", |store, claim| {
+            store.sweep(claim, TEMPORARY_AGE).map(drop)
+        });
+        coordination
     }
 
     /// When the coordinator wants to be called again.
@@ -115,6 +123,10 @@ impl Coordination {
             Effect::Abort { epoch, reason } => {
                 tracing::warn!(attempt, epoch = epoch.0, "checkpoint aborted: {reason}");
                 self.context.send(None, Control::Abort { epoch });
+                // On a full disk nothing completes any more, so nothing else would make room.
+                self.housekeeping("deleting an aborted checkpoint", move |store, claim| {
+                    store.discard(claim, epoch).map(drop)
+                });
             }
             Effect::Reserve { .. } => {
                 let mailbox = self.context.mailbox.clone();
@@ -124,12 +136,8 @@ impl Coordination {
                 });
             }
             Effect::Retire { keep, in_progress, .. } => {
-                let mailbox = self.context.mailbox.clone();
-                self.io(move |store, claim| {
-                    if let Err(error) = store.retire(claim, &keep, &in_progress) {
-                        let what = "deleting old checkpoints";
-                        mailbox.post(Letter::Housekeeping { what, error: describe(&error) });
-                    }
+                self.housekeeping("deleting old checkpoints", move |store, claim| {
+                    store.retire(claim, &keep, &in_progress).map(drop)
                 });
             }
             Effect::DrainSources => self.context.send(None, Control::Drain),
@@ -165,7 +173,8 @@ impl Coordination {
         self.io(move |store, claim| {
             let start = clock.now();
             // A job that keeps nothing has nothing to publish; its final checkpoint only orders the commits.
-            let result = if durable { store.publish(claim, &manifest).map(drop) } else { Ok(()) };
+            let result =
+                if durable { publish_for_certain(store, claim, &manifest) } else { Ok(()) };
             let publish_us = clock.now().saturating_sub(start).as_micros() as u64;
             mailbox.post(Letter::Publish { epoch, publish_us, result });
         });
@@ -197,21 +206,61 @@ impl Coordination {
             );
         }
         self.context.shared.counters.checkpoint(&record, outcome.ended - outcome.triggered);
-        if self.context.shared.durable {
-            let mailbox = self.context.mailbox.clone();
-            self.io(move |store, _| {
-                if let Err(error) = store.record(&record) {
-                    let what = "writing the checkpoint history";
-                    mailbox.post(Letter::Housekeeping { what, error: describe(&error) });
-                }
-            });
+        self.housekeeping("writing the checkpoint history", move |store, _| store.record(&record));
+    }
+
+    /// Does something that matters to nobody's correctness. A failure is logged.
+    fn housekeeping(
+        &self,
+        what: &'static str,
+        task: impl FnOnce(&JobStore, &Claim) -> Result<(), JobStoreError> + Send + 'static,
+    ) {
+        if !self.context.shared.durable {
+            return;
         }
+        let mailbox = self.context.mailbox.clone();
+        self.io(move |store, claim| {
+            if let Err(error) = task(store, claim) {
+                mailbox.post(Letter::Housekeeping { what, error: describe(&error) });
+            }
+        });
     }
 
     fn io(&self, task: impl FnOnce(&JobStore, &Claim) + Send + 'static) {
         let store = self.context.shared.store.clone();
         let claim = Arc::clone(&self.claim);
         self.context.submit(Lane::Coordination, Box::new(move || task(&store, &claim)));
+    }
+}
+
+/// Publishes a manifest, or makes sure that it is not there and never will be.
+fn publish_for_certain(
+    store: &JobStore,
+    claim: &Claim,
+    manifest: &Manifest,
+) -> Result<(), JobStoreError> {
+    let mut delay = Duration::from_millis(10);
+    loop {
+        let error = match store.publish(claim, manifest) {
+            Ok(_) => return Ok(()),
+            Err(error @ (JobStoreError::Fenced { .. } | JobStoreError::Refused { .. })) => {
+                return Err(error);
+            }
+            Err(error) => error,
+        };
+        // It may be there: then it must become complete. If it is not, nobody but us would write it.
+        if let Ok(valid) = store.valid_epochs()
+            && !valid.contains(&manifest.epoch)
+        {
+            return Err(error);
+        }
+        tracing::warn!(
+            epoch = manifest.epoch.0,
+            "it is not known whether a manifest is published, trying again: {}",
+            describe(&error)
+        );
+        std::thread::sleep(delay);
+        delay = (delay * 2).min(Duration::from_secs(5));
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use crossbeam::channel::Receiver;
 use timely::worker::Worker;
 
-use crate::ids::Epoch;
+use crate::ids::{Epoch, Name};
 use crate::protocol::abort::AbortReason;
 use crate::protocol::coordinator::Event;
 use crate::protocol::flow::Budget;
@@ -237,7 +237,17 @@ impl Driver {
                     self.last = Some(epoch);
                 }
             }
-            Control::Abort { epoch } => context.end(epoch),
+            Control::Abort { epoch } => {
+                let missing = context.missing(epoch);
+                if !missing.is_empty() {
+                    let names: Vec<&str> = missing.iter().map(Name::as_str).collect();
+                    tracing::warn!(
+                        worker = context.index, epoch = epoch.0,
+                        "the aborted checkpoint was waiting for {}", names.join(", ")
+                    );
+                }
+                context.end(epoch);
+            }
             Control::Drain => {
                 for source in context.sources.borrow().iter() {
                     source.drain();

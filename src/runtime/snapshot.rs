@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::format::manifest::PartRef;
 use crate::format::part::{PartHeader, PartWriter, SectionIndex};
 use crate::format::record::WorkerTimings;
-use crate::format::{FormatError, SectionKind};
+use crate::format::FormatError;
 use crate::ids::Name;
 use crate::runtime::context::{Assembled, AttemptShared, SectionFailure};
 use crate::runtime::describe;
@@ -68,14 +68,13 @@ pub(crate) fn write_part(
         why: describe(&error),
         fatal: false,
     })?;
-    let logged = summary.sections.iter().filter(|s| s.header.kind == SectionKind::ChannelLog);
     let timings = WorkerTimings {
         worker: worker as u32,
         align_us: microseconds(assembled.align),
         sync_us: microseconds(assembled.sync),
         async_us: microseconds(shared.clock.now().saturating_sub(start)),
         bytes: summary.bytes,
-        in_flight_bytes: logged.map(|section| section.bytes).sum(),
+        in_flight_bytes: assembled.in_flight_bytes,
     };
     let sections = summary.sections.iter().map(SectionIndex::summary).collect();
     Ok((PartRef { worker: worker as u32, place, sections }, timings))

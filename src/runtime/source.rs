@@ -81,13 +81,7 @@ pub(crate) fn read_start<S: Source>(
 ) -> Result<SourceStart<S::Split>, RestoreError> {
     let mut kept: Vec<KeptSplit<S::Split>> = Vec::new();
     restored.for_each_block(&header.operator, &header.state, 0..u16::MAX, |block| {
-        let mut rest = block.bytes;
-        for _ in 0..block.entries {
-            let (split, after) = codec::decode_prefix(rest)?;
-            kept.push(split);
-            rest = after;
-        }
-        codec::nothing_left(rest)
+        codec::decode_entries(block.bytes, block.entries, |split| kept.push(split))
     })?;
     let reached = kept.iter().map(|kept| match kept.state {
         SplitState { finished: true, .. } => i64::MAX,

@@ -30,7 +30,7 @@ const TEMPORARY_PREFIX: &str = ".tmp-";
 /// Units: bytes.
 const WRITE_BUFFER_BYTES: usize = 256 << 10;
 /// A directory that was just made may be removed by a concurrent delete of its last blob; then it is made again.
-const DIRECTORY_TRIES: usize = 16;
+const DIRECTORY_TRIES: usize = 100;
 
 /// Numbers the temporary files of this process, whichever store they belong to.
 static TEMPORARY_COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -101,22 +101,25 @@ impl LocalStorage {
     }
 
     fn temporary(&self, target: PathBuf) -> Result<Temporary, StorageError> {
-        let failed = |source| determinate(StorageOp::Write, &target, source);
         let directory = target.parent().unwrap_or(&self.root).to_owned();
         let mut tries = 0;
         loop {
-            self.make_directories(&directory).map_err(failed)?;
             let number = TEMPORARY_COUNTER.fetch_add(1, Ordering::Relaxed);
             let name = format!("{TEMPORARY_PREFIX}{}-{number}", std::process::id());
             let path = directory.join(name);
-            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            match self.make_directories(&directory).and_then(|()| create()) {
                 Ok(file) => return Ok(Temporary { file, path: Some(path), directory, target }),
                 // A dead process that had our number left it behind: take the next name.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) if error.kind() == ErrorKind::NotFound && tries < DIRECTORY_TRIES => {
+                Err(error)
+                    if error.kind() == ErrorKind::NotFound
+                        && tries < DIRECTORY_TRIES
+                        && self.root.exists() =>
+                {
                     tries += 1;
                 }
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(determinate(StorageOp::Write, &target, error)),
             }
         }
     }
