@@ -6,10 +6,15 @@ pub mod format;
 pub mod ids;
 pub mod job;
 pub mod network;
+pub mod prelude;
 pub mod protocol;
 mod runtime;
 pub mod state;
 pub mod storage;
 pub mod supervisor;
 
+pub use job::JobError as Error;
 pub use protocol::key_groups::key_groups;
+
+/// The result of building or running a job.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

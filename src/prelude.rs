@@ -1,0 +1,10 @@
+//! What a program needs: `use highwater::prelude::*;`.
+
+pub use crate::connect::{
+    Collect, Collection, ConnectError, Discard, Files, Generator, Record, Sink, SocketLines, Source,
+};
+pub use crate::job::{
+    Context, EventTime, Job, JobError, KeyedStream, States, Stream, Value, ValueState,
+};
+pub use crate::protocol::watermark::{WatermarkGenerator, WatermarkStrategy};
+pub use crate::state::Key;
