@@ -47,9 +47,9 @@ pub enum CliError {
         /// Why.
         source: std::io::Error,
     },
-    /// The settings of checkpoints do not fit together.
-    #[error("the checkpoint settings do not fit together: {problem}")]
-    Checkpoints {
+    /// Numbers do not fit together.
+    #[error("the settings do not fit together: {problem}")]
+    Plan {
         /// What does not fit, and what would.
         problem: String,
     },
@@ -67,7 +67,7 @@ pub enum CliError {
 impl CliError {
     /// Shows the error, with its causes, on standard error, or the help that was asked for on standard output.
     ///
-    /// Returns the code to exit with: 0 after help, 2 otherwise.
+    /// Returns the code to exit with: 0 after help, 2 otherwise, by which a supervisor knows that no restart can help.
     pub fn report(&self) -> ExitCode {
         match self {
             Self::Usage(error) => {

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use super::error::CliError;
 use super::file::FileLayer;
-use super::settings::{CONFIG_VARIABLE, OTHER_VARIABLES, SETTINGS, Setting, VARIABLE_PREFIX};
+use super::settings::{
+    CONFIG_VARIABLE, OTHER_VARIABLES, SETTINGS, SUPERVISOR_DECIDES, Setting, VARIABLE_PREFIX,
+};
 
 /// Where a value came from; the lesser wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,7 +88,13 @@ impl Layers {
     }
 
     /// What the topmost layer says that says anything. `None`: no layer does, and there is no default.
+    ///
+    /// Who a supervised process is, its supervisor alone decides; the process got the command line of the whole job.
     pub fn get(&self, setting: &Setting) -> Option<Given> {
+        let decided = self.supervised && SUPERVISOR_DECIDES.contains(&setting.flag);
+        if decided && let Some(text) = self.environment.get(setting.flag) {
+            return Some(Given { text: text.clone(), origin: Origin::Environment });
+        }
         if let Some(text) = self.flags.get(setting.flag) {
             return Some(Given { text: text.clone(), origin: Origin::Flag });
         }

@@ -4,6 +4,7 @@
 //! a TOML file (`[checkpoints]`, `interval = "10s"`) that `--config` or `HIGHWATER_CONFIG` names. The first of them
 //! that is given wins: flag over environment over file over default. `--print-config` shows the outcome.
 
+mod checkpoints;
 mod error;
 mod file;
 mod hostfile;
@@ -15,10 +16,12 @@ mod progress;
 mod resolve;
 mod restart;
 mod settings;
+mod sources;
 #[cfg(test)]
 mod test_support;
 #[cfg(test)]
 mod tests;
+mod tool;
 mod units;
 
 pub use error::CliError;
@@ -26,6 +29,7 @@ pub use logging::{LogConfig, LogFormat, start_logging};
 pub use options::{NoArgs, Options, parse, parse_with};
 pub use progress::{ProgressMode, ProgressPrinter, ProgressSample, format_progress};
 pub use resolve::Resolved;
+pub use tool::run_tool;
 pub use units::{
     format_duration, format_size, parse_duration, parse_size, short_count, short_duration,
     short_size,

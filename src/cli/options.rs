@@ -12,7 +12,8 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use super::error::CliError;
 use super::layers::Layers;
-use super::resolve::{Resolved, resolve, resolve_restart};
+use super::logging::LogConfig;
+use super::resolve::{Resolved, resolve, resolve_supervisor};
 use super::settings::{CONFIG_VARIABLE, Kind, SETTINGS, Setting};
 use crate::config::RestartStrategy;
 
@@ -28,17 +29,17 @@ pub struct Options {
     print_config: bool,
 }
 
-/// The restart options alone, for the tool that supervises a program.
+/// The options of restarts and of the log alone, for the tool that supervises a program.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RestartOptions(Options);
+pub(crate) struct SupervisorOptions(Options);
 
-impl RestartOptions {
+impl SupervisorOptions {
     /// Joins these flags with an environment.
     pub fn resolve_with(
         self,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
-    ) -> Result<RestartStrategy, CliError> {
-        resolve_restart(&Layers::gather(self.0.given, None, environment)?)
+    ) -> Result<(RestartStrategy, LogConfig), CliError> {
+        resolve_supervisor(&Layers::gather(self.0.given, None, environment)?)
     }
 }
 
@@ -176,9 +177,11 @@ impl FromArgMatches for Options {
     }
 }
 
-impl Args for RestartOptions {
+impl Args for SupervisorOptions {
     fn augment_args(command: Command) -> Command {
-        augment(command, |setting| setting.table == "restart")
+        augment(command, |setting| {
+            setting.table == "restart" || ["log", "log-format"].contains(&setting.flag)
+        })
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -186,7 +189,7 @@ impl Args for RestartOptions {
     }
 }
 
-impl FromArgMatches for RestartOptions {
+impl FromArgMatches for SupervisorOptions {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         Ok(Self(extract(matches)))
     }
@@ -234,7 +237,7 @@ fn augment(command: Command, wanted: impl Fn(&Setting) -> bool) -> Command {
 
 fn extract(matches: &ArgMatches) -> Options {
     let text = |setting: &Setting| {
-        // A part of the settings may be defined, as by `RestartOptions`.
+        // A part of the settings may be defined, as by `SupervisorOptions`.
         matches
             .try_get_one::<String>(&format!("{ID_PREFIX}{}", setting.flag))
             .ok()

@@ -15,7 +15,7 @@ use super::settings::{Setting, by_flag};
 use super::units::{parse_duration, parse_size, shorten};
 use crate::config::{
     CheckpointConfig, CheckpointMode, FlowConfig, HeartbeatConfig, JobConfig, OnCancel,
-    RestoreConfig, RestoreFrom,
+    RestartStrategy, RestoreConfig, RestoreFrom,
 };
 use crate::ids::Name;
 
@@ -58,9 +58,9 @@ pub(crate) fn resolve(job_name: &str, layers: &Layers, print: bool) -> Result<Re
     config.watermark_interval = reader.positive("watermark-interval")?;
 
     let mut warnings = layers.warnings.clone();
-    let fit = validate_checkpoints(&config.checkpoints);
-    warnings.extend(fit.map_err(|problem| CliError::Checkpoints { problem })?);
-    let supervise = reader.value("supervise", boolean)? && !layers.supervised;
+    let fit = validate_plan(&config);
+    warnings.extend(fit.map_err(|problem| CliError::Plan { problem })?);
+    let supervise = supervise(&reader, layers.supervised, &config)?;
     let log = log(&reader)?;
     let progress = reader.choice(
         "progress",
@@ -74,16 +74,34 @@ pub(crate) fn resolve(job_name: &str, layers: &Layers, print: bool) -> Result<Re
     Ok(Resolved { config, supervise, print_config, log, progress, warnings })
 }
 
-/// Reads the restart strategy alone.
-pub(crate) fn resolve_restart(layers: &Layers) -> Result<crate::config::RestartStrategy, CliError> {
-    restart::read(&Reader { layers })
+/// Reads what a supervisor needs that does not run a job itself.
+pub(crate) fn resolve_supervisor(
+    layers: &Layers,
+) -> Result<(RestartStrategy, LogConfig), CliError> {
+    let reader = Reader { layers };
+    Ok((restart::read(&reader)?, log(&reader)?))
 }
 
-/// The one call site of the rules by which checkpoint settings fit together. `Ok` holds warnings.
+/// The one call site of the rules by which numbers fit together. `Ok` holds warnings.
 ///
-/// WIRE: becomes `crate::protocol::plan::validate(checkpoints)`.
-fn validate_checkpoints(_checkpoints: &CheckpointConfig) -> Result<Vec<String>, String> {
+/// WIRE: `plan::validate(&config.checkpoints)`, then the warnings of `plan::validate_restart(&config.restart)`.
+fn validate_plan(_config: &JobConfig) -> Result<Vec<String>, String> {
     Ok(Vec::new())
+}
+
+/// Whether this process is to be a supervisor. One that is chooses the addresses of its processes itself.
+fn supervise(reader: &Reader<'_>, supervised: bool, config: &JobConfig) -> Result<bool, CliError> {
+    let supervise = reader.value("supervise", boolean)? && !supervised;
+    for (flag, given) in
+        [("process", config.process > 0), ("hostfile", reader.is_given("hostfile"))]
+    {
+        if supervise && given {
+            let problem = "a supervisor starts all processes of the job on this machine and numbers them \
+                           itself: leave this out, or --supervise";
+            return Err(reader.error(flag, problem.to_owned()));
+        }
+    }
+    Ok(supervise)
 }
 
 fn name(reader: &Reader<'_>, job_name: &str) -> Result<Name, CliError> {

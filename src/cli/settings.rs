@@ -59,11 +59,15 @@ pub(crate) const VARIABLE_PREFIX: &str = "HIGHWATER_";
 /// The variable that names a configuration file.
 pub(crate) const CONFIG_VARIABLE: &str = "HIGHWATER_CONFIG";
 
-/// Set by the supervisor for the processes it starts: they are not to start a supervisor of their own.
+/// Set by the supervisor for the processes that it starts: they are not to start a supervisor of their own.
 pub(crate) const SUPERVISED_VARIABLE: &str = "HIGHWATER_SUPERVISED";
 
 /// Variables that are ours, but no settings.
 pub(crate) const OTHER_VARIABLES: [&str; 2] = [CONFIG_VARIABLE, SUPERVISED_VARIABLE];
+
+/// What a supervisor tells the processes that it starts, by variables that win over their flags.
+pub(crate) const SUPERVISOR_DECIDES: [&str; 5] =
+    ["processes", "process", "workers", "hostfile", "secret-file"];
 
 /// The tables of the file, in the order in which they are printed, with their headings in help.
 pub(crate) const HEADINGS: [(&str, &str); 8] = [

@@ -370,10 +370,25 @@ fn a_strategy_chosen_above_the_options_of_another_overrules_them() {
 }
 
 #[test]
-fn a_process_that_a_supervisor_started_starts_no_supervisor() {
-    assert!(resolve(&["--supervise"]).supervise);
-    let child = Start::new(&["--supervise"]).variable("HIGHWATER_SUPERVISED", "1");
-    assert!(!child.resolve().unwrap().supervise);
+fn a_process_that_a_supervisor_started_starts_no_supervisor_and_is_who_it_was_told_to_be() {
+    assert!(resolve(&["--supervise", "-n", "3"]).supervise);
+    let child = Start::new(&["--supervise", "-n", "3", "-w", "2"]);
+    let path = child.write("hosts", "127.0.0.1:1\n127.0.0.1:2\n127.0.0.1:3\n127.0.0.1:4\n");
+    let child = child
+        .variable("HIGHWATER_SUPERVISED", "4711")
+        .variable("HIGHWATER_PROCESSES", "4")
+        .variable("HIGHWATER_PROCESS", "3")
+        .variable("HIGHWATER_HOSTFILE", path.to_str().unwrap());
+    let resolved = child.resolve().unwrap();
+    assert!(!resolved.supervise);
+    assert_eq!((resolved.config.processes, resolved.config.process), (4, 3));
+    assert_eq!((resolved.config.workers, resolved.config.addresses.len()), (2, 4));
+}
+
+#[test]
+fn a_supervisor_is_not_told_what_it_decides_itself() {
+    let error = Start::new(&["--supervise", "-n", "2", "-p", "1"]).refused();
+    assert!(error.starts_with("--process: a supervisor starts all processes"), "{error}");
 }
 
 #[test]

@@ -150,7 +150,7 @@ pub fn short_size(bytes: u64) -> String {
     {
         if bytes >> shift > 0 {
             let whole = bytes >> shift;
-            let tenth = (u128::from(bytes) * 10 >> shift) % 10;
+            let tenth = ((u128::from(bytes) * 10) >> shift) % 10;
             shown = if whole < 100 {
                 format!("{whole}.{tenth} {unit}")
             } else {
