@@ -1,7 +1,7 @@
 //! What `highwater checkpoints` says: reports, as tables for people and as JSON for programs.
 //!
-//! The shapes here are a promise to scripts, so they are types of their own and not those that are stored. Sizes are
-//! bytes, times are milliseconds since 1970, durations end in their unit.
+//! The shapes here are a promise to scripts, so they are types of their own and not those that are
+//! stored. Sizes are bytes, times are milliseconds since 1970, durations end in their unit.
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
@@ -356,7 +356,8 @@ fn table<const N: usize>(headings: [&str; N], rows: impl Iterator<Item = [String
     lines.concat()
 }
 
-/// The text in one line, without what a terminal would take for a command: it may come from a damaged file.
+/// The text in one line, without what a terminal would take for a command: it may come from a
+/// damaged file.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

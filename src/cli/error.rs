@@ -65,9 +65,11 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// Shows the error, with its causes, on standard error, or the help that was asked for on standard output.
+    /// Shows the error, with its causes, on standard error, or the help that was asked for on
+    /// standard output.
     ///
-    /// Returns the code to exit with: 0 after help, 2 otherwise, by which a supervisor knows that no restart can help.
+    /// Returns the code to exit with: 0 after help, 2 otherwise, by which a supervisor knows that
+    /// no restart can help.
     pub fn report(&self) -> ExitCode {
         match self {
             Self::Usage(error) => {

@@ -1,8 +1,9 @@
 //! The configuration file: TOML, with the tables and keys of `settings` and no others.
 //!
-//! Keys are checked against the table and keep their lines, so that a misspelt one is an error that names file,
-//! line and key. Values may be strings, numbers or booleans; what they mean is decided in `resolve`. Paths in
-//! values mean what they would mean on the command line: they start at the working directory.
+//! Keys are checked against the table and keep their lines, so that a misspelt one is an error that
+//! names file, line and key. Values may be strings, numbers or booleans; what they mean is decided
+//! in `resolve`. Paths in values mean what they would mean on the command line: they start at the
+//! working directory.
 
 use std::collections::BTreeMap;
 use std::io::Read;

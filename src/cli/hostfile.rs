@@ -1,7 +1,7 @@
 //! The file of hosts: one `host:port` a line, in the order of the processes.
 //!
-//! Blank lines and what follows a `#` do not count. More lines than processes are allowed, as timely has it; fewer
-//! are an error.
+//! Blank lines and what follows a `#` do not count. More lines than processes are allowed, as
+//! timely has it; fewer are an error.
 
 use std::net::IpAddr;
 use std::path::Path;

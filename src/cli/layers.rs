@@ -1,7 +1,8 @@
 //! Where settings come from: flags over environment over file over defaults.
 //!
-//! A layer holds texts. They are parsed in `resolve`, once, whichever layer they come from, so that a wrong value
-//! is refused with the same words everywhere and named in the form in which the user gave it.
+//! A layer holds texts. They are parsed in `resolve`, once, whichever layer they come from, so that
+//! a wrong value is refused with the same words everywhere and named in the form in which the user
+//! gave it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -87,9 +88,11 @@ impl Layers {
         })
     }
 
-    /// What the topmost layer says that says anything. `None`: no layer does, and there is no default.
+    /// What the topmost layer says that says anything. `None`: no layer does, and there is no
+    /// default.
     ///
-    /// Who a supervised process is, its supervisor alone decides; the process got the command line of the whole job.
+    /// Who a supervised process is, its supervisor alone decides; the process got the command line
+    /// of the whole job.
     pub fn get(&self, setting: &Setting) -> Option<Given> {
         let decided = self.supervised && SUPERVISOR_DECIDES.contains(&setting.flag);
         if decided && let Some(text) = self.environment.get(setting.flag) {
@@ -134,7 +137,8 @@ impl Layers {
     }
 }
 
-/// Takes our variables from all variables. An empty value counts as unset, as the shell's `VAR= command` means it.
+/// Takes our variables from all variables. An empty value counts as unset, as the shell's `VAR=
+/// command` means it.
 fn read_environment(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Environment, CliError> {

@@ -24,8 +24,8 @@ pub struct LogConfig {
     pub format: LogFormat,
 }
 
-/// Begins to log as `config` says. Returns whether it did: if the program has set up `tracing` itself, or this was
-/// called before, what is there stays.
+/// Begins to log as `config` says. Returns whether it did: if the program has set up `tracing`
+/// itself, or this was called before, what is there stays.
 pub fn start_logging(config: &LogConfig) -> bool {
     // `resolve` has checked the filter; one from elsewhere that does not parse logs what it can.
     let filter = EnvFilter::new(&config.filter);

@@ -1,8 +1,10 @@
-//! What a program is told, by flags, environment and file; what it says of itself; and the `highwater` tool.
+//! What a program is told, by flags, environment and file; what it says of itself; and the
+//! `highwater` tool.
 //!
-//! Every setting has a flag (`--checkpoint-interval 10s`), a variable (`HIGHWATER_CHECKPOINT_INTERVAL`) and a key in
-//! a TOML file (`[checkpoints]`, `interval = "10s"`) that `--config` or `HIGHWATER_CONFIG` names. The first of them
-//! that is given wins: flag over environment over file over default. `--print-config` shows the outcome.
+//! Every setting has a flag (`--checkpoint-interval 10s`), a variable
+//! (`HIGHWATER_CHECKPOINT_INTERVAL`) and a key in a TOML file (`[checkpoints]`, `interval = "10s"`)
+//! that `--config` or `HIGHWATER_CONFIG` names. The first of them that is given wins: flag over
+//! environment over file over default. `--print-config` shows the outcome.
 
 mod checkpoints;
 mod error;

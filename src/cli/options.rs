@@ -1,7 +1,8 @@
 //! Our flags as clap knows them, beside the flags of the program.
 //!
-//! The short flags are those of timely: `-w`, `-n`, `-p`, and `-h` for the file of hosts. So help is `--help` only.
-//! Every flag takes the last value if it is given twice, so that a wrapper may append one.
+//! The short flags are those of timely: `-w`, `-n`, `-p`, and `-h` for the file of hosts. So help
+//! is `--help` only. Every flag takes the last value if it is given twice, so that a wrapper may
+//! append one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,8 +20,9 @@ use crate::config::RestartStrategy;
 
 /// Highwater's options as given on a command line.
 ///
-/// To be flattened (`#[command(flatten)]`) into a parser of the program's own; [`parse`] does that for programs
-/// that only have flags to add. It replaces clap's help flag, because `-h` is the file of hosts.
+/// To be flattened (`#[command(flatten)]`) into a parser of the program's own; [`parse`] does that
+/// for programs that only have flags to add. It replaces clap's help flag, because `-h` is the file
+/// of hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Text by setting's flag, of those that were given.
@@ -43,14 +45,17 @@ impl SupervisorOptions {
     }
 }
 
-/// Before our ids, so that a field of the program's own may have the same name as one of our settings.
+/// Before our ids, so that a field of the program's own may have the same name as one of our
+/// settings.
 const ID_PREFIX: &str = "highwater::";
 
 impl Options {
-    /// Joins these flags with the environment of this process and the configuration file, for a job of that name.
+    /// Joins these flags with the environment of this process and the configuration file, for a job
+    /// of that name.
     ///
     /// # Errors
-    /// [`CliError`], when a value is wrong or values do not fit together, whichever layer they come from.
+    /// [`CliError`], when a value is wrong or values do not fit together, whichever layer they come
+    /// from.
     pub fn resolve(self, job_name: &str) -> Result<Resolved, CliError> {
         self.resolve_with(job_name, std::env::vars_os())
     }
@@ -67,14 +72,15 @@ impl Options {
 
 /// Reads a program's command line, the environment and the configuration file.
 ///
-/// `A` is the program's own flags, shown in help under a heading of their own; use [`NoArgs`] if there are none.
-/// `arguments` begins with the program's name, as `std::env::args_os()` does. `job_name` names the job unless
-/// `--job-name` does.
+/// `A` is the program's own flags, shown in help under a heading of their own; use [`NoArgs`] if
+/// there are none. `arguments` begins with the program's name, as `std::env::args_os()` does.
+/// `job_name` names the job unless `--job-name` does.
 ///
 /// # Errors
-/// [`CliError`]; asking for `--help` is one too: [`CliError::report`] shows either and knows the exit code. Flags of
-/// `A` that are also ours are [`CliError::Clash`], found before anything is parsed, in release builds too. (Two
-/// equal flags within `A` are clap's own assertion, which panics in debug builds.)
+/// [`CliError`]; asking for `--help` is one too: [`CliError::report`] shows either and knows the
+/// exit code. Flags of `A` that are also ours are [`CliError::Clash`], found before anything is
+/// parsed, in release builds too. (Two equal flags within `A` are clap's own assertion, which
+/// panics in debug builds.)
 pub fn parse<A: Args>(
     job_name: &str,
     arguments: impl IntoIterator<Item = OsString>,
@@ -107,7 +113,8 @@ pub fn parse_with<A: Args>(
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct NoArgs {}
 
-/// Says which flags of the program are ours. Clap would panic in a debug build, and pick one in a release build.
+/// Says which flags of the program are ours. Clap would panic in a debug build, and pick one in a
+/// release build.
 fn refuse_clashes(theirs: &Command) -> Result<(), CliError> {
     let ours = Options::augment_args(Command::new("highwater"));
     let longs: Vec<&str> = ours.get_arguments().filter_map(Arg::get_long).collect();

@@ -4,8 +4,8 @@ use super::layers::Layers;
 use super::restart;
 use super::settings::{HEADINGS, Kind, SETTINGS, Setting, by_flag};
 
-/// All settings as TOML, each with where it comes from. What is unset, or means nothing under the chosen restart
-/// strategy, is a comment.
+/// All settings as TOML, each with where it comes from. What is unset, or means nothing under the
+/// chosen restart strategy, is a comment.
 pub(crate) fn print_config(job_name: &str, layers: &Layers) -> String {
     let strategy = by_flag("restart").and_then(|setting| layers.get(setting));
     let strategy = strategy.map_or(String::new(), |given| given.text);

@@ -35,10 +35,12 @@ pub struct ProgressSample {
     pub restarts: u32,
 }
 
-/// A line that reaches the last column makes some terminals wrap, and a wrapped line can not be rewritten.
+/// A line that reaches the last column makes some terminals wrap, and a wrapped line can not be
+/// rewritten.
 const COLUMNS_MAX: usize = 79;
 
-/// The sample in one line of at most 79 ASCII characters; what does not fit is left out, the least important first.
+/// The sample in one line of at most 79 ASCII characters; what does not fit is left out, the least
+/// important first.
 #[must_use]
 pub fn format_progress(sample: &ProgressSample) -> String {
     let mut line = format!(
@@ -84,7 +86,8 @@ fn line_shown() -> MutexGuard<'static, bool> {
     LINE_SHOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes whole lines to standard error, in the place of the progress line, which comes back with the next sample.
+/// Writes whole lines to standard error, in the place of the progress line, which comes back with
+/// the next sample.
 pub(crate) fn above_the_line(stderr: &mut dyn Write, lines: &[u8]) -> io::Result<()> {
     let mut shown = line_shown();
     if std::mem::take(&mut *shown) {
@@ -101,7 +104,8 @@ pub struct ProgressPrinter<W: Write = io::Stderr> {
 }
 
 impl ProgressPrinter {
-    /// A printer to standard error; silent if `mode` says so, or is `Auto` and standard error is no terminal.
+    /// A printer to standard error; silent if `mode` says so, or is `Auto` and standard error is no
+    /// terminal.
     #[must_use]
     pub fn new(mode: ProgressMode) -> Self {
         let out = io::stderr();

@@ -1,4 +1,5 @@
-//! From layers of texts to one validated configuration: the only place where settings get their meaning.
+//! From layers of texts to one validated configuration: the only place where settings get their
+//! meaning.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -27,8 +28,8 @@ const MAX_PARALLELISM_MAX: u16 = 32_768;
 pub struct Resolved {
     /// The job.
     pub config: JobConfig,
-    /// Whether this process is to start the processes of the job and watch them, instead of running it. Never set
-    /// in a process that a supervisor started, though its command line may say so.
+    /// Whether this process is to start the processes of the job and watch them, instead of running
+    /// it. Never set in a process that a supervisor started, though its command line may say so.
     pub supervise: bool,
     /// The text to print instead of running, if that was asked for.
     pub print_config: Option<String>,
@@ -45,7 +46,8 @@ pub(crate) struct Reader<'a> {
     layers: &'a Layers,
 }
 
-/// Gives all settings their meaning, for a program whose job has that name unless a setting says otherwise.
+/// Gives all settings their meaning, for a program whose job has that name unless a setting says
+/// otherwise.
 pub(crate) fn resolve(job_name: &str, layers: &Layers, print: bool) -> Result<Resolved, CliError> {
     let reader = Reader { layers };
     let mut config = JobConfig::new(name(&reader, job_name)?);
@@ -84,12 +86,14 @@ pub(crate) fn resolve_supervisor(
 
 /// The one call site of the rules by which numbers fit together. `Ok` holds warnings.
 ///
-/// WIRE: `plan::validate(&config.checkpoints)`, then the warnings of `plan::validate_restart(&config.restart)`.
+/// WIRE: `plan::validate(&config.checkpoints)`, then the warnings of
+/// `plan::validate_restart(&config.restart)`.
 fn validate_plan(_config: &JobConfig) -> Result<Vec<String>, String> {
     Ok(Vec::new())
 }
 
-/// Whether this process is to be a supervisor. One that is chooses the addresses of its processes itself.
+/// Whether this process is to be a supervisor. One that is chooses the addresses of its processes
+/// itself.
 fn supervise(reader: &Reader<'_>, supervised: bool, config: &JobConfig) -> Result<bool, CliError> {
     let supervise = reader.value("supervise", boolean)? && !supervised;
     for (flag, given) in

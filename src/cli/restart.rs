@@ -31,8 +31,8 @@ pub(crate) fn applies(flag: &str, strategy: &str) -> bool {
 
 /// Reads the strategy and its options.
 ///
-/// An option of another strategy is an error, unless the strategy was chosen in a layer above it: a flag
-/// `--restart none` may well overrule a file that describes another.
+/// An option of another strategy is an error, unless the strategy was chosen in a layer above it: a
+/// flag `--restart none` may well overrule a file that describes another.
 pub(crate) fn read(reader: &Reader<'_>) -> Result<RestartStrategy, CliError> {
     let strategy = reader.choice("restart", &STRATEGIES.map(|(name, _)| (name, name)))?;
     refuse_options_of_others(reader, strategy)?;

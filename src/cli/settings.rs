@@ -1,9 +1,12 @@
-//! The table of all settings: one row is the flag, the environment variable and the key in the file.
+//! The table of all settings: one row is the flag, the environment variable and the key in the
+//! file.
 //!
-//! Help texts, unknown names, `--print-config` and the tests go by this table, so a setting cannot have one form
-//! and lack another. What a text means, and how the values fit together, is decided in `resolve`.
+//! Help texts, unknown names, `--print-config` and the tests go by this table, so a setting cannot
+//! have one form and lack another. What a text means, and how the values fit together, is decided
+//! in `resolve`.
 
-/// What a setting's text is made of. Decides how it is shown in a file and whether a flag needs a value.
+/// What a setting's text is made of. Decides how it is shown in a file and whether a flag needs a
+/// value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// `true` or `false`; the flag alone means `true`.
@@ -59,7 +62,8 @@ pub(crate) const VARIABLE_PREFIX: &str = "HIGHWATER_";
 /// The variable that names a configuration file.
 pub(crate) const CONFIG_VARIABLE: &str = "HIGHWATER_CONFIG";
 
-/// Set by the supervisor for the processes that it starts: they are not to start a supervisor of their own.
+/// Set by the supervisor for the processes that it starts: they are not to start a supervisor of
+/// their own.
 pub(crate) const SUPERVISED_VARIABLE: &str = "HIGHWATER_SUPERVISED";
 
 /// Variables that are ours, but no settings.

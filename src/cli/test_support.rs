@@ -1,6 +1,7 @@
 //! Texts for the tests of this room.
 
-/// A text drawn from `seed`: half of them from pieces that durations and sizes are made of, half from anything.
+/// A text drawn from `seed`: half of them from pieces that durations and sizes are made of, half
+/// from anything.
 pub(crate) fn random_text(seed: u64) -> String {
     const PIECES: [&str; 24] = [
         "0", "1", "7", "10", "99", "1.5", ".", "-", " ", "s", "ms", "m", "min", "h", "d", "us",

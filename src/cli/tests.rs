@@ -10,7 +10,8 @@ use super::{CliError, LogFormat, NoArgs, ProgressMode, Resolved, parse_with};
 use crate::config::{CheckpointMode, JobConfig, OnCancel, RestartStrategy, RestoreFrom};
 use crate::ids::Name;
 
-/// A value for each setting that differs from its default, and the flags that must be there for it to mean anything.
+/// A value for each setting that differs from its default, and the flags that must be there for it
+/// to mean anything.
 const SAMPLES: [(&str, &str, &[&str]); 40] = [
     ("job-name", "another", &[]),
     ("max-parallelism", "256", &[]),

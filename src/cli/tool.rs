@@ -42,7 +42,8 @@ struct RunArgs {
     #[arg(short = 'w', long, value_name = "N", env = "HIGHWATER_WORKERS")]
     #[arg(value_parser = at_least_one)]
     workers: Option<usize>,
-    /// Where to put the private files of the run [default: the system's directory of temporary files]
+    /// Where to put the private files of the run [default: the system's directory of temporary
+    /// files]
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -137,8 +138,8 @@ pub(crate) enum ToolError {
 
 /// Runs the tool with these arguments, the first of which is its own name.
 ///
-/// Returns the code to exit with: 0 if all is well, 1 if `verify` found damage, 2 if the tool could not do what it
-/// was told; of `run`, what the supervision came to.
+/// Returns the code to exit with: 0 if all is well, 1 if `verify` found damage, 2 if the tool could
+/// not do what it was told; of `run`, what the supervision came to.
 pub fn run_tool(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Tool::try_parse_from(arguments) {
         Err(error) => CliError::Usage(error).report(),

@@ -1,7 +1,8 @@
 //! Durations, sizes and counts as people write and read them.
 //!
-//! Parsing is exact and total: any text in, a value or a reason out. `format_duration` and `format_size` give a
-//! text that parses to the same value; the `short_*` functions round, for tables and progress lines.
+//! Parsing is exact and total: any text in, a value or a reason out. `format_duration` and
+//! `format_size` give a text that parses to the same value; the `short_*` functions round, for
+//! tables and progress lines.
 
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ const SIZE_UNITS: [(&[&str], u64); 9] = [
     (&["tb"], 1_000_000_000_000),
 ];
 
-/// Reads `200ms`, `1s`, `1.5h`, `1m30s` or `10 min`: numbers with units, the larger units first. `0` needs none.
+/// Reads `200ms`, `1s`, `1.5h`, `1m30s` or `10 min`: numbers with units, the larger units first.
+/// `0` needs none.
 ///
 /// # Errors
 /// A sentence that quotes the text and says what would be right.
@@ -78,7 +80,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_nanos(total))
 }
 
-/// Reads `4096`, `64k`, `32MiB` or `1.5 GB`. `k` and `KiB` are 1024 bytes, `kB` is 1000, in any case of letters.
+/// Reads `4096`, `64k`, `32MiB` or `1.5 GB`. `k` and `KiB` are 1024 bytes, `kB` is 1000, in any
+/// case of letters.
 ///
 /// # Errors
 /// A sentence that quotes the text and says what would be right.
@@ -98,7 +101,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("`{}` is too large or not a whole number of bytes", shorten(text)))
 }
 
-/// The duration as [`parse_duration`] reads it, without loss up to 584 years; longer ones are cut to that.
+/// The duration as [`parse_duration`] reads it, without loss up to 584 years; longer ones are cut
+/// to that.
 #[must_use]
 pub fn format_duration(duration: Duration) -> String {
     let mut rest = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
