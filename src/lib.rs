@@ -1,5 +1,6 @@
 //! Stateful dataflow programs on timely dataflow that survive crashes without losing or doubling a record.
 
+pub mod cli;
 pub mod config;
 pub mod connect;
 pub mod format;

@@ -1,3 +1,7 @@
 //! The `highwater` tool.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    highwater::cli::run_tool(std::env::args_os())
+}

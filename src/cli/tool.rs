@@ -1,0 +1,352 @@
+//! The `highwater` tool: supervises a program, and looks into the checkpoints of jobs.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::checkpoints::Report;
+use super::error::{CliError, with_causes};
+use super::logging::start_logging;
+use super::options::SupervisorOptions;
+use super::sources;
+use crate::config::RestartStrategy;
+use crate::ids::{Epoch, Name};
+
+/// Runs highwater programs and looks into their checkpoints.
+#[derive(Debug, Parser)]
+#[command(name = "highwater", version)]
+struct Tool {
+    #[command(subcommand)]
+    command: ToolCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ToolCommand {
+    /// Start the processes of a program on this machine, and start them again when they die
+    Run(RunArgs),
+    /// List, show, verify or delete the checkpoints of a job
+    #[command(subcommand)]
+    Checkpoints(CheckpointsCommand),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Number of processes
+    #[arg(short = 'n', long, value_name = "N", env = "HIGHWATER_PROCESSES", default_value = "1")]
+    #[arg(value_parser = at_least_one)]
+    processes: usize,
+    /// Worker threads in each process [default: what the program says]
+    #[arg(short = 'w', long, value_name = "N", env = "HIGHWATER_WORKERS")]
+    #[arg(value_parser = at_least_one)]
+    workers: Option<usize>,
+    /// Where to put the private files of the run [default: the system's directory of temporary
+    /// files]
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+    #[command(flatten)]
+    options: SupervisorOptions,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true)]
+    #[arg(value_name = "PROGRAM")]
+    program: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+enum CheckpointsCommand {
+    /// List the complete checkpoints, and what became of the last ones
+    List {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Show what is in a checkpoint, and what it cost
+    Show {
+        #[command(flatten)]
+        place: Place,
+        /// The checkpoint [default: the newest]
+        id: Option<u64>,
+    },
+    /// Read every byte, and exit with 1 if something is damaged
+    Verify {
+        #[command(flatten)]
+        place: Place,
+        /// The checkpoint [default: all]
+        id: Option<u64>,
+    },
+    /// Delete a checkpoint
+    Delete {
+        #[command(flatten)]
+        place: Place,
+        /// The checkpoint
+        id: u64,
+        /// Delete it even if it is the newest
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// Directory of all jobs' checkpoints
+    #[arg(long, value_name = "DIR", env = "HIGHWATER_CHECKPOINT_DIR")]
+    dir: PathBuf,
+    /// Name of the job [default: the only one]
+    #[arg(long, value_name = "NAME", env = "HIGHWATER_JOB_NAME")]
+    #[arg(value_parser = name)]
+    job: Option<Name>,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `run` is to supervise.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RunPlan {
+    pub program: PathBuf,
+    pub args: Vec<OsString>,
+    pub processes: usize,
+    pub workers: Option<usize>,
+    pub restart: RestartStrategy,
+    pub runtime_dir: Option<PathBuf>,
+}
+
+/// Why the tool could not do what it was told.
+#[derive(Debug, thiserror::Error)]
+#[allow(dead_code, reason = "WIRE: constructed by `sources`")]
+pub(crate) enum ToolError {
+    #[error(transparent)]
+    Cli(#[from] CliError),
+    #[error("there is no checkpoint of any job in {location}")]
+    NoJobs { location: String },
+    #[error("{location} holds several jobs, say which one with --job: {jobs}")]
+    SeveralJobs { location: String, jobs: String },
+    #[error("there is no job {job} in {location}; {others}")]
+    NoSuchJob { job: Name, location: String, others: String },
+    #[error("job {job} has no complete checkpoint in {location}")]
+    NoCheckpoint { job: Name, location: String },
+    #[error(
+        "checkpoint {id} is the newest of job {job}: without it the job goes back to an older one or does not \
+         start; if that is what you want, say --force"
+    )]
+    Newest { job: Name, id: Epoch },
+    /// The store or the supervisor failed.
+    #[error(transparent)]
+    Failed(#[from] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Runs the tool with these arguments, the first of which is its own name.
+///
+/// Returns the code to exit with: 0 if all is well, 1 if `verify` found damage, 2 if the tool could
+/// not do what it was told; of `run`, what the supervision came to.
+pub fn run_tool(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match Tool::try_parse_from(arguments) {
+        Err(error) => CliError::Usage(error).report(),
+        Ok(tool) => match execute(tool.command) {
+            Ok(code) => code,
+            Err(ToolError::Cli(error)) => error.report(),
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "error: {}", with_causes(&error));
+                ExitCode::from(2)
+            }
+        },
+    }
+}
+
+fn execute(command: ToolCommand) -> Result<ExitCode, ToolError> {
+    match command {
+        ToolCommand::Run(arguments) => {
+            let (plan, log) = plan(arguments, std::env::vars_os())?;
+            start_logging(&log);
+            sources::supervise(plan)
+        }
+        ToolCommand::Checkpoints(command) => checkpoints(command),
+    }
+}
+
+/// What to supervise, and how to log meanwhile.
+fn plan(
+    arguments: RunArgs,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<(RunPlan, super::LogConfig), CliError> {
+    let (restart, log) = arguments.options.resolve_with(environment)?;
+    let mut words = arguments.program.into_iter();
+    let program = words.next().map(PathBuf::from).unwrap_or_default();
+    let plan = RunPlan {
+        program,
+        args: words.collect(),
+        processes: arguments.processes,
+        workers: arguments.workers,
+        restart,
+        runtime_dir: arguments.runtime_dir,
+    };
+    Ok((plan, log))
+}
+
+fn checkpoints(command: CheckpointsCommand) -> Result<ExitCode, ToolError> {
+    match command {
+        CheckpointsCommand::List { place } => {
+            show(&place, &sources::list(&place.dir, place.job.as_ref())?);
+        }
+        CheckpointsCommand::Show { place, id } => {
+            show(&place, &sources::show(&place.dir, place.job.as_ref(), id.map(Epoch))?);
+        }
+        CheckpointsCommand::Verify { place, id } => {
+            let report = sources::verify(&place.dir, place.job.as_ref(), id.map(Epoch))?;
+            show(&place, &report);
+            if !report.is_clean() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        CheckpointsCommand::Delete { place, id, force } => {
+            show(&place, &sources::delete(&place.dir, place.job.as_ref(), Epoch(id), force)?);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(place: &Place, report: &impl Report) {
+    let text = if place.json { report.json() + "\n" } else { report.text() };
+    // A closed pipe is no reason to fail: the reader has seen enough.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// The job that was asked for, or the only one there is.
+#[allow(dead_code, reason = "WIRE: called by `sources`")]
+pub(crate) fn choose_job(
+    wanted: Option<&Name>,
+    jobs: &[Name],
+    location: &str,
+) -> Result<Name, ToolError> {
+    let location = location.to_owned();
+    let names = || jobs.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+    match (wanted, jobs) {
+        (Some(job), _) if jobs.contains(job) => Ok(job.clone()),
+        (_, []) => Err(ToolError::NoJobs { location }),
+        (Some(job), _) => {
+            let others = format!("there is {}", names());
+            Err(ToolError::NoSuchJob { job: job.clone(), location, others })
+        }
+        (None, [only]) => Ok(only.clone()),
+        (None, _) => Err(ToolError::SeveralJobs { location, jobs: names() }),
+    }
+}
+
+/// Refuses to delete the newest checkpoint by mistake.
+#[allow(dead_code, reason = "WIRE: called by `sources`")]
+pub(crate) fn refuse_newest(
+    job: &Name,
+    id: Epoch,
+    newest: Option<Epoch>,
+    force: bool,
+) -> Result<(), ToolError> {
+    if newest == Some(id) && !force {
+        return Err(ToolError::Newest { job: job.clone(), id });
+    }
+    Ok(())
+}
+
+fn name(text: &str) -> Result<Name, String> {
+    Name::new(text).map_err(|error| error.to_string())
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match super::resolve::number(text)? {
+        0 => Err("it must be at least 1".to_owned()),
+        count => Ok(count),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<ToolCommand, String> {
+        let words = std::iter::once("highwater").chain(words.iter().copied());
+        Tool::try_parse_from(words).map(|tool| tool.command).map_err(|error| error.to_string())
+    }
+
+    fn planned(words: &[&str]) -> Result<RunPlan, String> {
+        let ToolCommand::Run(arguments) = parsed(words)? else { panic!("not a run") };
+        plan(arguments, []).map(|(plan, _)| plan).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn run_takes_its_own_options_and_leaves_the_programs_alone() {
+        let expected = RunPlan {
+            program: PathBuf::from("./count"),
+            args: ["--input", "words", "-n", "9"].map(OsString::from).to_vec(),
+            processes: 3,
+            workers: Some(2),
+            restart: RestartStrategy::FixedDelay { attempts: 4, delay: Duration::from_secs(2) },
+            runtime_dir: None,
+        };
+        let options = ["--restart", "fixed-delay", "--restart-attempts=4", "--restart-delay=2s"];
+        let words = [&["run", "-n", "3", "-w2"][..], &options].concat();
+        for dashes in [&["--"][..], &[]] {
+            let program = ["./count", "--input", "words", "-n", "9"];
+            assert_eq!(planned(&[&words, dashes, &program[..]].concat()), Ok(expected.clone()));
+        }
+        let plain = planned(&["run", "./count"]).unwrap();
+        assert_eq!((plain.processes, plain.workers, plain.args.len()), (1, None, 0));
+        assert_eq!(plain.restart, RestartStrategy::default());
+    }
+
+    #[test]
+    fn run_refuses_what_can_not_run() {
+        assert!(planned(&["run", "-n", "3"]).unwrap_err().contains("<PROGRAM>"));
+        assert!(planned(&["run", "-n", "0", "./x"]).unwrap_err().contains("at least 1"));
+        let error = planned(&["run", "--restart-attempts", "3", "./x"]).unwrap_err();
+        assert!(error.starts_with("--restart-attempts: it belongs to"), "{error}");
+    }
+
+    #[test]
+    fn the_only_job_is_taken_and_otherwise_the_jobs_are_named() {
+        let names = ["a", "b"].map(|name| Name::new(name).unwrap());
+        let choose = |wanted: Option<&Name>, jobs: &[Name]| {
+            choose_job(wanted, jobs, "/state").map_err(|error| error.to_string())
+        };
+        assert_eq!(choose(None, &names[..1]), Ok(names[0].clone()));
+        assert_eq!(choose(Some(&names[1]), &names), Ok(names[1].clone()));
+        assert_eq!(
+            choose(None, &names).unwrap_err(),
+            "/state holds several jobs, say which one with --job: a, b"
+        );
+        assert_eq!(
+            choose(Some(&names[1]), &names[..1]).unwrap_err(),
+            "there is no job b in /state; there is a"
+        );
+        assert_eq!(choose(None, &[]).unwrap_err(), "there is no checkpoint of any job in /state");
+    }
+
+    #[test]
+    fn the_newest_checkpoint_is_only_deleted_by_force() {
+        let job = Name::new("a").unwrap();
+        let newest = Some(Epoch(7));
+        assert!(refuse_newest(&job, Epoch(6), newest, false).is_ok());
+        assert!(refuse_newest(&job, Epoch(7), newest, true).is_ok());
+        let error = refuse_newest(&job, Epoch(7), newest, false).unwrap_err().to_string();
+        assert!(error.contains("checkpoint 7 is the newest of job a") && error.contains("--force"));
+    }
+
+    #[test]
+    fn checkpoint_commands_need_a_directory_and_take_a_number() {
+        let delete = ["checkpoints", "delete", "--dir", "d", "--job", "j", "7", "--force"];
+        let Ok(ToolCommand::Checkpoints(CheckpointsCommand::Delete { place, id, force })) =
+            parsed(&delete)
+        else {
+            panic!("not parsed");
+        };
+        assert_eq!((place.dir, id, force), (PathBuf::from("d"), 7, true));
+        assert!(parsed(&["checkpoints", "delete", "--dir", "d"]).unwrap_err().contains("<ID>"));
+        let bad = parsed(&["checkpoints", "list", "--dir", "d", "--job", "../x"]).unwrap_err();
+        assert!(bad.contains("is not a name"), "{bad}");
+        let help = parsed(&["checkpoints", "--help"]).unwrap_err();
+        for command in ["list", "show", "verify", "delete"] {
+            assert!(help.contains(&format!("\n  {command} ")), "{help}");
+        }
+    }
+}
