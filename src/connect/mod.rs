@@ -3,10 +3,35 @@
 //! The runtime drives both. Neither trait knows of epochs' protocol, of timely or of threads beyond what is said
 //! here, so a user writes a source or a sink by implementing them and nothing else.
 
+pub mod collect;
+pub mod collection;
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+pub mod discard;
+pub mod file_sink;
+pub mod files;
+pub mod generator;
+mod line;
+pub mod socket;
+pub mod stdout;
+mod transaction;
+pub mod workload;
+mod zst;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::ids::{Attempt, Epoch, Lineage, Name};
+
+pub use collect::Collect;
+pub use collection::Collection;
+pub use discard::Discard;
+pub use file_sink::FileSink;
+pub use files::Files;
+pub use generator::Generator;
+pub use socket::SocketLines;
+pub use stdout::Stdout;
+pub use transaction::TransactionId;
 
 /// Bounds of a record. Implemented for every type that has them.
 pub trait Record: Clone + Send + Serialize + DeserializeOwned + 'static {}
