@@ -19,6 +19,7 @@ use crate::config::{
     RestartStrategy, RestoreConfig, RestoreFrom,
 };
 use crate::ids::Name;
+use crate::protocol::plan;
 
 /// Key groups are 16-bit numbers, half of which are kept for later.
 const MAX_PARALLELISM_MAX: u16 = 32_768;
@@ -85,11 +86,10 @@ pub(crate) fn resolve_supervisor(
 }
 
 /// The one call site of the rules by which numbers fit together. `Ok` holds warnings.
-///
-/// WIRE: `plan::validate(&config.checkpoints)`, then the warnings of
-/// `plan::validate_restart(&config.restart)`.
-fn validate_plan(_config: &JobConfig) -> Result<Vec<String>, String> {
-    Ok(Vec::new())
+fn validate_plan(config: &JobConfig) -> Result<Vec<String>, String> {
+    let mut warnings = plan::validate(&config.checkpoints)?;
+    warnings.extend(plan::validate_restart(&config.restart)?);
+    Ok(warnings)
 }
 
 /// Whether this process is to be a supervisor. One that is chooses the addresses of its processes

@@ -114,7 +114,6 @@ pub(crate) struct RunPlan {
 
 /// Why the tool could not do what it was told.
 #[derive(Debug, thiserror::Error)]
-#[allow(dead_code, reason = "WIRE: constructed by `sources`")]
 pub(crate) enum ToolError {
     #[error(transparent)]
     Cli(#[from] CliError),
@@ -213,7 +212,6 @@ fn show(place: &Place, report: &impl Report) {
 }
 
 /// The job that was asked for, or the only one there is.
-#[allow(dead_code, reason = "WIRE: called by `sources`")]
 pub(crate) fn choose_job(
     wanted: Option<&Name>,
     jobs: &[Name],
@@ -234,7 +232,6 @@ pub(crate) fn choose_job(
 }
 
 /// Refuses to delete the newest checkpoint by mistake.
-#[allow(dead_code, reason = "WIRE: called by `sources`")]
 pub(crate) fn refuse_newest(
     job: &Name,
     id: Epoch,

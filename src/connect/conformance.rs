@@ -168,10 +168,10 @@ fn some<T>(transaction: Option<T>) -> T {
 fn nothing_is_visible_before_its_commit<T: SinkUnderTest>(target: &mut T) {
     let mut subtask = start(target, 1);
     subtask.write(target, &[1, 2]);
-    assert_eq!(visible(target), [], "written records are visible");
+    assert_eq!(visible(target), [0; 0], "written records are visible");
     let first = some(subtask.pre_commit(1));
     subtask.write(target, &[3]);
-    assert_eq!(visible(target), [], "pre-committed records are visible");
+    assert_eq!(visible(target), [0; 0], "pre-committed records are visible");
     subtask.commit(&first);
     assert_eq!(visible(target), [1, 2], "after the first commit");
     let second = some(subtask.pre_commit(2));
@@ -212,7 +212,7 @@ fn a_transaction_is_committed_by_a_later_attempt<T: SinkUnderTest>(target: &mut 
     drop(subtask);
     let mut later = start(target, 2);
     later.commit(&transaction);
-    abandon(&mut later, &[transaction.clone()]);
+    abandon(&mut later, std::slice::from_ref(&transaction));
     assert_eq!(visible(target), [1, 2], "committed after a crash");
     later.write(target, &[3]);
     let next = some(later.pre_commit(2));
@@ -227,7 +227,7 @@ fn an_aborted_checkpoint_leaves_its_transaction_to_the_next<T: SinkUnderTest>(ta
     let first = some(subtask.pre_commit(1));
     subtask.write(target, &[2]);
     let second = some(subtask.pre_commit(2));
-    assert_eq!(visible(target), [], "checkpoint 1 was aborted");
+    assert_eq!(visible(target), [0; 0], "checkpoint 1 was aborted");
     drop(subtask);
     let mut later = start(target, 2);
     later.commit(&first);
@@ -248,7 +248,7 @@ fn what_no_checkpoint_holds_is_abandoned<T: SinkUnderTest>(target: &mut T) {
     let mut later = start(target, 2);
     later.write(target, &[2]);
     later.commit(&kept);
-    abandon(&mut later, &[kept.clone()]);
+    abandon(&mut later, std::slice::from_ref(&kept));
     drop(lost);
     assert_eq!(visible(target), [1], "only what the checkpoint holds");
     later.write(target, &[3]);

@@ -183,7 +183,9 @@ impl Committer for DiscardCommitter {
 #[cfg(test)]
 mod tests {
     use super::Discard;
-    use crate::connect::conformance::{SinkUnderTest, exactly_once};
+    use crate::connect::conformance::{SinkUnderTest, context, exactly_once};
+    use crate::connect::{Committer, Sink, TransactionWriter};
+    use crate::ids::Epoch;
 
     /// Each record adds one to its own digit of the digest, so that the digest tells how often it is there.
     fn digit(number: &u64) -> u64 {
@@ -219,7 +221,12 @@ mod tests {
     #[test]
     fn without_a_function_it_only_counts() {
         let mut sink: Discard<u64, _> = Discard::new();
+        let context = context(1, 0, 1);
+        let mut writer = sink.writer(&context).unwrap();
+        writer.write(&mut vec![7, 8, 9]).unwrap();
+        let transaction = writer.pre_commit(Epoch(1)).unwrap().unwrap()().unwrap();
         assert_eq!(sink.handle().totals(), (0, 0));
-        assert_eq!(sink.visible(), []);
+        sink.committer(&context).unwrap().commit(&transaction).unwrap();
+        assert_eq!(sink.handle().totals(), (3, 0));
     }
 }

@@ -5,11 +5,15 @@
 
 pub mod collect;
 pub mod collection;
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
 pub mod discard;
+pub mod file_sink;
 pub mod files;
 pub mod generator;
 mod line;
 pub mod socket;
+pub mod stdout;
 mod transaction;
 pub mod workload;
 mod zst;
@@ -22,9 +26,11 @@ use crate::ids::{Attempt, Epoch, Lineage, Name};
 pub use collect::Collect;
 pub use collection::Collection;
 pub use discard::Discard;
+pub use file_sink::FileSink;
 pub use files::Files;
 pub use generator::Generator;
 pub use socket::SocketLines;
+pub use stdout::Stdout;
 pub use transaction::TransactionId;
 
 /// Bounds of a record. Implemented for every type that has them.

@@ -339,7 +339,7 @@ mod tests {
         let split = source.splits(4).unwrap().remove(0);
         let mut reader = source.open(split).unwrap();
         let (wake, woken) = mpsc::channel();
-        reader.set_waker(Arc::new(move || drop(wake.send(()))));
+        reader.set_waker(Arc::new(move || wake.send(()).unwrap_or(())));
         (reader, listener.accept().unwrap().0, woken)
     }
 
@@ -409,7 +409,7 @@ mod tests {
         let split = source.splits(1).unwrap().remove(0);
         let mut reader = source.open(split).unwrap();
         let (wake, woken) = mpsc::channel();
-        reader.set_waker(Arc::new(move || drop(wake.send(()))));
+        reader.set_waker(Arc::new(move || wake.send(()).unwrap_or(())));
         let error = read(&mut reader, &woken, 1).unwrap_err();
         assert!(error.to_string().contains(&address), "{error}");
     }

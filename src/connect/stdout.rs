@@ -4,7 +4,7 @@
 //! came after it. Writing blocks the worker for as long as the reader of the output does.
 
 use std::fmt::{self, Display};
-use std::io::{self, Write as _};
+use std::io;
 use std::marker::PhantomData;
 
 use super::{

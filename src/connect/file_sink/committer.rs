@@ -31,6 +31,15 @@ struct Found {
     last_bytes: Option<u64>,
 }
 
+/// What dead attempts left.
+#[derive(Default)]
+struct Leftovers {
+    /// The sequence numbers of the pending files that no checkpoint holds.
+    pending: BTreeMap<Series, BTreeSet<u64>>,
+    /// Ledgers that were being written.
+    temporary: Vec<PathBuf>,
+}
+
 impl FileCommitter {
     fn size(&self, path: &Path) -> Result<Option<u64>, ConnectError> {
         self.fs.size(path).map_err(failed("looked at", path))
@@ -41,11 +50,10 @@ impl FileCommitter {
         let place =
             |directory: &PathBuf| Place::new(directory, &transaction.job, &transaction.operator);
         for place in std::iter::once(&self.directory).chain(&self.formerly).map(place) {
-            if self.size(&place.ledger(transaction.series()))?.is_some() {
-                return Ok(place);
-            }
-            for (pending, _, _) in place.files(transaction) {
-                if self.size(&pending)?.is_some() {
+            let mut traces = vec![place.ledger(transaction.series())];
+            traces.extend(place.files(transaction).map(|(pending, _, _)| pending));
+            for trace in traces {
+                if self.size(&trace)?.is_some() {
                     return Ok(place);
                 }
             }
@@ -82,12 +90,12 @@ impl FileCommitter {
         }
     }
 
-    /// The pending files that are to be removed, by series, and the temporary files of ledgers.
+    /// Finds what is to be removed.
     fn leftovers(
         &self,
         place: &Place,
         kept: &[FileTransaction],
-    ) -> Result<(BTreeMap<Series, BTreeSet<u64>>, Vec<PathBuf>), ConnectError> {
+    ) -> Result<Leftovers, ConnectError> {
         let kept: BTreeSet<PathBuf> = kept
             .iter()
             .flat_map(|transaction| {
@@ -96,23 +104,22 @@ impl FileCommitter {
             })
             .collect();
         let names = self.fs.list(&place.hidden).map_err(failed("listed", &place.hidden))?;
-        let mut abandoned: BTreeMap<Series, BTreeSet<u64>> = BTreeMap::new();
-        let mut temporary = Vec::new();
+        let mut leftovers = Leftovers::default();
         for name in names {
             let path = place.hidden.join(&name);
             match parse(&name) {
                 Some(Hidden::Pending { series, sequence })
                     if series.attempt < self.context.attempt && !kept.contains(&path) =>
                 {
-                    abandoned.entry(series).or_default().insert(sequence);
+                    leftovers.pending.entry(series).or_default().insert(sequence);
                 }
                 Some(Hidden::LedgerTemporary(by)) if by < self.context.attempt => {
-                    temporary.push(path);
+                    leftovers.temporary.push(path);
                 }
                 _ => {}
             }
         }
-        Ok((abandoned, temporary))
+        Ok(leftovers)
     }
 }
 
@@ -179,7 +186,7 @@ impl Committer for FileCommitter {
         let _guard = ledgers.lock().unwrap_or_else(PoisonError::into_inner);
         let fs = &*self.fs;
         let place = Place::new(&self.directory, &self.context.job, &self.context.operator);
-        let (abandoned, temporary) = self.leftovers(&place, kept)?;
+        let Leftovers { pending: abandoned, temporary } = self.leftovers(&place, kept)?;
         for (series, sequences) in &abandoned {
             let mut ledger = Ledger::read(fs, &place, *series)?;
             if ledger.forget(|sequence| sequences.contains(&sequence)) {

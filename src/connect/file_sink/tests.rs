@@ -354,7 +354,7 @@ impl Job {
 }
 
 /// Crashes two attempts at every pair of steps, and checks what the third one leaves.
-fn crash_everywhere(how: Crash, consumer: bool, aborted: u64) {
+fn crash_everywhere([first, second]: [Crash; 2], consumer: bool, aborted: u64) {
     let mut first_ended = false;
     let mut first_steps = 0;
     while !first_ended {
@@ -366,9 +366,9 @@ fn crash_everywhere(how: Crash, consumer: bool, aborted: u64) {
             if consumer {
                 job.fs.consume(Path::new(OUT));
             }
-            first_ended = job.run_and_crash(first_steps, how);
-            second_ended = job.run_and_crash(second_steps, how);
-            let what = format!("{how:?} after {first_steps}, then {second_steps}");
+            first_ended = job.run_and_crash(first_steps, first);
+            second_ended = job.run_and_crash(second_steps, second);
+            let what = format!("{first:?} after {first_steps}, {second:?} after {second_steps}");
             job.run().unwrap_or_else(|error| panic!("{what}: {error}: {:?}", error.source));
             job.check(&what);
             second_steps += 1;
@@ -381,18 +381,35 @@ fn crash_everywhere(how: Crash, consumer: bool, aborted: u64) {
 
 #[test]
 fn a_kill_at_any_two_steps_loses_and_doubles_nothing() {
-    crash_everywhere(Crash::Kill, false, 0);
-    crash_everywhere(Crash::Kill, false, 1);
+    crash_everywhere([Crash::Kill; 2], false, 0);
+    crash_everywhere([Crash::Kill; 2], false, 1);
 }
 
 #[test]
 fn a_kill_at_any_two_steps_loses_and_doubles_nothing_when_files_are_moved_away_at_once() {
-    crash_everywhere(Crash::Kill, true, 0);
-    crash_everywhere(Crash::Kill, true, 2);
+    crash_everywhere([Crash::Kill; 2], true, 0);
+    crash_everywhere([Crash::Kill; 2], true, 2);
 }
 
 #[test]
 fn a_power_cut_at_any_two_steps_loses_and_doubles_nothing() {
-    crash_everywhere(Crash::Power, false, 0);
-    crash_everywhere(Crash::Power, false, 2);
+    crash_everywhere([Crash::Power; 2], false, 0);
+    crash_everywhere([Crash::Power; 2], false, 2);
+}
+
+#[test]
+fn a_power_cut_after_a_kill_loses_nothing_that_was_not_synced_before_the_kill() {
+    crash_everywhere([Crash::Kill, Crash::Power], false, 0);
+    crash_everywhere([Crash::Power, Crash::Kill], false, 0);
+}
+
+#[test]
+fn what_a_checkpoint_holds_is_not_abandoned_even_before_its_commit() {
+    let mut target = Directory::new();
+    let mut sink = target.sink();
+    let kept = transaction(&mut sink, &context(1, 0, 1), &[1], 1);
+    let mut committer = sink.committer(&context(2, 0, 1)).unwrap();
+    committer.abandon_others(std::slice::from_ref(&kept)).unwrap();
+    committer.commit(&kept).unwrap();
+    assert_eq!(target.visible(), [1]);
 }
