@@ -14,6 +14,7 @@ pub mod state;
 pub mod storage;
 pub mod supervisor;
 
+pub use cli::{run, run_with};
 pub use job::JobError as Error;
 pub use protocol::key_groups::key_groups;
 

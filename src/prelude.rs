@@ -1,7 +1,8 @@
 //! What a program needs: `use highwater::prelude::*;`.
 
 pub use crate::connect::{
-    Collect, Collection, ConnectError, Discard, Files, Generator, Record, Sink, SocketLines, Source,
+    Collect, Collection, ConnectError, Discard, FileSink, Files, Generator, Record, Sink,
+    SocketLines, Source, Stdout,
 };
 pub use crate::job::{
     Context, EventTime, Job, JobError, KeyedStream, States, Stream, Value, ValueState,

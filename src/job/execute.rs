@@ -11,7 +11,8 @@ use crate::ids::Attempt;
 use crate::job::{BuildError, Job};
 use crate::network::{self, MeshSetup, Secret};
 use crate::runtime::attempt::{
-    Build, Environment, Running, Start, announce, claim, follow, run_attempt, run_in_place,
+    Build, Environment, Running, Start, announce, claim, delete_if_cancelled, follow, run_attempt,
+    run_in_place,
 };
 use crate::runtime::clock::SystemClock;
 use crate::runtime::context::{Failure, WorkerContext};
@@ -228,7 +229,9 @@ fn run_process(
         let announcement = postcard::to_stdvec(&start).expect("numbers always encode");
         let mesh =
             network::connect(setup, Some((start.attempt, announcement))).map_err(network)?;
-        run_attempt(env, config, &start, Some(claim), restored, Some(mesh), build)
+        run_attempt(env, config, &start, Some(claim), restored, Some(mesh), build)?;
+        delete_if_cancelled(env, config);
+        Ok(())
     } else {
         let mesh = network::connect(setup, None).map_err(network)?;
         let start: Start = postcard::from_bytes(&mesh.announcement)

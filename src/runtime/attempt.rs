@@ -14,7 +14,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crossbeam::channel::unbounded;
 use serde::{Deserialize, Serialize};
@@ -25,7 +27,7 @@ use timely::communication::{Allocator, Hooks, initialize_from};
 use timely::dataflow::Scope;
 use timely::worker::Worker;
 
-use crate::config::{JobConfig, RestoreFrom};
+use crate::config::{JobConfig, OnCancel, RestoreFrom};
 use crate::ids::{Attempt, Epoch, Lineage};
 use crate::network::{Heartbeat, Mesh};
 use crate::protocol::restart::{Decision, RestartPolicy};
@@ -61,17 +63,35 @@ pub(crate) struct Environment {
 
 /// A handle on whatever attempt runs now.
 #[derive(Clone, Default)]
-pub(crate) struct Running(Arc<Mutex<Option<Arc<AttemptControl>>>>);
+pub(crate) struct Running(Arc<RunningState>);
+
+#[derive(Default)]
+struct RunningState {
+    control: Mutex<Option<Arc<AttemptControl>>>,
+    cancelled: AtomicBool,
+}
 
 impl Running {
     fn set(&self, control: Option<Arc<AttemptControl>>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = control;
+        *self.0.control.lock().unwrap_or_else(PoisonError::into_inner) = control;
+        if self.cancelled() {
+            self.request(Request::Cancel); // It came while nothing ran.
+        }
     }
 
     pub(crate) fn request(&self, request: Request) {
-        if let Some(control) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        if request == Request::Cancel {
+            self.0.cancelled.store(true, Ordering::SeqCst);
+        }
+        if let Some(control) =
+            &*self.0.control.lock().unwrap_or_else(PoisonError::into_inner)
+        {
             control.request(request);
         }
+    }
+
+    pub(crate) fn cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::SeqCst)
     }
 }
 
@@ -387,7 +407,10 @@ pub(crate) fn run_in_place(
             announce(&start, restored.as_ref());
             run_attempt(env, config, &start, Some(claim), restored, None, build)
         });
-        let Err(failure) = result else { return Ok(()) };
+        let Err(failure) = result else {
+            delete_if_cancelled(env, config);
+            return Ok(());
+        };
         if !failure.restartable {
             return Err(failure);
         }
@@ -396,13 +419,40 @@ pub(crate) fn run_in_place(
                 env.counters.restarted();
                 tracing::error!("{}; restarting after {delay:?}", failure.what);
                 if env.turns.is_none() {
-                    std::thread::sleep(delay);
+                    sleep_unless_cancelled(delay, &env.running);
+                }
+                if env.running.cancelled() {
+                    return Ok(());
                 }
             }
             Decision::GiveUp { why } => {
                 return Err(fatal(format!("{}; not restarted: {why}", failure.what)));
             }
         }
+    }
+}
+
+fn sleep_unless_cancelled(delay: Duration, running: &Running) {
+    let end = std::time::Instant::now() + delay;
+    while !running.cancelled() {
+        let left = end.saturating_duration_since(std::time::Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(left.min(Duration::from_millis(50)));
+    }
+}
+
+/// Deletes the checkpoints of a job that was cancelled, if that is what its configuration says.
+pub(crate) fn delete_if_cancelled(env: &Environment, config: &JobConfig) {
+    if !env.running.cancelled() || config.checkpoints.on_cancel == OnCancel::Retain {
+        return;
+    }
+    let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
+    let deleted = store.claim().and_then(|claim| store.retire(&claim, &[], &[]));
+    match deleted {
+        Ok(_) => tracing::info!("checkpoints of the cancelled job are deleted"),
+        Err(error) => tracing::warn!("checkpoints remain: {}", describe(&error)),
     }
 }
 

@@ -114,6 +114,7 @@ impl Coordination {
                 let triggered_unix_ms = self.context.shared.clock.unix_ms();
                 let progress = Progress { triggered_unix_ms, ..Progress::default() };
                 self.progress.insert(epoch, progress);
+                self.context.shared.counters.set_in_progress(self.progress.len() as u32);
                 self.context.send(None, Control::Begin { epoch });
             }
             Effect::Publish { epoch, last, parts } => self.publish(epoch, last, parts),
@@ -182,6 +183,7 @@ impl Coordination {
 
     fn record(&mut self, outcome: &Outcome) {
         let progress = self.progress.remove(&outcome.epoch).unwrap_or_default();
+        self.context.shared.counters.set_in_progress(self.progress.len() as u32);
         let workers: Vec<WorkerTimings> = progress.workers.into_values().collect();
         let ended = match &outcome.result {
             Ok(()) => CheckpointOutcome::Complete,

@@ -1,6 +1,6 @@
 //! What a person sees of a running job. Shared by all attempts of a process.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ pub struct Counters {
     pub(crate) sink_records: AtomicU64,
     restarts: AtomicU64,
     watermark: AtomicI64,
+    in_progress: AtomicU32,
     checkpoints: Mutex<Checkpoints>,
 }
 
@@ -33,6 +34,7 @@ impl Default for Counters {
             sink_records: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
             watermark: AtomicI64::new(i64::MIN),
+            in_progress: AtomicU32::new(0),
             checkpoints: Mutex::default(),
         }
     }
@@ -64,6 +66,17 @@ impl Counters {
     /// How checkpoints went.
     pub fn checkpoints(&self) -> Checkpoints {
         self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The newest complete checkpoint with the time it took, and the number of those in progress.
+    pub(crate) fn checkpoint_status(&self) -> (Option<(Epoch, Duration)>, u32) {
+        let checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = checkpoints.completed.last().map(|(epoch, duration, _)| (*epoch, *duration));
+        (last, self.in_progress.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_in_progress(&self, checkpoints: u32) {
+        self.in_progress.store(checkpoints, Ordering::Relaxed);
     }
 
     pub(crate) fn restarted(&self) {

@@ -66,6 +66,12 @@ pub(crate) fn take_current_operator() -> Option<String> {
     CURRENT.with(|current| current.borrow_mut().take()).map(|name| name.to_string())
 }
 
+/// The name of the operator that runs on this thread now.
+pub(crate) fn current_operator() -> Option<String> {
+    // A panic may come while the name is being set.
+    CURRENT.with(|current| current.try_borrow().ok()?.as_ref().map(ToString::to_string))
+}
+
 /// An error with all its causes, in one line.
 pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
