@@ -2,7 +2,10 @@
 
 use crate::format::{FormatError, SectionOutput};
 
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
 pub mod hash;
+pub mod heap;
 
 /// Bounds of a key. Implemented for every type that has them.
 pub trait Key:
