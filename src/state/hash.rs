@@ -1,31 +1,33 @@
 //! The stable hash of keys: it routes records, names key groups and lays out state tables.
 //!
-//! The hash is over the calls that a key's `Serialize` makes for a binary format (`is_human_readable` is false),
-//! so it is the same on every machine, in every build and in every version. It is part of the checkpoint
-//! format: the test vectors below are frozen, and changing one breaks every checkpoint.
+//! The hash is over the calls that a key's `Serialize` makes for a binary format
+//! (`is_human_readable` is false), so it is the same on every machine, in every build and in every
+//! version. It is part of the checkpoint format: the test vectors below are frozen, and changing
+//! one breaks every checkpoint.
 //!
 //! # Definition
-//! The state is one 64-bit word, at first 0. Folding word `w` makes it `mix((state + GAMMA) ^ w)`, where `mix` is
-//! the finalizer of splitmix64. The hash is the last state.
+//! The state is one 64-bit word, at first 0. Folding word `w` makes it `mix((state + GAMMA) ^ w)`,
+//! where `mix` is the finalizer of splitmix64. The hash is the last state.
 //!
-//! | serialized as             | words folded                                                           |
-//! |---------------------------|------------------------------------------------------------------------|
-//! | bool, u8 to u64, char     | the value                                                              |
-//! | i8 to i64                 | the value in two's complement, sign-extended to 64 bits                |
-//! | u128, i128                | the low 64 bits, the high 64 bits                                      |
-//! | f32, f64                  | the bits (so `0.0` and `-0.0` differ)                                  |
-//! | str, bytes                | XXH3 (64 bits, seed 0) of the bytes, their number                      |
-//! | none; some                | 0; 1 and the value                                                     |
-//! | unit, unit struct         | none                                                                   |
-//! | tuple, struct, newtype    | those of the fields                                                    |
-//! | enum variant              | the index of the variant, those of the fields                          |
-//! | sequence, map             | the length, those of the elements                                      |
-//! | the same, length not told | before each element (of a map: each key) 1, at the end 0               |
+//! | serialized as             | words folded                                                     |
+//! |---------------------------|------------------------------------------------------------------|
+//! | bool, u8 to u64, char     | the value                                                        |
+//! | i8 to i64                 | the value in two's complement, sign-extended to 64 bits          |
+//! | u128, i128                | the low 64 bits, the high 64 bits                                |
+//! | f32, f64                  | the bits (so `0.0` and `-0.0` differ)                            |
+//! | str, bytes                | XXH3 (64 bits, seed 0) of the bytes, their number                |
+//! | none; some                | 0; 1 and the value                                               |
+//! | unit, unit struct         | none                                                             |
+//! | tuple, struct, newtype    | those of the fields                                              |
+//! | enum variant              | the index of the variant, those of the fields                    |
+//! | sequence, map             | the length, those of the elements                                |
+//! | the same, length not told | before each element (of a map: each key) 1, at the end 0         |
 //!
 //! # What a key must keep
-//! Equal keys make equal calls. Types whose order of iteration is random (`HashMap`, `HashSet`) do not, nor does a
-//! float wrapper for which `0.0 == -0.0`, unless it serializes both alike. A `Vec<u8>` or `[u8; N]` is a sequence
-//! of numbers for serde and folds one word a byte: long byte keys are faster through `serialize_bytes`.
+//! Equal keys make equal calls. Types whose order of iteration is random (`HashMap`, `HashSet`) do
+//! not, nor does a float wrapper for which `0.0 == -0.0`, unless it serializes both alike. A
+//! `Vec<u8>` or `[u8; N]` is a sequence of numbers for serde and folds one word a byte: long byte
+//! keys are faster through `serialize_bytes`.
 //!
 //! # Source
 //! splitmix64: Steele, Lea, Flood 2014, with the constants of Stafford's mix 13. XXH3: Collet.
@@ -91,7 +93,8 @@ impl KeyHasher {
     }
 }
 
-/// A sequence or map: remembers whether each element must be announced, because the length was not told.
+/// A sequence or map: remembers whether each element must be announced, because the length was not
+/// told.
 struct Elements<'a> {
     hasher: &'a mut KeyHasher,
     announced: bool,
@@ -475,7 +478,8 @@ mod tests {
             for key in 0..4096_u64 * 64 {
                 counts[(stable_hash(&key) >> shift) as usize & 4095] += 1;
             }
-            // 64 a bucket on average, with a standard deviation of 8: 7 of them never happen by chance.
+            // 64 a bucket on average, with a standard deviation of 8: 7 of them never happen by
+            // chance.
             assert!(counts.iter().all(|n| (8..=120).contains(n)), "at bit {shift}");
         }
     }

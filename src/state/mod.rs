@@ -2,6 +2,8 @@
 
 use crate::format::{FormatError, SectionOutput};
 
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
 pub mod hash;
 pub mod heap;
 
@@ -85,6 +87,7 @@ pub trait StateBackend {
     fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16)
     -> Box<dyn ValueTable<K, V>>;
 }
+
 /// The backend of a job.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]

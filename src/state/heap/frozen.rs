@@ -41,12 +41,14 @@ impl<K: Key, V: StateValue> Frozen for FrozenPages<K, V> {
 }
 
 fn lock<K, V>(page: &SharedPage<K, V>) -> MutexGuard<'_, Page<K, V>> {
-    // A poisoned lock means that another snapshot's encoding panicked: it changes nothing, so the page is whole.
+    // A poisoned lock means that another snapshot's encoding panicked: it changes nothing, so the
+    // page is whole.
     page.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Encodes pages into a buffer of its own, so that the output, which may be slow, is never waited for with a
-/// page locked: the worker waits for the encoding of [`CHUNK_BYTES`] at most, or of one entry.
+/// Encodes pages into a buffer of its own, so that the output, which may be slow, is never waited
+/// for with a page locked: the worker waits for the encoding of [`CHUNK_BYTES`] at most, or of one
+/// entry.
 struct PageEncoder<K, V> {
     max_parallelism: u16,
     /// Positions of the page's entries, in the order in which they are to be written.

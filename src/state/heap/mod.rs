@@ -7,23 +7,26 @@
 //!                                              |
 //!                               frozen snapshot's list of shared pages
 //! ```
-//! A page holds the entries of one range of hashes, and the directory maps each prefix of a hash to its page
-//! (extendible hashing). A full page splits by the next bit of the hash; nothing is ever rehashed as a whole.
-//! As the key group is a monotone function of the hash, pages sorted by prefix are sorted by key group.
+//! A page holds the entries of one range of hashes, and the directory maps each prefix of a hash to
+//! its page (extendible hashing). A full page splits by the next bit of the hash; nothing is ever
+//! rehashed as a whole. As the key group is a monotone function of the hash, pages sorted by prefix
+//! are sorted by key group.
 //!
 //! # Ownership
-//! The worker owns its pages by value, so that no record pays for an atomic operation. Freezing moves each page
-//! behind an `Arc<Mutex<_>>` that the table and the snapshot share: a pass over the pages, not the entries. The
-//! first operation on a shared page takes it back if all snapshots are done with it, or else copies it; reads
-//! too, because a reference to a value cannot outlive the lock. A shared page never changes: copies do. Keys and
-//! values need not be `Sync`, hence the mutex and not a bare `Arc`.
+//! The worker owns its pages by value, so that no record pays for an atomic operation. Freezing
+//! moves each page behind an `Arc<Mutex<_>>` that the table and the snapshot share: a pass over the
+//! pages, not the entries. The first operation on a shared page takes it back if all snapshots are
+//! done with it, or else copies it; reads too, because a reference to a value cannot outlive the
+//! lock. A shared page never changes: copies do. Keys and values need not be `Sync`, hence the
+//! mutex and not a bare `Arc`.
 //!
 //! A page that is still shared has not been touched since the last freeze.
 //!
 //! # Bounds
-//! Pages never merge: a table that shrinks keeps its pages, underfull, until the state is restored. The directory
-//! stays below 2^24 prefixes or 16 a page, whichever is more, even if keys were chosen to have one prefix; then
-//! the page grows beyond its capacity and searching the excess is linear.
+//! Pages never merge: a table that shrinks keeps its pages, underfull, until the state is restored.
+//! The directory stays below 2^24 prefixes or 16 a page, whichever is more, even if keys were
+//! chosen to have one prefix; then the page grows beyond its capacity and searching the excess is
+//! linear.
 //!
 //! # Source
 //! Fagin, Nievergelt, Pippenger, Strong 1979, extendible hashing.
@@ -34,7 +37,8 @@ mod table;
 
 use super::{Key, StateBackend, StateValue, ValueTable};
 
-/// Keeps state in memory. State must fit there; snapshots copy no more than what changes while they are written.
+/// Keeps state in memory. State must fit there; snapshots copy no more than what changes while they
+/// are written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeapBackend;
 
@@ -44,5 +48,87 @@ impl StateBackend for HeapBackend {
         max_parallelism: u16,
     ) -> Box<dyn ValueTable<K, V>> {
         Box::new(table::Table::new(max_parallelism))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::HeapBackend;
+    use crate::format::{FormatError, SectionOutput};
+    use crate::ids::KeyGroup;
+    use crate::state::{StateBackend, ValueTable, conformance, hash::stable_hash};
+
+    #[test]
+    fn the_heap_backend_conforms() {
+        conformance::suite(&HeapBackend);
+    }
+
+    struct Count(usize);
+
+    impl SectionOutput for Count {
+        fn entry(
+            &mut self,
+            _: KeyGroup,
+            _: &mut dyn FnMut(&mut Vec<u8>) -> Result<(), FormatError>,
+        ) -> Result<(), FormatError> {
+            self.0 += 1;
+            Ok(())
+        }
+    }
+
+    /// Inserts, changes and removes keys under hashes that the test chooses.
+    fn check_with_hashes(keys: u64, hash: impl Fn(u64) -> u64) {
+        let mut table: Box<dyn ValueTable<u64, u64>> = HeapBackend.value_table(128);
+        let mut model = BTreeMap::new();
+        for step in 0..4 * keys {
+            let key = stable_hash(&step) % keys;
+            if stable_hash(&(step, 1)) % 3 == 0 {
+                assert_eq!(table.remove(hash(key), &key), model.remove(&key), "step {step}");
+            } else {
+                let before = table.insert(hash(key), &key, step);
+                assert_eq!(before, model.insert(key, step), "step {step}");
+            }
+        }
+        assert!(model.len() as u64 > keys / 2);
+        assert_eq!(table.len(), model.len());
+        for key in 0..keys {
+            assert_eq!(table.get(hash(key), &key), model.get(&key), "key {key}");
+        }
+        let mut count = Count(0);
+        table.freeze().write(&mut count).unwrap();
+        assert_eq!(count.0, model.len());
+    }
+
+    #[test]
+    fn keys_that_all_have_one_hash_are_kept_apart() {
+        check_with_hashes(1_500, |_| 0xdead_beef_0000_0001);
+    }
+
+    #[test]
+    fn keys_whose_hashes_differ_only_in_low_bits_are_kept_apart() {
+        check_with_hashes(2_000, |key| 0xdead_beef_0000_0000 | key << 3);
+    }
+
+    #[test]
+    fn keys_whose_hashes_share_a_long_prefix_split_pages_again_and_again() {
+        check_with_hashes(3_000, |key| key << 44 | 5);
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_encoded_fails_the_snapshot_and_is_named() {
+        #[derive(Clone, serde::Deserialize)]
+        struct Stubborn;
+        impl serde::Serialize for Stubborn {
+            fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                Err(serde::ser::Error::custom("not today"))
+            }
+        }
+        let mut table: Box<dyn ValueTable<u64, Stubborn>> = HeapBackend.value_table(128);
+        table.insert(stable_hash(&1_u64), &1, Stubborn);
+        let error = table.freeze().write(&mut Count(0)).unwrap_err();
+        assert!(error.to_string().contains("Stubborn could not be encoded"), "{error}");
+        assert!(table.get(stable_hash(&1_u64), &1).is_some());
     }
 }

@@ -1,6 +1,6 @@
 //! One page of a heap table: the entries of one range of hashes.
 
-/// One key and its value.
+/// One key and its value. The hash comes first in memory, for `Page::candidate`.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Entry<K, V> {
@@ -11,11 +11,12 @@ pub(super) struct Entry<K, V> {
 
 /// The entries whose hashes start with one prefix of `depth` bits.
 ///
-/// `entries` is dense, in no order. `index` finds them: open addressing with linear probing, home slot from the
-/// low bits of the hash. A slot is 0 (free) or six bits of the hash above the position in `entries` plus one.
+/// `entries` is dense, in no order. `index` finds them: open addressing with linear probing, home
+/// slot from the low bits of the hash. A slot is 0 (free) or six bits of the hash above the
+/// position in `entries` plus one.
 ///
 /// A page holds at most [`Page::CAPACITY`] entries unless the table cannot split it (see
-/// `Table::may_double_directory`). Those beyond are not in the index but found by scanning.
+/// `Table::make_room`). Those beyond are not in the index but found by scanning.
 pub(super) struct Page<K, V> {
     entries: Vec<Entry<K, V>>,
     index: Box<[u16]>,
@@ -25,23 +26,29 @@ pub(super) struct Page<K, V> {
 /// The bits of an index slot that hold a position plus one. The others hold a tag.
 const POSITION_MASK: u16 = (1 << 10) - 1;
 
+/// Slots of the index for each entry of a full page. At two, an update in the cache takes half as
+/// long again, because the processor guesses wrong how long a search is.
+const SLOTS_PER_ENTRY: usize = 4;
+
 /// The position that a slot which is not free names.
 #[inline]
 fn position(word: u16) -> usize {
     usize::from(word & POSITION_MASK) - 1
 }
 
-/// The bits of the hash that a slot remembers: bits 10 to 15, above the home slot and below any prefix.
+/// The bits of the hash that a slot remembers: bits 16 to 21, above the home slot and below any
+/// prefix.
 #[inline]
 fn tag(hash: u64) -> u16 {
-    hash as u16 & !POSITION_MASK
+    (hash >> 6) as u16 & !POSITION_MASK
 }
 
 impl<K, V> Page<K, V> {
     /// The most entries that a page is meant to hold: a power of two.
     ///
-    /// A page is copied when it is first touched after a freeze, so a copy is kept to about 16 KiB, and to
-    /// fewer entries where each is cloned by itself (the measurements are in `benches/plumbing.rs`).
+    /// A page is copied when it is first touched after a freeze, so a copy is kept to about 16 KiB,
+    /// and to fewer entries where each is cloned by itself (the measurements are in
+    /// `benches/plumbing.rs`).
     pub(super) const CAPACITY: usize = {
         let mut capacity = if std::mem::needs_drop::<Entry<K, V>>() { 128 } else { 512 };
         while capacity > 32 && capacity * size_of::<Entry<K, V>>() > 16 * 1024 {
@@ -52,10 +59,15 @@ impl<K, V> Page<K, V> {
 
     /// An empty page for the hashes with one prefix of `depth` bits.
     pub(super) fn new(depth: u8) -> Self {
-        Self { entries: Vec::new(), index: vec![0; 4 * Self::CAPACITY].into_boxed_slice(), depth }
+        Self {
+            entries: Vec::new(),
+            index: vec![0; SLOTS_PER_ENTRY * Self::CAPACITY].into_boxed_slice(),
+            depth,
+        }
     }
 
-    /// A stand-in that owns no memory, for while a page is being moved. It must not be used as a page.
+    /// A stand-in that owns no memory, for while a page is being moved. It must not be used as a
+    /// page.
     pub(super) fn hollow() -> Self {
         Self { entries: Vec::new(), index: Box::default(), depth: 0 }
     }
@@ -69,6 +81,12 @@ impl<K, V> Page<K, V> {
         &self.entries
     }
 
+    /// How many leading bits `hash` and all hashes in this page have in common.
+    pub(super) fn common_bits(&self, hash: u64) -> u32 {
+        let differences = self.entries.iter().fold(0, |bits, entry| bits | (entry.hash ^ hash));
+        differences.leading_zeros()
+    }
+
     #[inline]
     pub(super) fn is_full(&self) -> bool {
         self.entries.len() >= Self::CAPACITY
@@ -80,7 +98,8 @@ impl<K, V> Page<K, V> {
         &self.index[self.home(hash)]
     }
 
-    /// The hash of the entry that the index names first for `hash`. Only its address is computed.
+    /// The start of the entry that the index names first for `hash`, and of the one behind it: the
+    /// two lines of the cache that the entry may be in. Only their addresses are computed.
     #[inline]
     pub(super) fn candidate(&self, hash: u64) -> Option<[&u64; 2]> {
         let mask = self.index.len() - 1;
@@ -106,7 +125,10 @@ impl<K, V> Page<K, V> {
         let position = self.entries.len();
         if position == self.entries.capacity() {
             // Grown by ourselves: `Vec` would round up beyond the capacity of a page.
-            let room = position.max(4).min(Self::CAPACITY.saturating_sub(position)).max(4);
+            let room = match Self::CAPACITY.saturating_sub(position) {
+                0 => position,
+                to_capacity => position.max(4).min(to_capacity),
+            };
             self.entries.reserve_exact(room);
         }
         self.entries.push(Entry { hash, key, value });
@@ -133,7 +155,8 @@ impl<K, V> Page<K, V> {
         self.entries.swap_remove(position).value
     }
 
-    /// Moves the entries whose next hash bit is one into the returned page. Both are one bit deeper.
+    /// Moves the entries whose next hash bit is one into the returned page. Both are one bit
+    /// deeper.
     pub(super) fn split(&mut self) -> Self {
         let bit = 1 << (63 - self.depth);
         let mut upper = Self::new(self.depth + 1);
@@ -169,7 +192,7 @@ impl<K, V> Page<K, V> {
         if position < Self::CAPACITY {
             let mask = self.index.len() - 1;
             let mut slot = self.home(hash);
-            // Ends: at most half of the slots are taken.
+            // Ends: most slots are free.
             while self.index[slot] != 0 {
                 slot = (slot + 1) & mask;
             }

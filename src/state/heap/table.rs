@@ -29,7 +29,7 @@ pub(super) struct Table<K, V> {
 }
 
 /// The directory may always grow to this depth: 64 MiB, enough for a billion entries in full pages.
-const FREE_DEPTH: u8 = 24;
+const FREE_DEPTH: u32 = 24;
 
 /// How many keys are prefetched together.
 const PREFETCH_CHUNK: usize = 64;
@@ -65,6 +65,8 @@ impl<K: Key, V: StateValue> Table<K, V> {
         (self.pages[number].own(), &mut self.len)
     }
 
+    /// Splits the page of this hash until it has room, unless the directory would have to grow out
+    /// of bounds.
     #[cold]
     fn make_room(&mut self, hash: u64) {
         loop {
@@ -73,10 +75,12 @@ impl<K: Key, V: StateValue> Table<K, V> {
             if !page.is_full() {
                 return;
             }
-            if page.depth() == self.depth {
-                if !self.may_double_directory() {
-                    return;
-                }
+            let depth = page.depth();
+            let depth_needed = page.common_bits(hash) + 1;
+            if depth_needed > u32::from(self.depth) && !self.may_deepen_to(depth_needed) {
+                return;
+            }
+            if depth == self.depth {
                 self.directory = self.directory.iter().flat_map(|page| [*page; 2]).collect();
                 self.depth += 1;
             }
@@ -84,9 +88,8 @@ impl<K: Key, V: StateValue> Table<K, V> {
         }
     }
 
-    /// Whether the directory stays in bounds if it doubles. (Only chosen keys make the answer no.)
-    fn may_double_directory(&self) -> bool {
-        self.depth < FREE_DEPTH || self.directory.len() <= 8 * self.pages.len()
+    fn may_deepen_to(&self, depth: u32) -> bool {
+        depth <= FREE_DEPTH || depth < 48 && 1 << depth <= 16 * self.pages.len()
     }
 
     /// Splits a page that is shallower than the directory. `hash` is any hash that belongs to it.
@@ -150,7 +153,8 @@ impl<K: Clone, V: Clone> Slot<K, V> {
         let slot = std::mem::replace(self, Slot::Owned(Page::hollow()));
         let page = match slot {
             Slot::Owned(page) => page,
-            // A poisoned lock means that encoding panicked: it changes nothing, so the page is whole.
+            // A poisoned lock means that encoding panicked: it changes nothing, so the page is
+            // whole.
             Slot::Shared(shared) => match Arc::try_unwrap(shared) {
                 Ok(page) => page.into_inner().unwrap_or_else(PoisonError::into_inner),
                 Err(shared) => shared.lock().unwrap_or_else(PoisonError::into_inner).clone(),
@@ -177,8 +181,9 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         if self.len * size_of::<super::page::Entry<K, V>>() < PREFETCH_BYTES_MIN {
             return;
         }
-        // A load that misses the caches must have few instructions around it, or the processor cannot look far
-        // enough ahead to overlap it with the next ones. So addresses are computed first and loaded together.
+        // A load that misses the caches must have few instructions around it, or the processor
+        // cannot look far enough ahead to overlap it with the next ones. So addresses are computed
+        // first and loaded together.
         let mut pages = [None; PREFETCH_CHUNK];
         let mut slots = [&0; PREFETCH_CHUNK];
         let mut entries = [[&0; 2]; PREFETCH_CHUNK];
@@ -257,7 +262,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
             offset: (bytes.len() - rest.len()) as u64,
             why,
         };
-        // At most one key and value can be encoded in no bytes at all, so more entries than this are damage.
+        // At most one key and value can be encoded in no bytes at all, so more entries than this
+        // are damage.
         if entries as usize > bytes.len() + 1 {
             let why = format!("{entries} entries cannot be in {} bytes", bytes.len());
             return Err(corrupt(bytes, why));

@@ -1,0 +1,359 @@
+//! What every [`StateBackend`] must do, as one suite of tests.
+//!
+//! ```
+//! use highwater::state::{conformance, heap::HeapBackend};
+//! conformance::restoring_gives_each_owner_exactly_its_keys::<_, u64>(&HeapBackend, 13, 1);
+//! ```
+//! Each function panics at the first deviation and names the seed, so that it can be run again.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::thread::JoinHandle;
+
+use super::hash::stable_hash;
+use super::{Frozen, Key, StateBackend, ValueTable};
+use crate::format::{FormatError, SectionOutput};
+use crate::ids::KeyGroup;
+use crate::protocol::key_groups::{key_group, key_groups};
+
+/// The values of the suite: of fixed size, with a part that is not `Copy`.
+pub type Value = (u64, Option<String>);
+
+type Model<K> = BTreeMap<K, Value>;
+type Table<K> = Box<dyn ValueTable<K, Value>>;
+
+/// A key type of which the suite makes keys.
+pub trait TestKey: Key + Ord + Debug {
+    /// The `n`th key; any two differ.
+    fn nth(n: u64) -> Self;
+}
+
+impl TestKey for u64 {
+    fn nth(n: u64) -> Self {
+        n
+    }
+}
+
+impl TestKey for String {
+    fn nth(n: u64) -> Self {
+        format!("key {n}")
+    }
+}
+
+/// Runs all of the suite.
+///
+/// # Panics
+/// If the backend deviates.
+pub fn suite<B: StateBackend>(backend: &B) {
+    for (seed, max_parallelism) in (1..).zip([1, 13, 128, 32_768]) {
+        operations_and_snapshots_agree_with_a_model::<B, u64>(backend, max_parallelism, seed);
+        operations_and_snapshots_agree_with_a_model::<B, String>(backend, max_parallelism, seed);
+        restoring_gives_each_owner_exactly_its_keys::<B, u64>(backend, max_parallelism, seed);
+        restoring_gives_each_owner_exactly_its_keys::<B, String>(backend, max_parallelism, seed);
+    }
+    damaged_blocks_are_refused::<B, u64>(backend);
+    damaged_blocks_are_refused::<B, String>(backend);
+    random_damage_does_no_harm::<B, u64>(backend, 50_000, 1);
+    random_damage_does_no_harm::<B, String>(backend, 50_000, 2);
+}
+
+/// Random operations answer as a `BTreeMap` does, and each snapshot, written at some later time on
+/// this or on another thread, holds what the model held when it was frozen. Up to four snapshots
+/// are alive at once.
+///
+/// # Panics
+/// If the backend deviates.
+pub fn operations_and_snapshots_agree_with_a_model<B: StateBackend, K: TestKey>(
+    backend: &B,
+    max_parallelism: u16,
+    seed: u64,
+) {
+    let mut random = Random(seed);
+    let mut table: Table<K> = backend.value_table(max_parallelism);
+    let mut model = Model::new();
+    let mut frozen: Vec<(Box<dyn Frozen>, Model<K>)> = Vec::new();
+    let mut writing: Vec<(JoinHandle<Section>, Model<K>)> = Vec::new();
+    let mut checked = 0;
+    for step in 0..12_000_u64 {
+        let what = format!("seed {seed}, step {step}");
+        // The range of keys grows and shrinks, so that there are both many new keys and many
+        // removals.
+        let key = K::nth(random.below(1 + (step * 7) % 6_000));
+        operate(&mut table, &mut model, &key, &mut random, &what);
+        match random.below(600) {
+            0 if frozen.len() + writing.len() < 4 => frozen.push((table.freeze(), model.clone())),
+            1 if !frozen.is_empty() => {
+                let (snapshot, expected) = frozen.swap_remove(random.index(frozen.len()));
+                assert_eq!(content(&written(snapshot), max_parallelism), expected, "{what}");
+                checked += 1;
+            }
+            2 if !frozen.is_empty() => {
+                let (snapshot, expected) = frozen.swap_remove(random.index(frozen.len()));
+                writing.push((std::thread::spawn(|| written(snapshot)), expected));
+            }
+            3 if !writing.is_empty() => {
+                let (thread, expected) = writing.swap_remove(random.index(writing.len()));
+                let section = thread.join().expect("the writer does not panic");
+                assert_eq!(content(&section, max_parallelism), expected, "{what}");
+                checked += 1;
+            }
+            // A snapshot that is given up leaves no trace.
+            4 => drop(frozen.pop()),
+            _ => {}
+        }
+    }
+    assert!(checked > 0, "seed {seed}: no snapshot was checked");
+    for (snapshot, expected) in frozen {
+        assert_eq!(content(&written(snapshot), max_parallelism), expected, "seed {seed}, end");
+    }
+    for (thread, expected) in writing {
+        let section = thread.join().expect("the writer does not panic");
+        assert_eq!(content(&section, max_parallelism), expected, "seed {seed}, end");
+    }
+    assert_eq!(content(&written(table.freeze()), max_parallelism), model, "seed {seed}, end");
+}
+
+/// One random operation on both.
+fn operate<K: TestKey>(
+    table: &mut Table<K>,
+    model: &mut Model<K>,
+    key: &K,
+    random: &mut Random,
+    what: &str,
+) {
+    let hash = stable_hash(key);
+    if random.below(4) == 0 {
+        table.prefetch(&[hash, random.next()]);
+    }
+    let text = (random.below(3) == 0).then(|| format!("value {}", random.below(100)));
+    let value = (random.next(), text);
+    match random.below(8) {
+        0 => assert_eq!(table.get(hash, key), model.get(key), "{what}: get {key:?}"),
+        1 => {
+            let found = table.get_mut(hash, key);
+            let expected = model.get_mut(key);
+            assert_eq!(found, expected, "{what}: get_mut {key:?}");
+            if let (Some(found), Some(expected)) = (found, expected) {
+                found.clone_from(&value);
+                *expected = value;
+            }
+        }
+        2..=4 => {
+            let mut made = 0;
+            let found = table.get_or_insert_with(hash, key, &mut || {
+                made += 1;
+                value.clone()
+            });
+            found.0 = found.0.wrapping_add(1);
+            let is_new = !model.contains_key(key);
+            let expected = model.entry(key.clone()).or_insert(value);
+            expected.0 = expected.0.wrapping_add(1);
+            assert_eq!(found, expected, "{what}: get_or_insert_with {key:?}");
+            assert_eq!(made, u32::from(is_new), "{what}: values made for {key:?}");
+        }
+        5 => {
+            let before = table.insert(hash, key, value.clone());
+            assert_eq!(before, model.insert(key.clone(), value), "{what}: insert {key:?}");
+        }
+        _ => assert_eq!(table.remove(hash, key), model.remove(key), "{what}: remove {key:?}"),
+    }
+    assert_eq!(table.len(), model.len(), "{what}: len");
+    assert_eq!(table.is_empty(), model.is_empty(), "{what}: is_empty");
+}
+
+/// A snapshot, restored by one to five owners, gives each exactly the keys of its key groups; and
+/// each can go on.
+///
+/// # Panics
+/// If the backend deviates.
+pub fn restoring_gives_each_owner_exactly_its_keys<B: StateBackend, K: TestKey>(
+    backend: &B,
+    max_parallelism: u16,
+    seed: u64,
+) {
+    let mut random = Random(seed);
+    let (mut table, model) = filled::<B, K>(backend, max_parallelism, 3_000, &mut random);
+    let section = written(table.freeze());
+    assert_eq!(content(&section, max_parallelism), model, "seed {seed}");
+    for parallelism in (1..=5).filter(|p| *p <= usize::from(max_parallelism)) {
+        let mut all = Model::new();
+        for worker in 0..parallelism {
+            let groups = key_groups(max_parallelism, parallelism, worker);
+            let mut table: Table<K> = backend.value_table(max_parallelism);
+            for (entries, bytes) in section.blocks(1 + random.below(200) as usize) {
+                let restored = table.restore_block(groups.clone(), entries, &bytes);
+                restored.expect("the block is whole");
+            }
+            let part = content::<K>(&written(table.freeze()), max_parallelism);
+            assert_eq!(part.len(), table.len(), "seed {seed}, worker {worker} of {parallelism}");
+            for (key, value) in &part {
+                let hash = stable_hash(key);
+                assert!(groups.contains(&key_group(hash, max_parallelism).0), "{key:?}");
+                assert_eq!(table.get(hash, key), Some(value), "{key:?}");
+                assert_eq!(table.remove(hash, key).as_ref(), Some(value), "{key:?}");
+            }
+            assert!(table.is_empty());
+            let before = all.len();
+            all.extend(part.clone());
+            assert_eq!(all.len(), before + part.len(), "seed {seed}: two owners of one key");
+        }
+        assert_eq!(all, model, "seed {seed}, parallelism {parallelism}");
+    }
+}
+
+/// A block that is cut, has bytes or entries too many or too few, or is there twice, is refused.
+///
+/// # Panics
+/// If the backend deviates.
+pub fn damaged_blocks_are_refused<B: StateBackend, K: TestKey>(backend: &B) {
+    let (entries, bytes) = small_block::<B, K>(backend);
+    let restore =
+        |table: &mut Table<K>, entries, bytes: &[u8]| table.restore_block(0..128, entries, bytes);
+    let refused = |entries, bytes: &[u8], what: &str| {
+        let result = restore(&mut backend.value_table(128), entries, bytes);
+        assert!(matches!(result, Err(FormatError::Corrupt { .. })), "{what}: {result:?}");
+    };
+    for length in 0..bytes.len() {
+        refused(entries, &bytes[..length], &format!("cut to {length} bytes"));
+    }
+    refused(entries, &[bytes.as_slice(), &[0]].concat(), "a byte too many");
+    refused(entries - 1, &bytes, "an entry more than told");
+    refused(entries + 1, &bytes, "an entry fewer than told");
+    refused(u32::MAX, &bytes, "far fewer entries than told");
+    refused(2 * entries, &bytes.repeat(2), "each key twice");
+
+    let mut table: Table<K> = backend.value_table(128);
+    restore(&mut table, entries, &bytes).expect("the block is whole");
+    let again = restore(&mut table, entries, &bytes);
+    assert!(matches!(again, Err(FormatError::Corrupt { offset: 0, .. })), "{again:?}");
+    assert_eq!(table.len(), entries as usize);
+}
+
+/// Blocks with random bytes changed are refused or restored, and the table can still be used. (Such
+/// damage is found by the checksum around a block; here it must only do no harm.)
+///
+/// # Panics
+/// If the backend panics, or accepts more entries than there can be.
+pub fn random_damage_does_no_harm<B: StateBackend, K: TestKey>(
+    backend: &B,
+    rounds: u32,
+    seed: u64,
+) {
+    let (entries, bytes) = small_block::<B, K>(backend);
+    let mut random = Random(seed);
+    let mut refused = 0;
+    for round in 0..rounds {
+        let mut damaged = bytes.clone();
+        for _ in 0..=random.below(3) {
+            let at = random.index(damaged.len());
+            match random.below(4) {
+                0 => damaged[at] ^= 1 << random.below(8),
+                1 => damaged[at] = [0, 1, 0x7f, 0x80, 0xff][random.index(5)],
+                2 => drop(damaged.remove(at)),
+                _ => damaged.insert(at, random.next() as u8),
+            }
+        }
+        let mut table: Table<K> = backend.value_table(128);
+        refused += u32::from(table.restore_block(0..128, entries, &damaged).is_err());
+        let held = content::<K>(&written(table.freeze()), 128);
+        assert_eq!(held.len(), table.len(), "seed {seed}, round {round}");
+        assert!(held.len() <= entries as usize, "seed {seed}, round {round}");
+    }
+    assert!(refused > rounds / 10, "seed {seed}: only {refused} of {rounds} were refused");
+}
+
+fn small_block<B: StateBackend, K: TestKey>(backend: &B) -> (u32, Vec<u8>) {
+    let (mut table, _) = filled::<B, K>(backend, 128, 12, &mut Random(5));
+    let mut blocks = written(table.freeze()).blocks(usize::MAX);
+    blocks.pop().expect("a table with keys has a block")
+}
+
+fn filled<B: StateBackend, K: TestKey>(
+    backend: &B,
+    max_parallelism: u16,
+    keys: u64,
+    random: &mut Random,
+) -> (Table<K>, Model<K>) {
+    let mut table: Table<K> = backend.value_table(max_parallelism);
+    let mut model = Model::new();
+    for n in 0..keys {
+        let key = K::nth(n);
+        let text = (n % 3 == 0).then(|| format!("value {n}"));
+        let value = (random.next(), text);
+        assert_eq!(table.insert(stable_hash(&key), &key, value.clone()), None);
+        model.insert(key, value);
+    }
+    (table, model)
+}
+
+fn written(frozen: Box<dyn Frozen>) -> Section {
+    let mut section = Section::default();
+    frozen.write(&mut section).expect("memory does not fail");
+    section
+}
+
+/// The entries of a section. Asserts that each is in its key group, in ascending order, and there
+/// once.
+fn content<K: TestKey>(section: &Section, max_parallelism: u16) -> Model<K> {
+    let mut content = Model::new();
+    let mut last = KeyGroup(0);
+    for (group, bytes) in &section.entries {
+        let (key, rest) = postcard::take_from_bytes::<K>(bytes).expect("a key");
+        let (value, rest) = postcard::take_from_bytes::<Value>(rest).expect("a value");
+        assert!(rest.is_empty(), "{key:?} has bytes left over");
+        assert_eq!(*group, key_group(stable_hash(&key), max_parallelism), "{key:?}");
+        assert!(last <= *group, "key group {group} of {key:?} comes after {last}");
+        last = *group;
+        assert!(!content.contains_key(&key), "{key:?} is there twice");
+        content.insert(key, value);
+    }
+    content
+}
+
+/// A section in memory.
+#[derive(Default)]
+struct Section {
+    entries: Vec<(KeyGroup, Vec<u8>)>,
+}
+
+impl Section {
+    /// The entries in blocks of `per_block`: how many, and their bytes.
+    fn blocks(&self, per_block: usize) -> Vec<(u32, Vec<u8>)> {
+        let block = |entries: &[(KeyGroup, Vec<u8>)]| {
+            let bytes = entries.iter().flat_map(|(_, bytes)| bytes).copied().collect();
+            (entries.len() as u32, bytes)
+        };
+        self.entries.chunks(per_block).map(block).collect()
+    }
+}
+
+impl SectionOutput for Section {
+    fn entry(
+        &mut self,
+        group: KeyGroup,
+        fill: &mut dyn FnMut(&mut Vec<u8>) -> Result<(), FormatError>,
+    ) -> Result<(), FormatError> {
+        let mut bytes = Vec::new();
+        fill(&mut bytes)?;
+        self.entries.push((group, bytes));
+        Ok(())
+    }
+}
+
+/// Numbers from a seed: the stable hashes of the numbers that follow it.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 += 1;
+        stable_hash(&(self.0, "random"))
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    fn index(&mut self, len: usize) -> usize {
+        self.below(len as u64) as usize
+    }
+}
