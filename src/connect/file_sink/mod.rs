@@ -40,7 +40,8 @@
 //!
 //! # Failure
 //! A file that cannot be written or synced fails the job, which goes on from its last checkpoint; the file is
-//! removed by the next attempt. Source of the idea: the two-phase commit of file sinks in stream processors;
+//! removed by the next attempt. If the power fails between a file's appearing and its sync, it appears again,
+//! under the same name and with the same content. Source of the idea: the two-phase commit of file sinks in stream processors;
 //! the difference is the ledger.
 
 mod committer;
