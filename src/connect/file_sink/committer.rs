@@ -45,8 +45,8 @@ impl FileCommitter {
         self.fs.size(path).map_err(failed("looked at", path))
     }
 
-    /// Makes renames and ledgers durable. The new names come first: if the power fails in between, a file has
-    /// two names, and not none.
+    /// Makes renames and ledgers durable. The new names come first: if the power fails in between,
+    /// a file has two names, and not none.
     fn sync(&self, place: &Place) -> Result<(), ConnectError> {
         sync(&*self.fs, &place.directory)?;
         sync(&*self.fs, &place.hidden)
@@ -88,8 +88,9 @@ impl FileCommitter {
             (Some(_), None) => {
                 self.fs.rename(&file.pending, &file.last).map_err(failed("renamed", &file.pending))
             }
-            // SUBTLE: a power cut may keep the new name and bring the old one back, if directories are synced
-            // apart. The final file is ours, because there was none when the ledger was written.
+            // SUBTLE: a power cut may keep the new name and bring the old one back, if directories
+            // are synced apart. The final file is ours, because there was none when the ledger was
+            // written.
             (Some(_), Some(bytes)) if bytes == file.bytes => {
                 self.fs.remove(&file.pending).map_err(failed("removed", &file.pending))
             }
@@ -131,8 +132,8 @@ impl FileCommitter {
 }
 
 impl Found {
-    /// Whether the file can be committed for the first time; or, though the ledger does not know it, was
-    /// committed.
+    /// Whether the file can be committed for the first time; or, though the ledger does not know
+    /// it, was committed.
     fn check(&self, transaction: &FileTransaction) -> Result<(), ConnectError> {
         let bytes = Some(self.bytes);
         match (self.pending_bytes, self.last_bytes) {
@@ -145,8 +146,8 @@ impl Found {
                 self.bytes
             ))),
             (None, _) => Err(ConnectError::new(format!(
-                "{}, of epoch {}, is lost: it is not there, and was not committed. If the job wrote to another \
-                 directory before, name it with `formerly`",
+                "{}, of epoch {}, is lost: it is not there, and was not committed. If the job wrote to \
+                 another directory before, name it with `formerly`",
                 self.pending.display(),
                 transaction.id.epoch
             ))),
@@ -177,8 +178,9 @@ impl Committer for FileCommitter {
             return Ok(());
         }
         if ledger.knows(epoch) {
-            // SUBTLE: a process that was killed may have replaced the ledger and not synced the directory. A
-            // power cut after our rename would bring the ledger before it back, which knows nothing of it.
+            // SUBTLE: a process that was killed may have replaced the ledger and not synced the
+            // directory. A power cut after our rename would bring the ledger before it back, which
+            // knows nothing of it.
             self.sync(&place)?;
         } else {
             files.iter().try_for_each(|file| file.check(transaction))?;
