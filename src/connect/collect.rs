@@ -13,9 +13,9 @@ use crate::ids::Epoch;
 
 /// A sink that collects committed records in memory.
 ///
-/// It behaves like a transactional target: what is pre-committed lives in the checkpoint alone and is visible
-/// nowhere; a commit adds it once, however often it is repeated. Clones share one target, and so does the
-/// [handle](Collect::handle).
+/// It behaves like a transactional target: what is pre-committed lives in the checkpoint alone and
+/// is visible nowhere; a commit adds it once, however often it is repeated. Clones share one
+/// target, and so does the [handle](Collect::handle).
 #[derive(Clone)]
 pub struct Collect<D> {
     target: Arc<Mutex<Target<D>>>,
@@ -67,7 +67,8 @@ impl<D> fmt::Debug for CollectHandle<D> {
 }
 
 impl<D: Record> CollectHandle<D> {
-    /// All committed records: transactions in the order of their commits, in each the order of writing.
+    /// All committed records: transactions in the order of their commits, in each the order of
+    /// writing.
     #[must_use]
     pub fn committed(&self) -> Vec<D> {
         lock(&self.target).committed.clone()

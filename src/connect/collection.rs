@@ -6,9 +6,9 @@ use super::{ConnectError, ReadStatus, Record, Source, SplitReader};
 
 /// A source that yields the items of a collection.
 ///
-/// With S workers there are S splits, and item *i* is in split *i* mod S; within a split items keep their
-/// order. Every copy of the source holds all items, so this is for collections that fit into memory a few
-/// times over.
+/// With S workers there are S splits, and item *i* is in split *i* mod S; within a split items keep
+/// their order. Every copy of the source holds all items, so this is for collections that fit into
+/// memory a few times over.
 #[derive(Clone, Debug)]
 pub struct Collection<D> {
     items: Vec<D>,
@@ -17,8 +17,8 @@ pub struct Collection<D> {
 impl<D: Record> Collection<D> {
     /// A source of `items`.
     ///
-    /// A job that goes on from a checkpoint must be given the same items in the same order; another number of
-    /// items is refused.
+    /// A job that goes on from a checkpoint must be given the same items in the same order; another
+    /// number of items is refused.
     #[must_use]
     pub fn new(items: Vec<D>) -> Self {
         Self { items }
@@ -50,8 +50,8 @@ impl<D: Record> Source for Collection<D> {
     fn open(&mut self, split: CollectionSplit) -> Result<CollectionReader<D>, ConnectError> {
         if split.items != self.items.len() as u64 {
             return Err(ConnectError::new(format!(
-                "the checkpoint was taken with a collection of {} items, and this one has {}: go on with \
-                 the same collection, or start without the checkpoint",
+                "the checkpoint was taken with a collection of {} items, and this one has {}: go \
+                 on with the same collection, or start without the checkpoint",
                 split.items,
                 self.items.len()
             )));

@@ -1,8 +1,8 @@
 //! What every source that replays and every exactly-once sink must pass: run it against your own.
 //!
-//! The functions panic with a message that names the broken promise. They drive an implementation as the
-//! runtime does, through the traits alone, and send splits and transactions through their serialized form, as
-//! a checkpoint does.
+//! The functions panic with a message that names the broken promise. They drive an implementation
+//! as the runtime does, through the traits alone, and send splits and transactions through their
+//! serialized form, as a checkpoint does.
 
 use std::fmt::Debug;
 
@@ -42,8 +42,8 @@ pub fn read_all<R: SplitReader>(reader: &mut R, records_max: usize) -> Vec<R::Re
     }
 }
 
-/// Checks that a source yields the same records from every position that it ever has, and returns all
-/// records, split by split. `make` makes the source as every new process would.
+/// Checks that a source yields the same records from every position that it ever has, and returns
+/// all records, split by split. `make` makes the source as every new process would.
 ///
 /// # Panics
 /// If it does not.
@@ -86,11 +86,13 @@ pub trait SinkUnderTest {
     /// The record with this number. Numbers are below 16.
     fn record(&self, number: u64) -> <Self::Sink as Sink>::Record;
 
-    /// The numbers of the records that are visible in the target, each as often as it is there, in any order.
+    /// The numbers of the records that are visible in the target, each as often as it is there, in
+    /// any order.
     fn visible(&mut self) -> Vec<u64>;
 }
 
-/// Checks that a sink keeps the promises of an exactly-once sink. `make` makes an empty target each time.
+/// Checks that a sink keeps the promises of an exactly-once sink. `make` makes an empty target each
+/// time.
 ///
 /// # Panics
 /// If it does not.
@@ -107,7 +109,8 @@ pub fn exactly_once<T: SinkUnderTest>(mut make: impl FnMut() -> T) {
 
 type Transaction<T> = <<T as SinkUnderTest>::Sink as Sink>::Transaction;
 
-/// The context of a subtask of an attempt. Each attempt is a lineage of its own, as after a restore.
+/// The context of a subtask of an attempt. Each attempt is a lineage of its own, as after a
+/// restore.
 #[must_use]
 pub fn context(attempt: u64, subtask: usize, parallelism: usize) -> SinkContext {
     SinkContext {

@@ -1,5 +1,5 @@
-//! A sink that counts and digests records and keeps none, for benches and tests. Exactly-once, within the
-//! process.
+//! A sink that counts and digests records and keeps none, for benches and tests. Exactly-once,
+//! within the process.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,8 +15,8 @@ use crate::ids::Epoch;
 
 /// A sink that adds up how many records were committed, and a number made from each.
 ///
-/// Clones share the totals, and so does the [handle](Discard::handle). The totals remember the name of every
-/// committed transaction (32 bytes each), by which a repeated commit is known.
+/// Clones share the totals, and so does the [handle](Discard::handle). The totals remember the name
+/// of every committed transaction (32 bytes each), by which a repeated commit is known.
 pub struct Discard<D, F> {
     fold: F,
     totals: Arc<Mutex<Totals>>,
@@ -45,8 +45,8 @@ impl<D: Record> Default for Discard<D, fn(&D) -> u64> {
 }
 
 impl<D: Record, F: Fn(&D) -> u64 + Clone + Send + 'static> Discard<D, F> {
-    /// A sink that counts, and adds up `fold` of the records, wrapping around: a digest that does not depend
-    /// on the order.
+    /// A sink that counts, and adds up `fold` of the records, wrapping around: a digest that does
+    /// not depend on the order.
     #[must_use]
     pub fn counting(fold: F) -> Self {
         Self { fold, totals: Arc::default(), records: PhantomData }
@@ -187,7 +187,8 @@ mod tests {
     use crate::connect::{Committer, Sink, TransactionWriter};
     use crate::ids::Epoch;
 
-    /// Each record adds one to its own digit of the digest, so that the digest tells how often it is there.
+    /// Each record adds one to its own digit of the digest, so that the digest tells how often it
+    /// is there.
     fn digit(number: &u64) -> u64 {
         1 << (4 * number)
     }

@@ -1,18 +1,19 @@
 //! A source of the lines of files. Exactly-once.
 //!
 //! # Splits
-//! Every file is a split, in the order of their paths; large plain files can be [cut](Files::split_bytes). The
-//! position is the offset of the next line in the *uncompressed* content. Plain files go on there; `.gz` and
-//! `.zst` files are decompressed and skipped up to there, which costs as much as reading them did.
+//! Every file is a split, in the order of their paths; large plain files can be
+//! [cut](Files::split_bytes). The position is the offset of the next line in the *uncompressed*
+//! content. Plain files go on there; `.gz` and `.zst` files are decompressed and skipped up to
+//! there, which costs as much as reading them did.
 //!
 //! # Files must stay as they are
-//! A position keeps the size of the file that was seen and a hash of its first 4 KiB. A file that became
-//! shorter or has another beginning is refused by name. A file that was read to its end is not opened again,
-//! so it may be moved away once a checkpoint is complete.
+//! A position keeps the size of the file that was seen and a hash of its first 4 KiB. A file that
+//! became shorter or has another beginning is refused by name. A file that was read to its end is
+//! not opened again, so it may be moved away once a checkpoint is complete.
 //!
 //! # Blocking
-//! Files are read on the worker's thread, 256 KiB at a time: a local disk counts as not blocking here. Files
-//! on a medium that can hang make the worker hang.
+//! Files are read on the worker's thread, 256 KiB at a time: a local disk counts as not blocking
+//! here. Files on a medium that can hang make the worker hang.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Seek as _, SeekFrom};
@@ -25,7 +26,8 @@ use super::line::{self, Encoding};
 use super::zst::ZstFrames;
 use super::{ConnectError, ReadStatus, Source, SplitReader};
 
-/// How much is read from a file at once, and skipped or given out in one call of `read`. Units: bytes.
+/// How much is read from a file at once, and skipped or given out in one call of `read`. Units:
+/// bytes.
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// How much of a file's beginning its identity covers. Units: bytes.
@@ -33,7 +35,8 @@ const HEAD_BYTES: u64 = 4 << 10;
 
 const LINE_BYTES_MAX: u64 = 64 << 20;
 
-/// A source of the lines of files, without their ends (`\n` or `\r\n`). A last line without an end counts.
+/// A source of the lines of files, without their ends (`\n` or `\r\n`). A last line without an end
+/// counts.
 #[derive(Clone, Debug)]
 pub struct Files {
     which: Which,
@@ -55,9 +58,9 @@ impl Files {
         Self::of(Which::Paths(paths.into_iter().map(Into::into).collect()))
     }
 
-    /// The lines of the files that match a pattern (`*`, `?`, `[...]`, and `**` for directories) when the job
-    /// starts with nothing to restore. A job that restores reads the files of its checkpoint. A name that
-    /// begins with a dot matches only a pattern that says the dot.
+    /// The lines of the files that match a pattern (`*`, `?`, `[...]`, and `**` for directories)
+    /// when the job starts with nothing to restore. A job that restores reads the files of its
+    /// checkpoint. A name that begins with a dot matches only a pattern that says the dot.
     #[must_use]
     pub fn glob(pattern: impl Into<String>) -> Self {
         Self::of(Which::Pattern(pattern.into()))
@@ -68,24 +71,24 @@ impl Files {
         Self { which, encoding, line_bytes_max: LINE_BYTES_MAX, split_bytes: None }
     }
 
-    /// Puts U+FFFD in the place of bytes that are not UTF-8. Without this they are an error that names the
-    /// file and the offset.
+    /// Puts U+FFFD in the place of bytes that are not UTF-8. Without this they are an error that
+    /// names the file and the offset.
     #[must_use]
     pub fn lossy(mut self) -> Self {
         self.encoding = Encoding::Lossy;
         self
     }
 
-    /// Sets the length of the longest line that is accepted, without its end: a longer one is an error.
-    /// Default: 64 MiB.
+    /// Sets the length of the longest line that is accepted, without its end: a longer one is an
+    /// error. Default: 64 MiB.
     #[must_use]
     pub fn line_bytes_max(mut self, bytes: u64) -> Self {
         self.line_bytes_max = bytes;
         self
     }
 
-    /// Cuts plain files into splits of about so many bytes, so that several workers share a file. A line is
-    /// in the split that holds its first byte. Compressed files are never cut.
+    /// Cuts plain files into splits of about so many bytes, so that several workers share a file. A
+    /// line is in the split that holds its first byte. Compressed files are never cut.
     #[must_use]
     pub fn split_bytes(mut self, bytes: u64) -> Self {
         self.split_bytes = Some(bytes.max(1));
@@ -135,7 +138,8 @@ fn matching(pattern: &str) -> Result<Vec<PathBuf>, ConnectError> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSplit {
     path: String,
-    /// Offset of the next line in the uncompressed content; before the split is first opened, of the cut.
+    /// Offset of the next line in the uncompressed content; before the split is first opened, of
+    /// the cut.
     offset: u64,
     /// Offset of the next split of this file, if there is one.
     end: Option<u64>,
@@ -271,8 +275,8 @@ impl FileReader {
             && size < kept.size
         {
             return Err(ConnectError::new(format!(
-                "{path} has {size} bytes, and had at least {} when the checkpoint was taken: put the same \
-                 file there",
+                "{path} has {size} bytes, and had at least {} when the checkpoint was taken: put the \
+                 same file there",
                 kept.size
             )));
         }
@@ -280,8 +284,8 @@ impl FileReader {
         let head_hash = hash_head(&mut file, head_bytes).map_err(failed)?;
         if kept.is_some_and(|kept| kept.head_hash != head_hash) {
             return Err(ConnectError::new(format!(
-                "{path} is another file than when the checkpoint was taken: its first {head_bytes} bytes \
-                 differ. Put the same file there"
+                "{path} is another file than when the checkpoint was taken: its first {head_bytes} \
+                 bytes differ. Put the same file there"
             )));
         }
         // A fresh split looks at the byte before its cut: if that ends a line, the cut begins one.
@@ -319,8 +323,8 @@ impl FileReader {
             .map_err(|error| self.unreadable(error))?;
         if skipped < chunk {
             return Err(ConnectError::new(format!(
-                "{} ends before byte {} of its content, where the checkpoint was taken: put the same file \
-                 there",
+                "{} ends before byte {} of its content, where the checkpoint was taken: put the same \
+                 file there",
                 self.split.path, self.split.offset
             )));
         }

@@ -1,18 +1,20 @@
 //! A source of records made from their index. Exactly-once, and the same records in every run.
 //!
 //! # Splits
-//! With S workers, split *s* owns the indices *i* with *i* mod S = *s*, in ascending order. A split's position
-//! is its next index and, when paced, the moment its schedule began.
+//! With S workers, split *s* owns the indices *i* with *i* mod S = *s*, in ascending order. A
+//! split's position is its next index and, when paced, the moment its schedule began.
 //!
 //! # Pace
-//! A paced generator emits the indices below `load` at full speed, and then keeps a schedule of R records a
-//! second over all splits: index *i* is due at `t0 + (i - load) / R`, where `t0` is the wall clock when the
-//! split first reached the paced part. It is an open loop: whoever is behind emits at full speed until the
-//! schedule is caught up with, and `t0` survives failures as part of the position, so that the delay of a
-//! failure shows in the latencies that are measured from the due times.
+//! A paced generator emits the indices below `load` at full speed, and then keeps a schedule of R
+//! records a second over all splits: index *i* is due at `t0 + (i - load) / R`, where `t0` is the
+//! wall clock when the split first reached the paced part. It is an open loop: whoever is behind
+//! emits at full speed until the schedule is caught up with, and `t0` survives failures as part of
+//! the position, so that the delay of a failure shows in the latencies that are measured from the
+//! due times.
 //!
 //! # Cost
-//! A read is one tight loop over the user's function; the clock is read once a batch, and only when paced.
+//! A read is one tight loop over the user's function; the clock is read once a batch, and only when
+//! paced.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,8 +24,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConnectError, ReadStatus, Record, Source, SplitReader};
 
-/// A reader that is on schedule asks to be read again no sooner than this: a wake-up per record would cost
-/// more than the record.
+/// A reader that is on schedule asks to be read again no sooner than this: a wake-up per record
+/// would cost more than the record.
 const WAIT_MIN: Duration = Duration::from_micros(500);
 
 const MICROS_PER_SECOND: u64 = 1_000_000;
@@ -36,8 +38,8 @@ pub trait Generate: Clone + Send + 'static {
     /// What is made.
     type Record: Record;
 
-    /// Makes the record of `index`. `due` gives the time it is due in Unix microseconds, and 0 for an index
-    /// that is on no schedule.
+    /// Makes the record of `index`. `due` gives the time it is due in Unix microseconds, and 0 for
+    /// an index that is on no schedule.
     fn generate(&self, index: u64, due: impl FnOnce(u64) -> u64) -> Self::Record;
 }
 
@@ -96,7 +98,8 @@ impl<G: fmt::Debug> fmt::Debug for Generator<G> {
 }
 
 impl<F> Generator<ByIndex<F>> {
-    /// A source of `f(0)`, ..., `f(records - 1)`. `f` must be a pure function, or replay gives other records.
+    /// A source of `f(0)`, ..., `f(records - 1)`. `f` must be a pure function, or replay gives
+    /// other records.
     #[must_use]
     pub fn new<D: Record>(records: u64, f: F) -> Self
     where
@@ -114,8 +117,8 @@ impl<F> Generator<ByIndex<F>> {
         Self::new(u64::MAX, f)
     }
 
-    /// Sets the pace: the indices below `load` at full speed, then `per_second` records a second over all
-    /// splits. The rate is taken as the nearest in 1 to 10^12.
+    /// Sets the pace: the indices below `load` at full speed, then `per_second` records a second
+    /// over all splits. The rate is taken as the nearest in 1 to 10^12.
     #[must_use]
     pub fn paced(mut self, load: u64, per_second: u64) -> Self {
         self.pace = Some(Pace::new(load, per_second));
@@ -124,8 +127,9 @@ impl<F> Generator<ByIndex<F>> {
 }
 
 impl<F> Generator<ByDueTime<F>> {
-    /// A paced source of `f(index, due)`, where `due` is the time the index is due in Unix microseconds, and 0
-    /// for the indices below `load`. So a sink can tell the latency of a record.
+    /// A paced source of `f(index, due)`, where `due` is the time the index is due in Unix
+    /// microseconds, and 0 for the indices below `load`. So a sink can tell the latency of a
+    /// record.
     ///
     /// `records` may be `u64::MAX`: without an end. The rate is taken as the nearest in 1 to 10^12.
     #[must_use]
@@ -139,7 +143,8 @@ impl<F> Generator<ByDueTime<F>> {
 }
 
 impl<G> Generator<G> {
-    /// Sets what tells the time, in Unix microseconds: for simulations. Only a paced generator asks.
+    /// Sets what tells the time, in Unix microseconds: for simulations. Only a paced generator
+    /// asks.
     #[must_use]
     pub fn clock(mut self, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         self.clock = Arc::new(clock);
@@ -275,8 +280,8 @@ impl Pace {
         Self { load, per_second: per_second.clamp(1, PER_SECOND_MAX) }
     }
 
-    /// When the `n`th record of the paced part is due, in microseconds after the start. In two steps, since
-    /// `n * 1_000_000` may not fit and a division of 128 bits a record would be slow.
+    /// When the `n`th record of the paced part is due, in microseconds after the start. In two
+    /// steps, since `n * 1_000_000` may not fit and a division of 128 bits a record would be slow.
     #[inline]
     fn due_micros(self, n: u64) -> u64 {
         let (seconds, rest) = (n / self.per_second, n % self.per_second);
@@ -284,8 +289,8 @@ impl Pace {
         seconds.saturating_mul(MICROS_PER_SECOND).saturating_add(micros)
     }
 
-    /// How many records of the paced part are due `elapsed` microseconds after the start: those with
-    /// `due_micros(n) <= elapsed`.
+    /// How many records of the paced part are due `elapsed` microseconds after the start: those
+    /// with `due_micros(n) <= elapsed`.
     fn due_records(self, elapsed: u64) -> u64 {
         let product = (u128::from(elapsed) + 1) * u128::from(self.per_second) - 1;
         u64::try_from(product / u128::from(MICROS_PER_SECOND)).unwrap_or(u64::MAX).saturating_add(1)

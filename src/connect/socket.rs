@@ -1,12 +1,12 @@
 //! A source of the lines that a TCP server sends. **At-most-once.**
 //!
-//! A socket cannot be read again: lines that were taken from it and are in no checkpoint when the job fails are
-//! lost. A restored split connects again and starts with what the server sends then.
+//! A socket cannot be read again: lines that were taken from it and are in no checkpoint when the
+//! job fails are lost. A restored split connects again and starts with what the server sends then.
 //!
-//! A thread of its own connects and reads, and hands lines over in chunks through a bounded channel: when the
-//! job is slow the channel fills up, the thread stops reading, and TCP slows the server down. There is one
-//! split. The end of the stream ends the source; a lost connection fails the job, which connects again when it
-//! is restarted. Within a run it is never connected again.
+//! A thread of its own connects and reads, and hands lines over in chunks through a bounded
+//! channel: when the job is slow the channel fills up, the thread stops reading, and TCP slows the
+//! server down. There is one split. The end of the stream ends the source; a lost connection fails
+//! the job, which connects again when it is restarted. Within a run it is never connected again.
 
 use std::fmt;
 use std::io::Read as _;
@@ -36,8 +36,8 @@ const POLL_WITH_WAKER: Duration = Duration::from_secs(1);
 
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
-/// A source of the lines, without their ends (`\n` or `\r\n`), that a TCP server sends. At-most-once: see the
-/// module.
+/// A source of the lines, without their ends (`\n` or `\r\n`), that a TCP server sends.
+/// At-most-once: see the module.
 #[derive(Clone, Debug)]
 pub struct SocketLines {
     address: String,
@@ -65,8 +65,8 @@ impl SocketLines {
         self
     }
 
-    /// Sets the length of the longest line that is accepted, without its end: a longer one is an error.
-    /// Default: 1 MiB.
+    /// Sets the length of the longest line that is accepted, without its end: a longer one is an
+    /// error. Default: 1 MiB.
     #[must_use]
     pub fn line_bytes_max(mut self, bytes: u64) -> Self {
         self.options.line_bytes_max = bytes;
@@ -309,7 +309,8 @@ impl SplitReader for SocketReader {
 }
 
 impl Drop for SocketReader {
-    /// Ends the thread, wherever it waits: in a read by closing the stream, in a send by dropping the channel.
+    /// Ends the thread, wherever it waits: in a read by closing the stream, in a send by dropping
+    /// the channel.
     fn drop(&mut self) {
         let mut shared = lock(&self.shared);
         shared.stopped = true;

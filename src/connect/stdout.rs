@@ -1,7 +1,8 @@
 //! A sink that writes lines to standard output. At-least-once.
 //!
-//! Lines are visible at once: after a failure the job goes on from its last checkpoint, and writes again what
-//! came after it. Writing blocks the worker for as long as the reader of the output does.
+//! Lines are visible at once: after a failure the job goes on from its last checkpoint, and writes
+//! again what came after it. Writing blocks the worker for as long as the reader of the output
+//! does.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -12,7 +13,8 @@ use super::{
 };
 use crate::ids::Epoch;
 
-/// A sink that writes records to standard output, at-least-once. A closed pipe is an error, not a panic.
+/// A sink that writes records to standard output, at-least-once. A closed pipe is an error, not a
+/// panic.
 pub struct Stdout<D, F = fn(&D, &mut Vec<u8>)> {
     format: F,
     records: PhantomData<fn(D)>,

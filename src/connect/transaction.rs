@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::SinkContext;
 use crate::ids::{Attempt, Epoch, Lineage};
 
-/// Names one transaction of one operator of one job for all time: no two runs and no two barriers share it.
+/// Names one transaction of one operator of one job for all time: no two runs and no two barriers
+/// share it.
 ///
 /// Order: by lineage, attempt, subtask, then epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -21,7 +22,8 @@ pub struct TransactionId {
 }
 
 impl TransactionId {
-    /// The name of the transaction that barrier `epoch` ends in the subtask that `context` describes.
+    /// The name of the transaction that barrier `epoch` ends in the subtask that `context`
+    /// describes.
     #[must_use]
     pub fn new(context: &SinkContext, epoch: Epoch) -> Self {
         Self {

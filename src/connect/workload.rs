@@ -1,7 +1,8 @@
-//! The deterministic workload that benches and tests share: numbers made from an index, and their digest.
+//! The deterministic workload that benches and tests share: numbers made from an index, and their
+//! digest.
 //!
-//! Everything is a function of a few integers, so that a result can be computed again by any other program
-//! and compared. Arithmetic wraps around.
+//! Everything is a function of a few integers, so that a result can be computed again by any other
+//! program and compared. Arithmetic wraps around.
 
 /// The step and finaliser of the splitmix64 generator.
 ///
@@ -19,7 +20,8 @@ pub const fn mix(x: u64) -> u64 {
 
 /// The hash of a result's fields. Their order counts, and so does their number.
 ///
-/// The digest of a set of results is the wrapping sum of their `fold`s: it does not depend on their order.
+/// The digest of a set of results is the wrapping sum of their `fold`s: it does not depend on their
+/// order.
 #[inline]
 #[must_use]
 pub fn fold<const N: usize>(fields: [u64; N]) -> u64 {
@@ -28,8 +30,9 @@ pub fn fold<const N: usize>(fields: [u64; N]) -> u64 {
 
 /// The key and the value of the event with index `index`.
 ///
-/// The first `load` indices go through the keys in order, so that each of `keys` keys has state when `load`
-/// is at least `keys`; later ones choose a key uniformly. The key is below `keys`, the value below 2^32.
+/// The first `load` indices go through the keys in order, so that each of `keys` keys has state
+/// when `load` is at least `keys`; later ones choose a key uniformly. The key is below `keys`, the
+/// value below 2^32.
 ///
 /// # Panics
 /// If `keys` is zero.
@@ -44,7 +47,8 @@ pub fn key_value(index: u64, keys: u64, load: u64) -> (u64, u64) {
 /// Size of [`payload`]. Units: bytes.
 pub const PAYLOAD_BYTES: usize = 84;
 
-/// What makes the event with index `index` a large one: with the key and the value it has 100 bytes.
+/// What makes the event with index `index` a large one: with the key and the value it has 100
+/// bytes.
 #[must_use]
 pub fn payload(index: u64) -> [u8; PAYLOAD_BYTES] {
     let mut bytes = [0; PAYLOAD_BYTES];

@@ -45,6 +45,13 @@ impl FileCommitter {
         self.fs.size(path).map_err(failed("looked at", path))
     }
 
+    /// Makes renames and ledgers durable. The new names come first: if the power fails in between,
+    /// a file has two names, and not none.
+    fn sync(&self, place: &Place) -> Result<(), ConnectError> {
+        sync(&*self.fs, &place.directory)?;
+        sync(&*self.fs, &place.hidden)
+    }
+
     /// Where a transaction is: in the sink's directory, unless only a former one has a trace of it.
     fn place(&self, transaction: &FileTransaction) -> Result<Place, ConnectError> {
         let place =
@@ -81,8 +88,9 @@ impl FileCommitter {
             (Some(_), None) => {
                 self.fs.rename(&file.pending, &file.last).map_err(failed("renamed", &file.pending))
             }
-            // SUBTLE: a power cut may keep the new name and bring the old one back, if directories are synced
-            // apart. The final file is ours, because there was none when the ledger was written.
+            // SUBTLE: a power cut may keep the new name and bring the old one back, if directories
+            // are synced apart. The final file is ours, because there was none when the ledger was
+            // written.
             (Some(_), Some(bytes)) if bytes == file.bytes => {
                 self.fs.remove(&file.pending).map_err(failed("removed", &file.pending))
             }
@@ -124,8 +132,8 @@ impl FileCommitter {
 }
 
 impl Found {
-    /// Whether the file can be committed for the first time; or, though the ledger does not know it, was
-    /// committed.
+    /// Whether the file can be committed for the first time; or, though the ledger does not know
+    /// it, was committed.
     fn check(&self, transaction: &FileTransaction) -> Result<(), ConnectError> {
         let bytes = Some(self.bytes);
         match (self.pending_bytes, self.last_bytes) {
@@ -138,8 +146,8 @@ impl Found {
                 self.bytes
             ))),
             (None, _) => Err(ConnectError::new(format!(
-                "{}, of epoch {}, is lost: it is not there, and was not committed. If the job wrote to another \
-                 directory before, name it with `formerly`",
+                "{}, of epoch {}, is lost: it is not there, and was not committed. If the job wrote to \
+                 another directory before, name it with `formerly`",
                 self.pending.display(),
                 transaction.id.epoch
             ))),
@@ -169,16 +177,19 @@ impl Committer for FileCommitter {
         if ledger.is_done(epoch) && files.iter().all(|file| file.pending_bytes.is_none()) {
             return Ok(());
         }
-        if !ledger.knows(epoch) {
+        if ledger.knows(epoch) {
+            // SUBTLE: a process that was killed may have replaced the ledger and not synced the
+            // directory. A power cut after our rename would bring the ledger before it back, which
+            // knows nothing of it.
+            self.sync(&place)?;
+        } else {
             files.iter().try_for_each(|file| file.check(transaction))?;
             ledger.settle(fs, &place, series)?;
             ledger.begin(epoch, files.iter().map(|file| file.sequence).collect());
             ledger.write(fs, &place, series, &self.context)?;
         }
         files.iter().try_for_each(|file| self.rename(file))?;
-        // The new names first: if the power fails in between, a file has two names, and not none.
-        sync(fs, &place.directory)?;
-        sync(fs, &place.hidden)
+        self.sync(&place)
     }
 
     fn abandon_others(&mut self, kept: &[FileTransaction]) -> Result<(), ConnectError> {
@@ -193,6 +204,8 @@ impl Committer for FileCommitter {
                 ledger.write(fs, &place, *series, &self.context)?;
             }
         }
+        // A ledger that was read may not be durable either: see `commit`.
+        self.sync(&place)?;
         let pending = abandoned.iter().flat_map(|(series, sequences)| {
             sequences.iter().map(|sequence| place.pending(*series, *sequence))
         });

@@ -13,7 +13,8 @@ pub(super) trait Fs: Debug + Send + Sync {
     fn size(&self, path: &Path) -> io::Result<Option<u64>>;
     /// The content of a small file, if there is one.
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
-    /// The names in a directory that can be names of ours: those that are UTF-8. None if it is not there.
+    /// The names in a directory that can be names of ours: those that are UTF-8. None if it is not
+    /// there.
     fn list(&self, directory: &Path) -> io::Result<Vec<String>>;
     /// Renames a file, replacing what has the name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;

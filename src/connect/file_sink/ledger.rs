@@ -1,7 +1,8 @@
-//! The ledger of one series of transactions: which were committed. A small file, replaced atomically.
+//! The ledger of one series of transactions: which were committed. A small file, replaced
+//! atomically.
 //!
-//! Invariant: an epoch is known (begun or done) from before the first of its files is renamed, and for as long
-//! as none of its files was abandoned.
+//! Invariant: an epoch is known (begun or done) from before the first of its files is renamed, and
+//! for as long as none of its files was abandoned.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,7 +33,8 @@ struct Header {
 }
 
 impl Ledger {
-    /// Whether the commit of an epoch has begun at least, so that a pending file that is absent was renamed.
+    /// Whether the commit of an epoch has begun at least, so that a pending file that is absent was
+    /// renamed.
     pub fn knows(&self, epoch: Epoch) -> bool {
         self.is_done(epoch) || self.begun.contains_key(&epoch)
     }
@@ -54,8 +56,8 @@ impl Ledger {
         self.begun.len() < before
     }
 
-    /// Notes as done the lowest of the begun epochs that have no pending file left. Their renames are synced
-    /// first: an epoch that is done is never looked at again.
+    /// Notes as done the lowest of the begun epochs that have no pending file left. Their renames
+    /// are synced first: an epoch that is done is never looked at again.
     pub fn settle(
         &mut self,
         fs: &dyn Fs,

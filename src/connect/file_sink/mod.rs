@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! <dir>/part-<job>~<operator>~<lineage>-<attempt>-<subtask>-<epoch>[-<n>].<extension>   committed
-//! <dir>/.highwater/<job>/<operator>/<lineage>-<attempt>-<subtask>-<sequence>.pending    not committed
-//! <dir>/.highwater/<job>/<operator>/<lineage>-<attempt>-<subtask>.ledger                what was committed
+//! <dir>/.highwater/<job>/<operator>/<lineage>-<attempt>-<subtask>-<sequence>.pending   pending
+//! <dir>/.highwater/<job>/<operator>/<lineage>-<attempt>-<subtask>.ledger   what is committed
 //! ```
-//! (`~` is in no name, so no two transactions of any jobs have one file name.) A file appears in the directory
-//! whole, and is not touched again: it may be read, moved or deleted at once. Several jobs and operators may
-//! share a directory.
+//! (`~` is in no name, so no two transactions of any jobs have one file name.) A file appears in
+//! the directory whole, and is not touched again: it may be read, moved or deleted at once. Several
+//! jobs and operators may share a directory.
 //!
 //! # Life of a transaction
 //!
@@ -18,30 +18,31 @@
 //! | commit, 1 | all `.pending` files seen and no final one; ledger says *begun*, durably |
 //! | commit, 2 | `.pending` renamed to the final name, both directories synced |
 //! | next commit | ledger says *done* |
-//! | abandon | ledger forgets what was *begun* and has `.pending` files left, durably; these are removed |
+//! | abandon | ledger forgets what has `.pending` files left, durably; these are removed |
 //!
 //! # Why a repeated commit can tell
-//! Only a commit and an abandon take a `.pending` file away. So if it is absent and the ledger says *begun* or
-//! *done*, it was committed, whatever became of the final file since; if the ledger says nothing, it is lost,
-//! and the commit is an error. The ledger must be written *before* the first rename, since the final file may
-//! be moved away at once; and an abandon must take *begun* back first, or a later restore of the checkpoint
-//! that holds the transaction would find it committed. Should the ledger itself be lost, final files of the
-//! right size stand in for it.
+//! Only a commit and an abandon take a `.pending` file away. So if it is absent and the ledger says
+//! *begun* or *done*, it was committed, whatever became of the final file since; if the ledger says
+//! nothing, it is lost, and the commit is an error. The ledger must be written *before* the first
+//! rename, since the final file may be moved away at once; and an abandon must take *begun* back
+//! first, or a later restore of the checkpoint that holds the transaction would find it committed.
+//! Should the ledger itself be lost, final files of the right size stand in for it.
 //!
 //! # What the runtime guarantees
-//! Transactions of one subtask of one attempt are committed in the order of their epochs, in one process at a
-//! time (the copies of a sink in a process share a lock). A process that was thought dead and wakes up may
-//! repeat a commit that was made for it: both find the same answer.
+//! Transactions of one subtask of one attempt are committed in the order of their epochs, in one
+//! process at a time (the copies of a sink in a process share a lock). A process that was thought
+//! dead and wakes up may repeat a commit that was made for it: both find the same answer.
 //!
 //! # What the file system must do
-//! Renaming within the directory is atomic, and a synced file or directory survives a power cut. A file that
-//! a foreign program creates under exactly the name of a transaction, between the look and the rename, would
-//! be replaced.
+//! Renaming within the directory is atomic, and a synced file or directory survives a power cut. A
+//! file that a foreign program creates under exactly the name of a transaction, between the look
+//! and the rename, would be replaced.
 //!
 //! # Failure
-//! A file that cannot be written or synced fails the job, which goes on from its last checkpoint; the file is
-//! removed by the next attempt. Source of the idea: the two-phase commit of file sinks in stream processors;
-//! the difference is the ledger.
+//! A file that cannot be written or synced fails the job, which goes on from its last checkpoint;
+//! the file is removed by the next attempt. If the power fails between a file's appearing and its
+//! sync, it appears again, under the same name and with the same content. Source of the idea: the
+//! two-phase commit of file sinks in stream processors; the difference is the ledger.
 
 mod committer;
 mod fs;
@@ -71,10 +72,11 @@ use crate::ids::Name;
 
 const ROLL_BYTES: u64 = 128 << 20;
 
-/// A sink that writes records into files of a directory, exactly-once. See the module for names and guarantees.
+/// A sink that writes records into files of a directory, exactly-once. See the module for names and
+/// guarantees.
 ///
-/// Files are written on the worker's thread up to the page cache, which counts as not blocking; they are
-/// synced on a snapshot thread.
+/// Files are written on the worker's thread up to the page cache, which counts as not blocking;
+/// they are synced on a snapshot thread.
 pub struct FileSink<D, F = fn(&D, &mut Vec<u8>)> {
     directory: PathBuf,
     formerly: Vec<PathBuf>,
@@ -96,8 +98,9 @@ impl<D: Record + Display> FileSink<D> {
 }
 
 impl<D: Record, F: Fn(&D, &mut Vec<u8>) + Clone + Send + 'static> FileSink<D, F> {
-    /// Writes what `format` appends for each record into files of `directory`, which is created if it is not
-    /// there. `format` must append what separates records (the line's end) too. A record is never cut.
+    /// Writes what `format` appends for each record into files of `directory`, which is created if
+    /// it is not there. `format` must append what separates records (the line's end) too. A record
+    /// is never cut.
     #[must_use]
     pub fn new(directory: impl Into<PathBuf>, format: F) -> Self {
         Self {
@@ -112,23 +115,24 @@ impl<D: Record, F: Fn(&D, &mut Vec<u8>) + Clone + Send + 'static> FileSink<D, F>
         }
     }
 
-    /// Sets the end of the files' names, without the dot: letters, digits, `.`, `_` and `-`. Default: `txt`.
+    /// Sets the end of the files' names, without the dot: letters, digits, `.`, `_` and `-`.
+    /// Default: `txt`.
     #[must_use]
     pub fn extension(mut self, extension: impl Into<String>) -> Self {
         self.extension = extension.into();
         self
     }
 
-    /// Begins a new file when one has reached this size. Default: 128 MiB. Every checkpoint begins new files
-    /// as well.
+    /// Begins a new file when one has reached this size. Default: 128 MiB. Every checkpoint begins
+    /// new files as well.
     #[must_use]
     pub fn roll_bytes(mut self, bytes: u64) -> Self {
         self.roll_bytes = bytes.max(1);
         self
     }
 
-    /// Names a directory that an earlier run of the job wrote to: a restored checkpoint may hold transactions
-    /// that are still pending there. They are committed there.
+    /// Names a directory that an earlier run of the job wrote to: a restored checkpoint may hold
+    /// transactions that are still pending there. They are committed there.
     #[must_use]
     pub fn formerly(mut self, directory: impl Into<PathBuf>) -> Self {
         self.formerly.push(directory.into());
@@ -168,8 +172,8 @@ impl<D, F> fmt::Debug for FileSink<D, F> {
     }
 }
 
-/// A pre-committed transaction of a [`FileSink`]. It holds no path: names are made from names that are checked
-/// when a checkpoint is read.
+/// A pre-committed transaction of a [`FileSink`]. It holds no path: names are made from names that
+/// are checked when a checkpoint is read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileTransaction {
     job: Name,
@@ -215,8 +219,8 @@ impl<D: Record, F: Fn(&D, &mut Vec<u8>) + Clone + Send + 'static> Sink for FileS
         let names = [&context.job, &context.operator, &extension];
         if names.iter().map(|name| name.as_str().len()).sum::<usize>() > NAMES_BYTES_MAX {
             return Err(ConnectError::new(format!(
-                "the names of job {}, operator {} and extension {extension} are together longer than \
-                 {NAMES_BYTES_MAX} bytes, which a file name has no room for: shorten one",
+                "the names of job {}, operator {} and extension {extension} are together longer \
+                 than {NAMES_BYTES_MAX} bytes, which a file name has no room for: shorten one",
                 context.job, context.operator
             )));
         }
@@ -226,8 +230,8 @@ impl<D: Record, F: Fn(&D, &mut Vec<u8>) + Clone + Send + 'static> Sink for FileS
         let ledger = place.ledger(series);
         if self.fs.size(&ledger).map_err(failed("looked at", &ledger))?.is_some() {
             return Err(ConnectError::new(format!(
-                "{} has output of an earlier attempt {} of a job named {}: give this job an empty directory or \
-                 another name, or let it go on from its checkpoints",
+                "{} has output of an earlier attempt {} of a job named {}: give this job an empty \
+                 directory or another name, or let it go on from its checkpoints",
                 self.directory.display(),
                 context.attempt,
                 context.job

@@ -1,5 +1,5 @@
-//! Names of files: made and parsed here and nowhere else. Parsing is strict, so that a foreign file is never
-//! taken for one of ours.
+//! Names of files: made and parsed here and nowhere else. Parsing is strict, so that a foreign file
+//! is never taken for one of ours.
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +10,8 @@ use crate::ids::{Attempt, Lineage, Name};
 /// The directory inside the user's that holds everything that is not committed.
 const HIDDEN: &str = ".highwater";
 
-/// Room for the names of job, operator and extension in a file name of 255 bytes, beside `part-~~`, five
-/// numbers of 20 digits, four dashes and the dot.
+/// Room for the names of job, operator and extension in a file name of 255 bytes, beside `part-~~`,
+/// five numbers of 20 digits, four dashes and the dot.
 pub(super) const NAMES_BYTES_MAX: usize = 255 - 7 - 5 * 20 - 4 - 1;
 
 /// The transactions of one subtask of one attempt: they are committed in order, and share a ledger.
@@ -66,8 +66,8 @@ impl Place {
         self.hidden.join(format!("{lineage}-{attempt}-{subtask}.ledger"))
     }
 
-    /// The name under which a ledger is written. It is the writing subtask's own, so that a process that was
-    /// thought dead never writes into the same file.
+    /// The name under which a ledger is written. It is the writing subtask's own, so that a process
+    /// that was thought dead never writes into the same file.
     pub fn ledger_temporary(&self, series: Series, by: &SinkContext) -> PathBuf {
         let Series { lineage, attempt, subtask } = series;
         let (by_attempt, by_subtask) = (by.attempt, by.subtask);

@@ -1,4 +1,5 @@
-//! A file system in memory that can be stopped between any two operations, and can lose what was not synced.
+//! A file system in memory that can be stopped between any two operations, and can lose what was
+//! not synced.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,8 +24,8 @@ pub(super) struct Simulated(Arc<Mutex<State>>);
 struct State {
     /// The names that a process sees, each with the index of its content.
     names: BTreeMap<PathBuf, usize>,
-    /// The names that a power cut leaves. Each directory is synced on its own, so a file renamed from one to
-    /// another may have both names or none.
+    /// The names that a power cut leaves. Each directory is synced on its own, so a file renamed
+    /// from one to another may have both names or none.
     durable: BTreeMap<PathBuf, usize>,
     contents: Vec<Content>,
     /// How many more operations succeed.

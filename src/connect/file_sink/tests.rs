@@ -294,7 +294,8 @@ const EPOCHS: u64 = 3;
 const RECORDS_PER_EPOCH: u64 = 2;
 
 impl Job {
-    /// Runs one attempt, from the last complete checkpoint to the end, or to the first step that fails.
+    /// Runs one attempt, from the last complete checkpoint to the end, or to the first step that
+    /// fails.
     fn run(&mut self) -> Result<(), ConnectError> {
         self.attempt += 1;
         let context = context(self.attempt, 0, 1);
@@ -331,7 +332,8 @@ impl Job {
         self.fs.step().map_err(|error| ConnectError::caused("the job was stopped", error))
     }
 
-    /// Runs an attempt that is stopped after so many steps. Returns whether it came to its end before.
+    /// Runs an attempt that is stopped after so many steps. Returns whether it came to its end
+    /// before.
     fn run_and_crash(&mut self, steps: u64, how: Crash) -> bool {
         self.fs.stop_after(steps);
         let ended = self.run().is_ok();
