@@ -16,7 +16,7 @@ use crate::runtime::event_time::EventTime;
 use crate::runtime::context::WorkerContext;
 use crate::runtime::keyed::{Context, keyed, owned_groups};
 use crate::runtime::restore::RestoreError;
-use crate::runtime::sink::{sink, transactions_header};
+use crate::runtime::sink::{SinkEnds, sink, transactions_header};
 use crate::runtime::source::{SourceStart, read_start, source, splits_header};
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
@@ -240,7 +240,7 @@ impl<'scope> Job<'scope> {
             }
             let Some(restored) = self.restorable(&header) else { continue };
             let groups = owned_groups(&self.context);
-            let read = restored.for_each_block(&name, &header.state, groups.clone(), |block| {
+            let read = restored.for_each_block(&name, &header.state, groups.clone(), |_, block| {
                 S::restore(&mut tables, index, groups.clone(), block.entries, block.bytes)
             });
             if let Err(error) = read {
@@ -268,31 +268,31 @@ impl<'scope> Job<'scope> {
         };
         let restored = self.restored_transactions::<S>(&name);
         let Some(mut committer) = self.connect(&name, to.committer(&sink_context)) else { return };
-        // What the checkpoint holds is committed before anything of our own is; commit is idempotent.
-        let ours = restored.iter().skip(self.context.index).step_by(self.context.peers);
-        for transaction in ours {
+        // What the checkpoint holds is committed before anything of our own is; commit is idempotent. What one worker
+        // had pending is committed by one worker, in its order.
+        let (index, peers) = (self.context.index, self.context.peers);
+        for (_, transaction) in
+            restored.iter().filter(|(writer, _)| *writer as usize % peers == index)
+        {
             if self.connect(&name, committer.commit(transaction)).is_none() {
                 return;
             }
         }
-        if self.context.index == 0
-            && let Err(error) = committer.abandon_others(&restored)
-        {
-            let error = crate::runtime::describe(&error);
-            tracing::warn!(operator = %name, "leftovers of earlier attempts remain: {error}");
-        }
+        let kept = restored.into_iter().map(|(_, transaction)| transaction).collect();
+        let kept = (index == 0).then_some(kept);
         let Some(writer) = self.connect(&name, to.writer(&sink_context)) else { return };
-        sink::<S>(stream.inner, stream.origins, &self.context, &name, writer, committer);
+        let ends = SinkEnds { writer, committer, kept };
+        sink::<S>(stream.inner, stream.origins, &self.context, &name, ends);
     }
 
-    /// All transactions of this sink that the restored checkpoint holds.
-    fn restored_transactions<S: Sink>(&self, name: &Name) -> Vec<S::Transaction> {
+    /// All transactions of this sink that the restored checkpoint holds, each with the worker that wrote it.
+    fn restored_transactions<S: Sink>(&self, name: &Name) -> Vec<(u32, S::Transaction)> {
         let header = transactions_header::<S>(name);
         let mut transactions = Vec::new();
         let Some(restored) = self.restorable(&header) else { return transactions };
-        let read = restored.for_each_block(name, &header.state, 0..u16::MAX, |block| {
+        let read = restored.for_each_block(name, &header.state, 0..u16::MAX, |writer, block| {
             codec::decode_entries(block.bytes, block.entries, |transaction| {
-                transactions.push(transaction);
+                transactions.push((writer, transaction));
             })
         });
         if let Err(error) = read {

@@ -149,7 +149,8 @@ impl Restored {
         Ok(())
     }
 
-    /// Reads every block of one state that holds entries of `groups`, over all parts, in the order of the parts.
+    /// Reads every block of one state that holds entries of `groups`, over all parts, in the order of the parts. `take`
+    /// gets the worker that wrote the part.
     ///
     /// # Errors
     /// [`RestoreError::Unreadable`], naming the file; an error of `take` is taken for damage.
@@ -158,7 +159,7 @@ impl Restored {
         operator: &Name,
         state: &Name,
         groups: Range<u16>,
-        mut take: impl FnMut(&EntryBlock<'_>) -> Result<(), FormatError>,
+        mut take: impl FnMut(u32, &EntryBlock<'_>) -> Result<(), FormatError>,
     ) -> Result<(), RestoreError> {
         let epoch = self.manifest.epoch;
         let unreadable = |source| RestoreError::Unreadable { epoch, source };
@@ -174,7 +175,7 @@ impl Restored {
             let Some(index) = index else { continue };
             let mut blocks = reader.blocks(index, groups.clone());
             while let Some(block) = blocks.next().map_err(damaged)? {
-                take(&block).map_err(|error| damaged(error.moved_by(block.offset)))?;
+                take(part.worker, &block).map_err(|error| damaged(error.moved_by(block.offset)))?;
             }
         }
         Ok(())

@@ -74,6 +74,7 @@ struct Commits<C: Committer> {
     name: Name,
     context: Rc<WorkerContext>,
     committer: Arc<Mutex<C>>,
+    kept: Option<Vec<C::Transaction>>,
     /// By the epoch that pre-committed it.
     pending: BTreeMap<Epoch, Slot<C::Transaction>>,
     /// The newest complete checkpoint.
@@ -89,6 +90,21 @@ where
     C: Committer + 'static,
     C::Transaction: Clone + Send + 'static,
 {
+    fn abandon_others(&self, kept: Vec<C::Transaction>) {
+        let committer = Arc::clone(&self.committer);
+        let name = self.name.clone();
+        self.context.submit(
+            Lane::Commits,
+            Box::new(move || {
+                let mut committer = committer.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Err(error) = committer.abandon_others(&kept) {
+                    let error = crate::runtime::describe(&error);
+                    tracing::warn!(operator = %name, "leftovers of earlier attempts remain: {error}");
+                }
+            }),
+        );
+    }
+
     fn start(&mut self) {
         if self.busy || self.retry_at.is_some() || self.committed >= self.complete {
             return;
@@ -126,6 +142,10 @@ where
     fn complete(&self, epoch: Epoch) {
         let mut commits = self.0.borrow_mut();
         commits.complete = commits.complete.max(epoch);
+        // Every worker has acked, so every worker has committed its share of the restored checkpoint.
+        if let Some(kept) = commits.kept.take() {
+            commits.abandon_others(kept);
+        }
         commits.start();
     }
 
@@ -177,17 +197,25 @@ where
     }
 }
 
+/// What a sink is made of on one worker.
+pub(crate) struct SinkEnds<S: Sink> {
+    pub(crate) writer: S::Writer,
+    pub(crate) committer: S::Committer,
+    /// On one worker: all transactions of the restored checkpoint. Others of earlier attempts are leftovers.
+    pub(crate) kept: Option<Vec<S::Transaction>>,
+}
+
 /// Builds a sink. The transactions of the restored checkpoint are committed already.
 pub(crate) fn sink<'scope, S: Sink>(
     stream: Stream<'scope, Time, Vec<S::Record>>,
     origins: Vec<Origin>,
     context: &Rc<WorkerContext>,
     name: &Name,
-    writer: S::Writer,
-    committer: S::Committer,
+    ends: SinkEnds<S>,
 ) where
     S::Record: Record,
 {
+    let SinkEnds { mut writer, committer, kept } = ends;
     let mut builder = OperatorBuilder::new(name.to_string(), stream.scope());
     let mut input = builder.new_input(stream, Pipeline);
     let participant = context.participant(name.clone());
@@ -198,6 +226,7 @@ pub(crate) fn sink<'scope, S: Sink>(
         name: name.clone(),
         context: Rc::clone(context),
         committer: Arc::new(Mutex::new(committer)),
+        kept,
         pending: BTreeMap::new(),
         complete: Epoch(0),
         committed: Epoch(0),
@@ -209,7 +238,6 @@ pub(crate) fn sink<'scope, S: Sink>(
     let context = Rc::clone(context);
     let operator = scope_name(name.as_str());
     let name = name.clone();
-    let mut writer = writer;
     builder.build(move |_capabilities| {
         move |frontiers| {
             let _scope = operator.enter();

@@ -80,7 +80,7 @@ pub(crate) fn read_start<S: Source>(
     context: &WorkerContext,
 ) -> Result<SourceStart<S::Split>, RestoreError> {
     let mut kept: Vec<KeptSplit<S::Split>> = Vec::new();
-    restored.for_each_block(&header.operator, &header.state, 0..u16::MAX, |block| {
+    restored.for_each_block(&header.operator, &header.state, 0..u16::MAX, |_, block| {
         codec::decode_entries(block.bytes, block.entries, |split| kept.push(split))
     })?;
     let reached = kept.iter().map(|kept| match kept.state {
