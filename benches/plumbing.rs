@@ -18,7 +18,7 @@ const BATCH: usize = 512;
 const MAX_PARALLELISM: u16 = 128;
 
 type Value = (u64, u64);
-type Table<K, V> = Box<dyn ValueTable<K, V>>;
+type Table<K, V> = <HeapBackend as StateBackend>::Table<K, V>;
 
 /// How much to do: all of it under `cargo bench`, little under `cargo test`.
 #[derive(Clone, Copy)]

@@ -16,7 +16,11 @@ struct Args {
 fn main() -> highwater::Result<()> {
     highwater::run_with("wordcount", |job, args: &Args| {
         job.source("lines", Files::glob(&args.input))
-            .flat_map(|line| line.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase).collect::<Vec<_>>())
+            .flat_map(|line| {
+                line.split(|c: char| !c.is_alphanumeric())
+                    .map(str::to_lowercase)
+                    .collect::<Vec<_>>()
+            })
             .filter(|word| !word.is_empty())
             .into_keyed(|word| (word, ()))
             .process("count", Value::<u64>::new("count"), |word, (), count, out| {

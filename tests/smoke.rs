@@ -13,7 +13,8 @@ fn smoke() {
     config.checkpoints.interval = Some(Duration::from_millis(50));
     let dir = std::env::temp_dir().join(format!("hw-smoke-{}", std::process::id()));
     config.checkpoints.directory = Some(dir.clone());
-    let collect = Collect::new(); let seen = collect.handle();
+    let collect = Collect::new();
+    let seen = collect.handle();
     let sink = collect.clone();
     let handle = JobHandle::default();
     execute(config, &handle, move |job| {
@@ -22,7 +23,9 @@ fn smoke() {
             .process("count", Value::<u64>::new("n"), |key, _value, n, cx| {
                 let n = n.or_default();
                 *n += 1;
-                if *n == 2000 { cx.emit((*key, *n)); }
+                if *n == 2000 {
+                    cx.emit((*key, *n));
+                }
             })
             .sink("out", sink.clone());
         Ok(())

@@ -9,7 +9,7 @@ use highwater::state::hash::stable_hash;
 use highwater::state::heap::HeapBackend;
 use highwater::state::{StateBackend, ValueTable};
 
-type Table = Box<dyn ValueTable<u64, (u64, u64)>>;
+type Table = <HeapBackend as StateBackend>::Table<u64, (u64, u64)>;
 
 fn filled(entries: u64) -> Table {
     let mut table: Table = HeapBackend.value_table(128);

@@ -69,8 +69,7 @@ pub fn run_with<A: clap::Args + Send + Sync + 'static>(
     let record = supervised.then(SupervisedRun::of_environment).flatten();
     let record = record.as_ref().map(|record| record as &dyn RunRecord);
     let progress = Progress::start(resolved.progress, &handle, resolved.config.process);
-    let ran =
-        execute_in_run(resolved.config, &handle, record, move |job| build(job, &args));
+    let ran = execute_in_run(resolved.config, &handle, record, move |job| build(job, &args));
     drop(progress);
     let Err(error) = ran else { return Ok(()) };
     if supervised {
@@ -129,7 +128,11 @@ fn name_panics() {
         let thread = thread.name().unwrap_or("a thread");
         match crate::runtime::current_operator() {
             Some(operator) => {
-                tracing::error!(operator, thread, "operator {operator} panicked at {at}: {message}");
+                tracing::error!(
+                    operator,
+                    thread,
+                    "operator {operator} panicked at {at}: {message}"
+                );
             }
             None => tracing::error!(thread, "panic at {at}: {message}"),
         }

@@ -8,12 +8,12 @@ use std::rc::Rc;
 use timely::dataflow::Scope;
 
 use crate::connect::{Committer, ConnectError, Record, Sink, SinkContext, Source};
-use crate::format::codec;
 use crate::format::SectionHeader;
+use crate::format::codec;
 use crate::ids::{InvalidName, Name};
 use crate::job::stream::Stream;
-use crate::runtime::event_time::EventTime;
 use crate::runtime::context::WorkerContext;
+use crate::runtime::event_time::EventTime;
 use crate::runtime::keyed::{Context, keyed, owned_groups};
 use crate::runtime::restore::RestoreError;
 use crate::runtime::sink::{SinkEnds, sink, transactions_header};
@@ -30,7 +30,9 @@ pub enum BuildError {
     #[error("operator name")]
     Name(#[from] InvalidName),
     /// Two participants have one name.
-    #[error("the name {0} is used twice; sources, stateful operators and sinks need names unique in the job: state is found again by it")]
+    #[error(
+        "the name {0} is used twice; sources, stateful operators and sinks need names unique in the job: state is found again by it"
+    )]
     Duplicate(Name),
     /// The job reads nothing.
     #[error("the job has no source")]
@@ -211,7 +213,8 @@ impl<'scope> Job<'scope> {
             state.sources += 1;
             state.sources - 1
         };
-        let (inner, origin) = source(self.scope, &self.context, &name, number, from, start, event_time);
+        let (inner, origin) =
+            source(self.scope, &self.context, &name, number, from, start, event_time);
         Stream { inner, job: self.clone(), origins: vec![origin] }
     }
 

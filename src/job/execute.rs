@@ -227,8 +227,7 @@ fn run_process(
         }
         announce(&start, restored.as_ref());
         let announcement = postcard::to_stdvec(&start).expect("numbers always encode");
-        let mesh =
-            network::connect(setup, Some((start.attempt, announcement))).map_err(network)?;
+        let mesh = network::connect(setup, Some((start.attempt, announcement))).map_err(network)?;
         run_attempt(env, config, &start, Some(claim), restored, Some(mesh), build)?;
         delete_if_cancelled(env, config);
         Ok(())

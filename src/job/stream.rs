@@ -32,7 +32,9 @@ pub struct Stream<'scope, D: Record> {
 
 impl<D: Record> fmt::Debug for Stream<'_, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stream").field("records", &std::any::type_name::<D>()).finish_non_exhaustive()
+        f.debug_struct("Stream")
+            .field("records", &std::any::type_name::<D>())
+            .finish_non_exhaustive()
     }
 }
 
@@ -90,7 +92,8 @@ impl<'scope, D: Record> Stream<'scope, D> {
         let name = job.exchange_name(kind);
         let routed: timely::dataflow::Stream<'scope, Time, Batch<R>> =
             router(inner, job.context(), &name, route);
-        let (inner, origin) = channel(routed, job.context(), &name, Origin::restored_event(&origins));
+        let (inner, origin) =
+            channel(routed, job.context(), &name, Origin::restored_event(&origins));
         Stream { inner, job, origins: vec![origin] }
     }
 

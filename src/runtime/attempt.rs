@@ -83,9 +83,7 @@ impl Running {
         if request == Request::Cancel {
             self.0.cancelled.store(true, Ordering::SeqCst);
         }
-        if let Some(control) =
-            &*self.0.control.lock().unwrap_or_else(PoisonError::into_inner)
-        {
+        if let Some(control) = &*self.0.control.lock().unwrap_or_else(PoisonError::into_inner) {
             control.request(request);
         }
     }
@@ -174,8 +172,7 @@ pub(crate) fn claim(
     let continued = restored.as_ref().filter(|(restored, outside)| {
         !outside && retained.last() == Some(&restored.manifest.epoch)
     });
-    let lineage =
-        continued.map_or(claim.lineage(), |(restored, _)| restored.manifest.lineage);
+    let lineage = continued.map_or(claim.lineage(), |(restored, _)| restored.manifest.lineage);
     let start = Start {
         attempt: claim.attempt(),
         lineage,
@@ -218,10 +215,7 @@ pub(crate) fn follow(
         }
     };
     restored.map(Some).map_err(|error| {
-        fatal(format!(
-            "{}; all processes must see the same checkpoint directory",
-            describe(&error)
-        ))
+        fatal(format!("{}; all processes must see the same checkpoint directory", describe(&error)))
     })
 }
 
@@ -460,8 +454,11 @@ pub(crate) fn announce(start: &Start, restored: Option<&Restored>) {
     let (attempt, lineage) = (start.attempt.0, start.lineage.0);
     match restored {
         Some(restored) => tracing::info!(
-            attempt, lineage, epoch = restored.manifest.epoch.0,
-            parallelism = restored.manifest.parallelism, "restoring checkpoint {}",
+            attempt,
+            lineage,
+            epoch = restored.manifest.epoch.0,
+            parallelism = restored.manifest.parallelism,
+            "restoring checkpoint {}",
             restored.manifest.epoch
         ),
         None => tracing::info!(attempt, lineage, "starting with nothing to restore"),
@@ -474,4 +471,3 @@ fn random() -> f64 {
     let bits = std::hash::RandomState::new().build_hasher().finish();
     (bits >> 11) as f64 / (1_u64 << 53) as f64
 }
-

@@ -155,7 +155,10 @@ mod tests {
         gate.hold(Epoch(2), 'b');
         assert_eq!(gate.next_open(), None);
         gate.advance();
-        assert_eq!([gate.next_open(), gate.next_open(), gate.next_open()], [Some('a'), Some('b'), None]);
+        assert_eq!(
+            [gate.next_open(), gate.next_open(), gate.next_open()],
+            [Some('a'), Some('b'), None]
+        );
         gate.advance();
         assert_eq!(gate.next_open(), Some('c'));
     }

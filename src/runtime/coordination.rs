@@ -203,8 +203,12 @@ impl Coordination {
         };
         if outcome.result.is_ok() {
             tracing::info!(
-                attempt = record.attempt.0, epoch = record.epoch.0, bytes = record.bytes,
-                entries = record.entries, "checkpoint complete in {} ms", record.duration_ms
+                attempt = record.attempt.0,
+                epoch = record.epoch.0,
+                bytes = record.bytes,
+                entries = record.entries,
+                "checkpoint complete in {} ms",
+                record.duration_ms
             );
         }
         self.context.shared.counters.checkpoint(&record, outcome.ended - outcome.triggered);

@@ -24,9 +24,9 @@ use crate::protocol::flow::Budget;
 use crate::runtime::context::{Assembled, AttemptShared, Failure, WorkerContext};
 use crate::runtime::control::{Control, ControlPlane};
 use crate::runtime::coordination::Coordination;
+use crate::runtime::executor::Lane;
 use crate::runtime::mailbox::{Letter, Mailbox};
 use crate::runtime::snapshot::{PartFailure, write_part};
-use crate::runtime::executor::Lane;
 use crate::storage::job_store::Claim;
 
 /// The longest park: a bound for what no thread would wake the worker for.
@@ -242,8 +242,10 @@ impl Driver {
                 if !missing.is_empty() {
                     let names: Vec<&str> = missing.iter().map(Name::as_str).collect();
                     tracing::warn!(
-                        worker = context.index, epoch = epoch.0,
-                        "the aborted checkpoint was waiting for {}", names.join(", ")
+                        worker = context.index,
+                        epoch = epoch.0,
+                        "the aborted checkpoint was waiting for {}",
+                        names.join(", ")
                     );
                 }
                 context.end(epoch);
@@ -267,11 +269,7 @@ impl Driver {
                 self.coordinator(Event::Ack { epoch, worker: from, part: (part, timings) });
             }
             Control::Decline { epoch, operator, why } => {
-                let reason = AbortReason::Declined {
-                    worker: from,
-                    operator,
-                    why,
-                };
+                let reason = AbortReason::Declined { worker: from, operator, why };
                 self.coordinator(Event::Decline { epoch, worker: from, reason });
             }
             Control::SourcesFinished => {

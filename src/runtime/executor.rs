@@ -45,13 +45,15 @@ impl Executor {
             for index in 0..threads {
                 let receiver = receiver.clone();
                 let cancelled = Arc::clone(cancelled);
-                std::thread::Builder::new().name(format!("hw-{name}-{index}")).spawn(move || {
-                    for task in receiver {
-                        if !cancelled.load(Ordering::Relaxed) {
-                            task();
+                std::thread::Builder::new().name(format!("hw-{name}-{index}")).spawn(
+                    move || {
+                        for task in receiver {
+                            if !cancelled.load(Ordering::Relaxed) {
+                                task();
+                            }
                         }
-                    }
-                })?;
+                    },
+                )?;
             }
             Ok(sender)
         };

@@ -41,7 +41,9 @@ pub enum RestoreError {
         states: Vec<String>,
     },
     /// A state is of another type than the program's.
-    #[error("state {state} of checkpoint {epoch} is of another type: it holds {found}, the program wants {wanted}")]
+    #[error(
+        "state {state} of checkpoint {epoch} is of another type: it holds {found}, the program wants {wanted}"
+    )]
     Type {
         /// The checkpoint.
         epoch: Epoch,
@@ -53,7 +55,9 @@ pub enum RestoreError {
         wanted: String,
     },
     /// The number of key groups differs.
-    #[error("checkpoint {epoch} has {found} key groups and the job is set to {wanted}; set --max-parallelism {found}: it is fixed for the life of the state")]
+    #[error(
+        "checkpoint {epoch} has {found} key groups and the job is set to {wanted}; set --max-parallelism {found}: it is fixed for the life of the state"
+    )]
     MaxParallelism {
         /// The checkpoint.
         epoch: Epoch,
@@ -109,8 +113,9 @@ impl Restored {
         }
         let same = |header: &&SectionHeader| identity(header) == identity(wanted);
         let Some(found) = self.sections().find(same) else { return Ok(false) };
-        let describe =
-            |header: &SectionHeader| format!("{} (version {})", header.type_name, header.type_version);
+        let describe = |header: &SectionHeader| {
+            format!("{} (version {})", header.type_name, header.type_version)
+        };
         if short(&found.type_name) != short(&wanted.type_name)
             || found.type_version != wanted.type_version
             || found.kind != wanted.kind

@@ -4,12 +4,12 @@
 
 use std::rc::Rc;
 
+use timely::container::NoopBuilder;
 use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::InputCapability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
-use timely::container::NoopBuilder;
 
 use crate::connect::Record;
 use crate::runtime::batch::Batch;
@@ -80,7 +80,8 @@ impl<R> Targets<R> {
 fn weigh<R: Record>(records: &[R]) -> u64 {
     let mut each = size_of::<R>() as u64;
     if std::mem::needs_drop::<R>() {
-        let first = records.first().and_then(|first| postcard::experimental::serialized_size(first).ok());
+        let first =
+            records.first().and_then(|first| postcard::experimental::serialized_size(first).ok());
         each += first.unwrap_or(0) as u64;
     }
     each * records.len() as u64

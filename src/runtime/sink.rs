@@ -124,8 +124,7 @@ where
             Lane::Commits,
             Box::new(move || {
                 let mut committer = committer.lock().unwrap_or_else(PoisonError::into_inner);
-                let result =
-                    slots.iter().try_for_each(|slot| committer.commit(&resolve(slot)?));
+                let result = slots.iter().try_for_each(|slot| committer.commit(&resolve(slot)?));
                 mailbox.post(Letter::Commit { sink, result: result.map(|()| through) });
             }),
         );

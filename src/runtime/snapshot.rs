@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use crate::format::FormatError;
 use crate::format::manifest::PartRef;
 use crate::format::part::{PartHeader, PartWriter, SectionIndex};
 use crate::format::record::WorkerTimings;
-use crate::format::FormatError;
 use crate::ids::Name;
 use crate::runtime::context::{Assembled, AttemptShared, SectionFailure};
 use crate::runtime::describe;
@@ -36,11 +36,8 @@ pub(crate) fn write_part(
         if shared.durable { shared.config.checkpoints.inline_bytes_max } else { usize::MAX };
     let (epoch, attempt) = (assembled.epoch, shared.attempt);
     let output = shared.store.part_output(epoch, attempt, worker as u32, inline_bytes_max);
-    let broken = |error: FormatError| PartFailure {
-        operator: None,
-        why: describe(&error),
-        fatal: false,
-    };
+    let broken =
+        |error: FormatError| PartFailure { operator: None, why: describe(&error), fatal: false };
     let header = PartHeader {
         job: shared.config.name.clone(),
         epoch: assembled.epoch,

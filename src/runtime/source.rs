@@ -232,11 +232,7 @@ where
 }
 
 /// Lists the splits and deals them, on worker 0 of a job that restores nothing.
-fn deal<S: Source>(
-    from: &mut S,
-    number: u32,
-    context: &WorkerContext,
-) -> Result<(), ConnectError> {
+fn deal<S: Source>(from: &mut S, number: u32, context: &WorkerContext) -> Result<(), ConnectError> {
     let mut shares = vec![Vec::new(); context.peers];
     for (index, split) in from.splits(context.peers)?.into_iter().enumerate() {
         let kept = KeptSplit { split, state: SplitState::NEW };

@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::format::FormatError;
 use crate::ids::Name;
 use crate::runtime::keyed::StateDeclaration;
-use crate::state::{Backend, Frozen, Key, StateBackend, StateValue, ValueTable};
+use crate::state::{Backend, BackendTable, Frozen, Key, StateBackend, StateValue, ValueTable};
 
 /// Declares the states that an operator keeps for each key: one descriptor, or a tuple of them.
 ///
@@ -85,7 +85,7 @@ impl<V: StateValue> Value<V> {
 
 /// Access to the value of one key.
 pub struct ValueState<'a, K: Key, V: StateValue> {
-    table: &'a mut dyn ValueTable<K, V>,
+    table: &'a mut BackendTable<K, V>,
     hash: u64,
     key: &'a K,
 }
@@ -141,25 +141,19 @@ impl<V> sealed::Sealed for Value<V> {}
 impl<V> sealed::One for Value<V> {}
 
 impl<K: Key, V: StateValue> States<K> for Value<V> {
-    type Tables = Box<dyn ValueTable<K, V>>;
+    type Tables = BackendTable<K, V>;
     type Access<'a>
         = ValueState<'a, K, V>
     where
         K: 'a;
 
     fn declarations(&self) -> Vec<StateDeclaration> {
-        let type_name = format!(
-            "{} -> {}",
-            std::any::type_name::<K>(),
-            std::any::type_name::<V>()
-        );
+        let type_name = format!("{} -> {}", std::any::type_name::<K>(), std::any::type_name::<V>());
         vec![StateDeclaration { name: self.name.clone(), type_name, type_version: self.version }]
     }
 
     fn open(&self, backend: &Backend, max_parallelism: u16) -> Self::Tables {
-        match backend {
-            Backend::Heap(heap) => heap.value_table(max_parallelism),
-        }
+        backend.value_table(max_parallelism)
     }
 
     fn restore(
@@ -179,7 +173,7 @@ impl<K: Key, V: StateValue> States<K> for Value<V> {
 
     #[inline]
     fn access<'a>(tables: &'a mut Self::Tables, hash: u64, key: &'a K) -> ValueState<'a, K, V> {
-        ValueState { table: tables.as_mut(), hash, key }
+        ValueState { table: tables, hash, key }
     }
 
     fn freeze(tables: &mut Self::Tables) -> Vec<Box<dyn Frozen>> {

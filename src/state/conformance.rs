@@ -20,7 +20,7 @@ use crate::protocol::key_groups::{key_group, key_groups};
 pub type Value = (u64, Option<String>);
 
 type Model<K> = BTreeMap<K, Value>;
-type Table<K> = Box<dyn ValueTable<K, Value>>;
+type Table<B, K> = <B as StateBackend>::Table<K, Value>;
 
 /// A key type of which the suite makes keys.
 pub trait TestKey: Key + Ord + Debug {
@@ -69,7 +69,7 @@ pub fn operations_and_snapshots_agree_with_a_model<B: StateBackend, K: TestKey>(
     seed: u64,
 ) {
     let mut random = Random(seed);
-    let mut table: Table<K> = backend.value_table(max_parallelism);
+    let mut table: Table<B, K> = backend.value_table(max_parallelism);
     let mut model = Model::new();
     let mut frozen: Vec<(Box<dyn Frozen>, Model<K>)> = Vec::new();
     let mut writing: Vec<(JoinHandle<Section>, Model<K>)> = Vec::new();
@@ -115,7 +115,7 @@ pub fn operations_and_snapshots_agree_with_a_model<B: StateBackend, K: TestKey>(
 
 /// One random operation on both.
 fn operate<K: TestKey>(
-    table: &mut Table<K>,
+    table: &mut impl ValueTable<K, Value>,
     model: &mut Model<K>,
     key: &K,
     random: &mut Random,
@@ -179,7 +179,7 @@ pub fn restoring_gives_each_owner_exactly_its_keys<B: StateBackend, K: TestKey>(
         let mut all = Model::new();
         for worker in 0..parallelism {
             let groups = key_groups(max_parallelism, parallelism, worker);
-            let mut table: Table<K> = backend.value_table(max_parallelism);
+            let mut table: Table<B, K> = backend.value_table(max_parallelism);
             for (entries, bytes) in section.blocks(1 + random.below(200) as usize) {
                 let restored = table.restore_block(groups.clone(), entries, &bytes);
                 restored.expect("the block is whole");
@@ -207,8 +207,9 @@ pub fn restoring_gives_each_owner_exactly_its_keys<B: StateBackend, K: TestKey>(
 /// If the backend deviates.
 pub fn damaged_blocks_are_refused<B: StateBackend, K: TestKey>(backend: &B) {
     let (entries, bytes) = small_block::<B, K>(backend);
-    let restore =
-        |table: &mut Table<K>, entries, bytes: &[u8]| table.restore_block(0..128, entries, bytes);
+    let restore = |table: &mut Table<B, K>, entries, bytes: &[u8]| {
+        table.restore_block(0..128, entries, bytes)
+    };
     let refused = |entries, bytes: &[u8], what: &str| {
         let result = restore(&mut backend.value_table(128), entries, bytes);
         assert!(matches!(result, Err(FormatError::Corrupt { .. })), "{what}: {result:?}");
@@ -222,7 +223,7 @@ pub fn damaged_blocks_are_refused<B: StateBackend, K: TestKey>(backend: &B) {
     refused(u32::MAX, &bytes, "far fewer entries than told");
     refused(2 * entries, &bytes.repeat(2), "each key twice");
 
-    let mut table: Table<K> = backend.value_table(128);
+    let mut table: Table<B, K> = backend.value_table(128);
     restore(&mut table, entries, &bytes).expect("the block is whole");
     let again = restore(&mut table, entries, &bytes);
     assert!(matches!(again, Err(FormatError::Corrupt { offset: 0, .. })), "{again:?}");
@@ -253,7 +254,7 @@ pub fn random_damage_does_no_harm<B: StateBackend, K: TestKey>(
                 _ => damaged.insert(at, random.next() as u8),
             }
         }
-        let mut table: Table<K> = backend.value_table(128);
+        let mut table: Table<B, K> = backend.value_table(128);
         refused += u32::from(table.restore_block(0..128, entries, &damaged).is_err());
         let held = content::<K>(&written(table.freeze()), 128);
         assert_eq!(held.len(), table.len(), "seed {seed}, round {round}");
@@ -273,8 +274,8 @@ fn filled<B: StateBackend, K: TestKey>(
     max_parallelism: u16,
     keys: u64,
     random: &mut Random,
-) -> (Table<K>, Model<K>) {
-    let mut table: Table<K> = backend.value_table(max_parallelism);
+) -> (Table<B, K>, Model<K>) {
+    let mut table: Table<B, K> = backend.value_table(max_parallelism);
     let mut model = Model::new();
     for n in 0..keys {
         let key = K::nth(n);

@@ -35,7 +35,9 @@ mod frozen;
 mod page;
 mod table;
 
-use super::{Key, StateBackend, StateValue, ValueTable};
+pub use table::Table;
+
+use super::{Key, StateBackend, StateValue};
 
 /// Keeps state in memory. State must fit there; snapshots copy no more than what changes while they
 /// are written.
@@ -43,11 +45,10 @@ use super::{Key, StateBackend, StateValue, ValueTable};
 pub struct HeapBackend;
 
 impl StateBackend for HeapBackend {
-    fn value_table<K: Key, V: StateValue>(
-        &self,
-        max_parallelism: u16,
-    ) -> Box<dyn ValueTable<K, V>> {
-        Box::new(table::Table::new(max_parallelism))
+    type Table<K: Key, V: StateValue> = Table<K, V>;
+
+    fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16) -> Table<K, V> {
+        Table::new(max_parallelism)
     }
 }
 
@@ -56,6 +57,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::HeapBackend;
+    use super::Table;
     use crate::format::{FormatError, SectionOutput};
     use crate::ids::KeyGroup;
     use crate::state::{StateBackend, ValueTable, conformance, hash::stable_hash};
@@ -80,7 +82,7 @@ mod tests {
 
     /// Inserts, changes and removes keys under hashes that the test chooses.
     fn check_with_hashes(keys: u64, hash: impl Fn(u64) -> u64) {
-        let mut table: Box<dyn ValueTable<u64, u64>> = HeapBackend.value_table(128);
+        let mut table: Table<u64, u64> = HeapBackend.value_table(128);
         let mut model = BTreeMap::new();
         for step in 0..4 * keys {
             let key = stable_hash(&step) % keys;
@@ -125,7 +127,7 @@ mod tests {
                 Err(serde::ser::Error::custom("not today"))
             }
         }
-        let mut table: Box<dyn ValueTable<u64, Stubborn>> = HeapBackend.value_table(128);
+        let mut table: Table<u64, Stubborn> = HeapBackend.value_table(128);
         table.insert(stable_hash(&1_u64), &1, Stubborn);
         let error = table.freeze().write(&mut Count(0)).unwrap_err();
         assert!(error.to_string().contains("Stubborn could not be encoded"), "{error}");

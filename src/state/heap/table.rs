@@ -18,7 +18,8 @@ enum Slot<K, V> {
     Shared(SharedPage<K, V>),
 }
 
-pub(super) struct Table<K, V> {
+/// One value state in memory: see the module.
+pub struct Table<K, V> {
     /// For each prefix of `depth` bits, the page in `pages`.
     directory: Vec<u32>,
     /// At least 1, so that a shift by `64 - depth` is defined.
@@ -210,14 +211,17 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         std::hint::black_box(touched);
     }
 
+    #[inline]
     fn get(&mut self, hash: u64, key: &K) -> Option<&V> {
         self.page(hash).get(hash, key)
     }
 
+    #[inline]
     fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
         self.page(hash).get_mut(hash, key)
     }
 
+    #[inline]
     fn get_or_insert_with(&mut self, hash: u64, key: &K, value: &mut dyn FnMut() -> V) -> &mut V {
         // A full page may be split although the key is there; so there is only one search.
         let (page, len) = self.page_with_room(hash);
