@@ -238,6 +238,7 @@ pub(crate) fn run_attempt(
         None => Executor::threads(config.checkpoints.writer_threads, &control.cancelled)
             .map_err(|error| fatal(format!("no thread could be started: {error}")))?,
     };
+    let executor = Arc::new(executor);
     let own = config.process * config.workers;
     let shared = Arc::new(AttemptShared {
         config: config.clone(),
@@ -245,7 +246,7 @@ pub(crate) fn run_attempt(
         lineage: start.lineage,
         first_epoch: start.first_epoch,
         clock: Arc::clone(&env.clock),
-        executor: Arc::new(executor),
+        executor: Arc::clone(&executor),
         ledger: Ledger::new(config.parallelism(), own..own + config.workers),
         board: Board::default(),
         counters: Arc::clone(&env.counters),
@@ -256,6 +257,9 @@ pub(crate) fn run_attempt(
     let heartbeats = mesh.is_some();
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;
     env.running.set(Some(Arc::clone(&control)));
+    if let Some(turns) = &env.turns {
+        turns.start(config.workers);
+    }
     let (sender, results) = unbounded();
     let right = Mutex::new(right);
     let run = {
@@ -276,6 +280,7 @@ pub(crate) fn run_attempt(
     // Not by joining: the guard of a broken mesh waits for peers that are gone.
     let finished = results.iter().take(config.workers).filter(|finished| *finished).count();
     env.running.set(None);
+    executor.discard();
     let failure = control.take_failure();
     if failure.is_none() && finished == config.workers {
         if let Some(heartbeat) = heartbeat {
@@ -339,7 +344,11 @@ fn run_worker(
 ) -> bool {
     let index = allocator.index();
     let ended = catch_unwind(AssertUnwindSafe(|| {
-        let now = Some(std::time::Instant::now());
+        if turns.is_some_and(|turns| !turns.begin(index)) {
+            return false;
+        }
+        // Without a timer timely's delayed activations come at once, and nothing depends on the machine's time.
+        let now = turns.is_none().then(std::time::Instant::now);
         let mut worker = Worker::new(WorkerConfig::default(), allocator, now);
         let ran = catch_unwind(AssertUnwindSafe(|| {
             let mut driver = Driver::new(&worker, shared, control);
@@ -348,11 +357,17 @@ fn run_worker(
             if let Some(Right { claim, retained }) = right {
                 driver.coordinate(claim, retained);
             }
+            if let Some(turns) = turns {
+                turns.end(index);
+            }
             driver.run(&mut worker, turns)
         }));
         let ran = ran.unwrap_or_else(|panic| Err(panicked(panic.as_ref(), index)));
         if let Err(failure) = &ran {
             tracing::debug!(worker = index, "attempt fails: {}", failure.what);
+            if let Some(turns) = turns {
+                turns.failed(failure);
+            }
         }
         let finished = ran.unwrap_or_else(|failure| {
             control.cancel(failure);
@@ -362,13 +377,18 @@ fn run_worker(
         drop(worker);
         finished
     }));
+    let finished = ended.unwrap_or_else(|panic| {
+        let failure = panicked(panic.as_ref(), index);
+        if let Some(turns) = turns {
+            turns.failed(&failure);
+        }
+        control.cancel(failure);
+        false
+    });
     if let Some(turns) = turns {
         turns.leave(index);
     }
-    ended.unwrap_or_else(|panic| {
-        control.cancel(panicked(panic.as_ref(), index));
-        false
-    })
+    finished
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send), worker: usize) -> Failure {
@@ -396,7 +416,12 @@ pub(crate) fn run_in_place(
     let mut policy = RestartPolicy::new(&config.restart);
     let mut run_began = None;
     loop {
-        let result = claim(env, config, run_began).and_then(|(start, claim, restored)| {
+        let claimed = claim(env, config, run_began).inspect_err(|failure| {
+            if let Some(turns) = &env.turns {
+                turns.failed(failure);
+            }
+        });
+        let result = claimed.and_then(|(start, claim, restored)| {
             run_began = run_began.or(Some(start.attempt));
             announce(&start, restored.as_ref());
             run_attempt(env, config, &start, Some(claim), restored, None, build)
@@ -408,13 +433,12 @@ pub(crate) fn run_in_place(
         if !failure.restartable {
             return Err(failure);
         }
-        match policy.on_failure(env.clock.now(), random()) {
+        let random = env.turns.as_ref().map_or_else(random, |turns| turns.random());
+        match policy.on_failure(env.clock.now(), random) {
             Decision::RestartAfter(delay) => {
                 env.counters.restarted();
                 tracing::error!("{}; restarting after {delay:?}", failure.what);
-                if env.turns.is_none() {
-                    sleep_unless_cancelled(delay, &env.running);
-                }
+                sleep_unless_cancelled(delay, env);
                 if env.running.cancelled() {
                     return Ok(());
                 }
@@ -426,14 +450,14 @@ pub(crate) fn run_in_place(
     }
 }
 
-fn sleep_unless_cancelled(delay: Duration, running: &Running) {
-    let end = std::time::Instant::now() + delay;
-    while !running.cancelled() {
-        let left = end.saturating_duration_since(std::time::Instant::now());
+fn sleep_unless_cancelled(delay: Duration, env: &Environment) {
+    let end = env.clock.now() + delay;
+    while !env.running.cancelled() {
+        let left = end.saturating_sub(env.clock.now());
         if left.is_zero() {
             return;
         }
-        std::thread::sleep(left.min(Duration::from_millis(50)));
+        env.clock.sleep(left.min(Duration::from_millis(50)));
     }
 }
 

@@ -2,11 +2,11 @@
 //!
 //! Worker threads never block on I/O: they hand tasks over bounded crossbeam channels to these threads, and find the
 //! results in their mailbox. Three lanes keep a slow one from delaying the others. Under the simulator there are no
-//! threads: tasks wait in one queue until the driver runs one.
+//! threads: tasks wait in their lanes until the holder of the baton runs one.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::{Sender, TrySendError, bounded};
 
@@ -30,7 +30,7 @@ const LANE_TASKS_MAX: usize = 64;
 /// Runs tasks. One for each attempt.
 pub(crate) enum Executor {
     Threads { lanes: [Sender<Task>; 3] },
-    Inline { queue: Mutex<VecDeque<Task>> },
+    Inline { lanes: [Mutex<VecDeque<Task>>; 3] },
 }
 
 impl Executor {
@@ -66,39 +66,55 @@ impl Executor {
         })
     }
 
-    /// Keeps tasks until [`run_one`](Self::run_one).
-    #[cfg(feature = "testing")]
+    /// Keeps tasks until they are [taken](Self::take).
     pub(crate) fn inline() -> Self {
-        Self::Inline { queue: Mutex::new(VecDeque::new()) }
+        Self::Inline { lanes: Default::default() }
     }
 
     /// Hands over a task, or gives it back if the lane is full.
     pub(crate) fn submit(&self, lane: Lane, task: Task) -> Result<(), Task> {
         match self {
             Self::Threads { lanes } => {
-                let sender = match lane {
-                    Lane::Snapshots => &lanes[0],
-                    Lane::Coordination => &lanes[1],
-                    Lane::Commits => &lanes[2],
-                };
-                sender.try_send(task).map_err(|error| match error {
+                lanes[lane as usize].try_send(task).map_err(|error| match error {
                     TrySendError::Full(task) | TrySendError::Disconnected(task) => task,
                 })
             }
-            Self::Inline { queue } => {
-                queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(task);
+            Self::Inline { lanes } => {
+                locked(&lanes[lane as usize]).push_back(task);
                 Ok(())
             }
         }
     }
 
-    /// Runs the oldest task that was kept; says whether there was one.
-    pub(crate) fn run_one(&self) -> bool {
-        let Self::Inline { queue } = self else { return false };
-        let task = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        task.is_some_and(|task| {
-            task();
-            true
-        })
+    /// Number of tasks that are kept in a lane.
+    #[cfg(feature = "testing")]
+    pub(crate) fn waiting(&self, lane: Lane) -> usize {
+        match self {
+            Self::Threads { .. } => 0,
+            Self::Inline { lanes } => locked(&lanes[lane as usize]).len(),
+        }
     }
+
+    /// Takes a task that was kept, by its place in the lane.
+    #[cfg(feature = "testing")]
+    pub(crate) fn take(&self, lane: Lane, place: usize) -> Option<Task> {
+        match self {
+            Self::Threads { .. } => None,
+            Self::Inline { lanes } => locked(&lanes[lane as usize]).remove(place),
+        }
+    }
+
+    /// Drops the tasks that are kept: a dead attempt does nothing any more. They hold on to what holds this executor.
+    pub(crate) fn discard(&self) {
+        if let Self::Inline { lanes } = self {
+            for lane in lanes {
+                let tasks = std::mem::take(&mut *locked(lane));
+                drop(tasks);
+            }
+        }
+    }
+}
+
+fn locked(lane: &Mutex<VecDeque<Task>>) -> MutexGuard<'_, VecDeque<Task>> {
+    lane.lock().unwrap_or_else(PoisonError::into_inner)
 }
