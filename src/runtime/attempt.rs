@@ -280,15 +280,16 @@ pub(crate) fn run_attempt(
     // Not by joining: the guard of a broken mesh waits for peers that are gone.
     let finished = results.iter().take(config.workers).filter(|finished| *finished).count();
     env.running.set(None);
-    executor.discard();
     let failure = control.take_failure();
     if failure.is_none() && finished == config.workers {
+        executor.finish();
         if let Some(heartbeat) = heartbeat {
             heartbeat.stop();
         }
         drop(guards.join());
         return Ok(());
     }
+    executor.discard();
     if heartbeats {
         // The sockets' threads end with the process, which ends now.
         std::mem::forget(guards);

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 use crossbeam::channel::{Sender, TrySendError, bounded};
 
@@ -29,7 +30,7 @@ const LANE_TASKS_MAX: usize = 64;
 
 /// Runs tasks. One for each attempt.
 pub(crate) enum Executor {
-    Threads { lanes: [Sender<Task>; 3] },
+    Threads { lanes: Mutex<Option<[Sender<Task>; 3]>>, threads: Mutex<Vec<JoinHandle<()>>> },
     Inline { lanes: [Mutex<VecDeque<Task>>; 3] },
 }
 
@@ -40,30 +41,29 @@ impl Executor {
         snapshot_threads: usize,
         cancelled: &Arc<AtomicBool>,
     ) -> std::io::Result<Self> {
-        let lane = |name: &str, threads: usize| -> std::io::Result<Sender<Task>> {
+        let mut started = Vec::new();
+        let mut lane = |name: &str, threads: usize| -> std::io::Result<Sender<Task>> {
             let (sender, receiver) = bounded::<Task>(LANE_TASKS_MAX);
             for index in 0..threads {
                 let receiver = receiver.clone();
                 let cancelled = Arc::clone(cancelled);
-                std::thread::Builder::new().name(format!("hw-{name}-{index}")).spawn(
-                    move || {
-                        for task in receiver {
-                            if !cancelled.load(Ordering::Relaxed) {
-                                task();
-                            }
+                let thread = std::thread::Builder::new().name(format!("hw-{name}-{index}"));
+                started.push(thread.spawn(move || {
+                    for task in receiver {
+                        if !cancelled.load(Ordering::Relaxed) {
+                            task();
                         }
-                    },
-                )?;
+                    }
+                })?);
             }
             Ok(sender)
         };
-        Ok(Self::Threads {
-            lanes: [
-                lane("snapshot", snapshot_threads)?,
-                lane("coordinate", 1)?,
-                lane("commit", 1)?,
-            ],
-        })
+        let lanes = [
+            lane("snapshot", snapshot_threads)?,
+            lane("coordinate", 1)?,
+            lane("commit", 1)?,
+        ];
+        Ok(Self::Threads { lanes: Mutex::new(Some(lanes)), threads: Mutex::new(started) })
     }
 
     /// Keeps tasks until they are [taken](Self::take).
@@ -74,7 +74,9 @@ impl Executor {
     /// Hands over a task, or gives it back if the lane is full.
     pub(crate) fn submit(&self, lane: Lane, task: Task) -> Result<(), Task> {
         match self {
-            Self::Threads { lanes } => {
+            Self::Threads { lanes, .. } => {
+                let lanes = locked(lanes);
+                let Some(lanes) = &*lanes else { return Err(task) };
                 lanes[lane as usize].try_send(task).map_err(|error| match error {
                     TrySendError::Full(task) | TrySendError::Disconnected(task) => task,
                 })
@@ -104,6 +106,30 @@ impl Executor {
         }
     }
 
+    /// Waits until every task is done, at the end of a job: its last record and the deleting of what it no longer needs
+    /// must not be lost with the process. No task can be handed over any more.
+    pub(crate) fn finish(&self) {
+        match self {
+            Self::Threads { lanes, threads } => {
+                locked(lanes).take();
+                let threads = std::mem::take(&mut *locked(threads));
+                for thread in threads {
+                    // One that panicked has nothing to wait for.
+                    let _ = thread.join();
+                }
+            }
+            Self::Inline { lanes } => {
+                for lane in lanes {
+                    loop {
+                        let task = locked(lane).pop_front();
+                        let Some(task) = task else { break };
+                        task();
+                    }
+                }
+            }
+        }
+    }
+
     /// Drops the tasks that are kept: a dead attempt does nothing any more. They hold on to what holds this executor.
     pub(crate) fn discard(&self) {
         if let Self::Inline { lanes } = self {
@@ -115,6 +141,6 @@ impl Executor {
     }
 }
 
-fn locked(lane: &Mutex<VecDeque<Task>>) -> MutexGuard<'_, VecDeque<Task>> {
-    lane.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
