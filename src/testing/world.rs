@@ -221,14 +221,14 @@ impl World {
     pub(super) fn moment(&self, moment: Moment, what: &str) {
         let mut state = self.state();
         if state.killed.is_some() {
-            drop(dead(state));
+            dead(state);
             return;
         }
         state.trace.event(2, &[moment as u64]);
         state.trace.note(|| format!("  {what}"));
         if state.faults.dies(moment) {
             state.kill(what.to_owned());
-            drop(dead(state));
+            dead(state);
         } else if state.faults.panics(moment) {
             state.trace.note(|| format!("  panic: {what}"));
             drop(state);
