@@ -27,7 +27,10 @@ pub fn each_seed(name: &str, count: u64, past: &str, test: impl Fn(u64)) {
         }
     };
     let mut failures = Vec::new();
-    for seed in &seeds {
+    for (done, seed) in seeds.iter().enumerate() {
+        if done > 0 && done % 500 == 0 {
+            eprintln!("{name}: {done} seeds");
+        }
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(*seed))) {
             let why = panic.downcast_ref::<String>().map(String::as_str);
             let why = why.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
@@ -68,7 +71,8 @@ mod tests {
 
     #[test]
     fn a_failing_seed_is_named_with_the_command_that_runs_it_again() {
-        let panic = catch_unwind(|| each_seed("x", 3, "x 7", |seed| assert_ne!(seed, 7))).unwrap_err();
+        let panic =
+            catch_unwind(|| each_seed("x", 3, "x 7", |seed| assert_ne!(seed, 7))).unwrap_err();
         let text = panic.downcast_ref::<String>().unwrap();
         assert!(text.contains("HIGHWATER_SEED=7 cargo test x"), "{text}");
     }
