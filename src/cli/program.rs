@@ -12,6 +12,7 @@ use crate::cli::{CliError, NoArgs, ProgressMode, ProgressPrinter, ProgressSample
 use crate::ids::Attempt;
 use crate::job::execute::{RunRecord, execute_in_run};
 use crate::job::{Job, JobError, JobHandle};
+use crate::runtime::context::FailureKind;
 use crate::runtime::describe;
 use crate::supervisor::{self, Supervision, environment, exit};
 
@@ -74,8 +75,12 @@ pub fn run_with<A: clap::Args + Send + Sync + 'static>(
     let Err(error) = ran else { return Ok(()) };
     if supervised {
         tracing::error!("{error}");
-        let code = if error.restartable() { exit::FAILED } else { exit::FATAL };
-        std::process::exit(code);
+        std::process::exit(match error.kind() {
+            FailureKind::Fatal => exit::FATAL,
+            FailureKind::Transient => exit::FAILED,
+            FailureKind::PeerLost => exit::PEER_LOST,
+            FailureKind::Fenced => exit::FENCED,
+        });
     }
     Err(error)
 }

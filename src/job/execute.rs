@@ -15,7 +15,7 @@ use crate::runtime::attempt::{
     run_in_place,
 };
 use crate::runtime::clock::SystemClock;
-use crate::runtime::context::{Failure, WorkerContext};
+use crate::runtime::context::{Failure, FailureKind, WorkerContext};
 use crate::runtime::counters::Counters;
 use crate::runtime::describe;
 use crate::runtime::driver::Request;
@@ -27,18 +27,22 @@ use crate::storage::memory::MemoryStorage;
 /// A job ended with a failure.
 pub struct JobError {
     what: String,
-    restartable: bool,
+    kind: FailureKind,
 }
 
 impl JobError {
     pub(crate) fn refused(what: impl Into<String>) -> Self {
-        Self { what: what.into(), restartable: false }
+        Self { what: what.into(), kind: FailureKind::Fatal }
     }
 
     /// Whether another attempt could go better: the failure was not one of configuration or of restoring.
     #[must_use]
     pub fn restartable(&self) -> bool {
-        self.restartable
+        matches!(self.kind, FailureKind::Transient | FailureKind::PeerLost)
+    }
+
+    pub(crate) fn kind(&self) -> FailureKind {
+        self.kind
     }
 }
 
@@ -63,7 +67,7 @@ impl From<Failure> for JobError {
             Some(operator) => format!("operator {operator}: {}", failure.what),
             None => failure.what,
         };
-        Self { what, restartable: failure.restartable }
+        Self { what, kind: failure.kind }
     }
 }
 
@@ -96,7 +100,12 @@ impl JobHandle {
     /// Ends the job with a final checkpoint: what was read is committed, and the job can go on from there. Only the
     /// process of worker 0 can; nothing happens if no attempt runs now.
     pub fn stop(&self) {
-        self.running.request(Request::Stop);
+        self.running.request(Request::Stop { drain: false });
+    }
+
+    /// As [`stop`](Self::stop), after event time has moved to its end on what was read: an irrevocable end.
+    pub fn drain(&self) {
+        self.running.request(Request::Stop { drain: true });
     }
 
     /// Ends the job at once. It can go on from its last checkpoint.
@@ -184,7 +193,8 @@ pub(crate) fn builder(
         if errors.is_empty() {
             return Ok(());
         }
-        Err(Failure { operator: None, what: errors.join("; "), restartable })
+        let kind = if restartable { FailureKind::Transient } else { FailureKind::Fatal };
+        Err(Failure { operator: None, what: errors.join("; "), kind })
     })
 }
 
@@ -195,11 +205,11 @@ fn run_process(
     run: Option<&dyn RunRecord>,
     build: &Arc<Build>,
 ) -> Result<(), Failure> {
-    let fatal = |what: String| Failure { operator: None, what, restartable: false };
+    let fatal = |what: String| Failure { operator: None, what, kind: FailureKind::Fatal };
     let network = |error: network::NetworkError| Failure {
         operator: None,
         what: describe(&error),
-        restartable: !error.is_configuration(),
+        kind: if error.is_configuration() { FailureKind::Fatal } else { FailureKind::PeerLost },
     };
     let secret = match &config.secret_file {
         Some(file) => Secret::load(file).map_err(network)?,

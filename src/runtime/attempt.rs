@@ -33,7 +33,7 @@ use crate::network::{Heartbeat, Mesh};
 use crate::protocol::restart::{Decision, RestartPolicy};
 use crate::runtime::board::Board;
 use crate::runtime::clock::Clock;
-use crate::runtime::context::{AttemptShared, Failure, WorkerContext};
+use crate::runtime::context::{AttemptShared, Failure, FailureKind, WorkerContext};
 use crate::runtime::counters::Counters;
 use crate::runtime::describe;
 use crate::runtime::driver::{AttemptControl, Driver, Request, Turns};
@@ -118,11 +118,11 @@ impl JobConfig {
 }
 
 fn fatal(what: impl Into<String>) -> Failure {
-    Failure { operator: None, what: what.into(), restartable: false }
+    Failure { operator: None, what: what.into(), kind: FailureKind::Fatal }
 }
 
 fn transient(what: impl Into<String>) -> Failure {
-    Failure { operator: None, what: what.into(), restartable: true }
+    Failure { operator: None, what: what.into(), kind: FailureKind::Transient }
 }
 
 /// Claims an attempt and decides what it starts from. `run_began` is the first attempt of this run of the program, if
@@ -139,7 +139,7 @@ pub(crate) fn claim(
     let failed = |error: &dyn std::error::Error| Failure {
         operator: None,
         what: describe(error),
-        restartable: run_began.is_some(),
+        kind: if run_began.is_some() { FailureKind::Transient } else { FailureKind::Fatal },
     };
     store
         .prepare(config.max_parallelism, env.clock.unix_ms())
@@ -238,6 +238,7 @@ pub(crate) fn run_attempt(
         None => Executor::threads(config.checkpoints.writer_threads, &control.cancelled)
             .map_err(|error| fatal(format!("no thread could be started: {error}")))?,
     };
+    let executor = Arc::new(executor);
     let own = config.process * config.workers;
     let shared = Arc::new(AttemptShared {
         config: config.clone(),
@@ -245,7 +246,7 @@ pub(crate) fn run_attempt(
         lineage: start.lineage,
         first_epoch: start.first_epoch,
         clock: Arc::clone(&env.clock),
-        executor: Arc::new(executor),
+        executor: Arc::clone(&executor),
         ledger: Ledger::new(config.parallelism(), own..own + config.workers),
         board: Board::default(),
         counters: Arc::clone(&env.counters),
@@ -281,7 +282,9 @@ pub(crate) fn run_attempt(
         if let Some(heartbeat) = heartbeat {
             heartbeat.stop();
         }
-        drop(guards.join());
+        // A peer that dies now makes timely's guard panic; the job is over all the same.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(guards.join())));
+        executor.settle();
         return Ok(());
     }
     if heartbeats {
@@ -312,7 +315,11 @@ fn allocators(
         mesh.heartbeats,
         config.heartbeat.clone(),
         Arc::new(move |peer| {
-            lost.cancel(transient(format!("process {} is lost: {}", peer.process, peer.why)));
+            lost.cancel(Failure {
+                operator: None,
+                what: format!("process {} is lost: {}", peer.process, peer.why),
+                kind: FailureKind::PeerLost,
+            });
         }),
     )
     .map_err(|error| transient(describe(&error)))?;
@@ -405,7 +412,7 @@ pub(crate) fn run_in_place(
             delete_if_cancelled(env, config);
             return Ok(());
         };
-        if !failure.restartable {
+        if !failure.restartable() {
             return Err(failure);
         }
         match policy.on_failure(env.clock.now(), random()) {

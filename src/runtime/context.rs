@@ -107,8 +107,27 @@ pub(crate) trait SinkControl {
 pub(crate) struct Failure {
     pub(crate) operator: Option<Name>,
     pub(crate) what: String,
+    pub(crate) kind: FailureKind,
+}
+
+/// What a failure means for what comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    /// No restart can help.
+    Fatal,
+    /// Another attempt could go better.
+    Transient,
+    /// Another process is gone; the cause is to be looked for there.
+    PeerLost,
+    /// A newer attempt has taken over.
+    Fenced,
+}
+
+impl Failure {
     /// Whether another attempt could go better.
-    pub(crate) restartable: bool,
+    pub(crate) fn restartable(&self) -> bool {
+        matches!(self.kind, FailureKind::Transient | FailureKind::PeerLost)
+    }
 }
 
 /// What the operators of one worker share. Lives on the worker's thread.
@@ -132,6 +151,7 @@ pub(crate) struct WorkerContext {
     pub(crate) sinks: RefCell<Vec<Rc<dyn SinkControl>>>,
     pub(crate) outgoing: RefCell<Vec<(Option<usize>, Control)>>,
     failure: RefCell<Option<Failure>>,
+    reading_ended: Cell<bool>,
     finish: Cell<bool>,
     /// How long the last step of the worker took, and its number.
     pub(crate) last_step: Cell<(u64, Duration)>,
@@ -166,6 +186,7 @@ impl WorkerContext {
             sinks: RefCell::default(),
             outgoing: RefCell::default(),
             failure: RefCell::default(),
+            reading_ended: Cell::new(false),
             finish: Cell::new(false),
             last_step: Cell::new((0, Duration::ZERO)),
             taken_bytes: Cell::new(0),
@@ -314,7 +335,7 @@ impl WorkerContext {
         self.fail(Failure {
             operator: Some(operator.clone()),
             what: crate::runtime::describe(error),
-            restartable: true,
+            kind: FailureKind::Transient,
         });
     }
 
@@ -324,6 +345,15 @@ impl WorkerContext {
 
     pub(crate) fn take_failure(&self) -> Option<Failure> {
         self.failure.borrow_mut().take()
+    }
+
+    /// The checkpoint that has begun is the final one: sources read nothing behind its barrier.
+    pub(crate) fn end_reading(&self) {
+        self.reading_ended.set(true);
+    }
+
+    pub(crate) fn reading_ended(&self) -> bool {
+        self.reading_ended.get()
     }
 
     /// The job is over: sources let go of their capabilities.

@@ -17,7 +17,7 @@ use crate::protocol::watermark::InstanceStatus;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Control {
     /// Coordinator to all: the checkpoint that closes this epoch begins.
-    Begin { epoch: Epoch },
+    Begin { epoch: Epoch, last: bool },
     /// Worker to coordinator: all participants of this worker have taken their snapshot, and it is durable.
     Ack { epoch: Epoch, part: PartRef, timings: WorkerTimings },
     /// Worker to coordinator: this worker's part could not be made.

@@ -10,7 +10,7 @@ use crate::format::record::{CheckpointOutcome, CheckpointRecord, WorkerTimings};
 use crate::ids::Epoch;
 use crate::protocol::abort::{AbortReason, JobFailure, Outcome};
 use crate::protocol::coordinator::{Coordinator, CoordinatorSetup, Effect, Event};
-use crate::runtime::context::{Failure, WorkerContext};
+use crate::runtime::context::{Failure, FailureKind, WorkerContext};
 use crate::runtime::control::Control;
 use crate::runtime::describe;
 use crate::runtime::executor::Lane;
@@ -115,7 +115,7 @@ impl Coordination {
                 let progress = Progress { triggered_unix_ms, ..Progress::default() };
                 self.progress.insert(epoch, progress);
                 self.context.shared.counters.set_in_progress(self.progress.len() as u32);
-                self.context.send(None, Control::Begin { epoch });
+                self.context.send(None, Control::Begin { epoch, last });
             }
             Effect::Publish { epoch, last, parts } => self.publish(epoch, last, parts),
             Effect::Complete { epoch, last } => {
@@ -147,7 +147,10 @@ impl Coordination {
             Effect::Fail { reason } => self.context.fail(Failure {
                 operator: None,
                 what: reason.to_string(),
-                restartable: !matches!(reason, JobFailure::Fenced { .. }),
+                kind: match reason {
+                    JobFailure::Fenced { .. } => FailureKind::Fenced,
+                    _ => FailureKind::Transient,
+                },
             }),
         }
     }
@@ -203,6 +206,7 @@ impl Coordination {
         };
         if outcome.result.is_ok() {
             tracing::info!(
+                job = %self.context.config().name,
                 attempt = record.attempt.0,
                 epoch = record.epoch.0,
                 bytes = record.bytes,

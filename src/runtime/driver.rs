@@ -21,7 +21,7 @@ use crate::ids::{Epoch, Name};
 use crate::protocol::abort::AbortReason;
 use crate::protocol::coordinator::Event;
 use crate::protocol::flow::Budget;
-use crate::runtime::context::{Assembled, AttemptShared, Failure, WorkerContext};
+use crate::runtime::context::{Assembled, AttemptShared, Failure, FailureKind, WorkerContext};
 use crate::runtime::control::{Control, ControlPlane};
 use crate::runtime::coordination::Coordination;
 use crate::runtime::executor::Lane;
@@ -39,8 +39,8 @@ const BUDGET_INTERVAL: Duration = Duration::from_millis(10);
 /// What someone outside asks a running attempt for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// A final checkpoint, then the end.
-    Stop,
+    /// A final checkpoint, then the end. `drain`: event time moves to its end first.
+    Stop { drain: bool },
     /// The end.
     Cancel,
 }
@@ -197,8 +197,11 @@ impl Driver {
     /// Everything between two steps.
     fn turn(&mut self) -> Result<(), Failure> {
         while let Some(frame) = self.control.receive() {
-            let (from, control) =
-                frame.map_err(|what| Failure { operator: None, what, restartable: true })?;
+            let (from, control) = frame.map_err(|what| Failure {
+                operator: None,
+                what,
+                kind: FailureKind::Transient,
+            })?;
             self.frame(from, control);
         }
         while let Ok(letter) = self.letters.try_recv() {
@@ -227,7 +230,12 @@ impl Driver {
     fn frame(&mut self, from: usize, control: Control) {
         let context = &self.context;
         match control {
-            Control::Begin { epoch } => context.begin(epoch),
+            Control::Begin { epoch, last } => {
+                if last {
+                    context.end_reading();
+                }
+                context.begin(epoch);
+            }
             Control::Complete { epoch, last } => {
                 context.end(epoch);
                 for sink in context.sinks.borrow().iter() {
@@ -297,7 +305,7 @@ impl Driver {
                 requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
             };
             match request {
-                Some(Request::Stop) => self.coordinator(Event::Stop { drain: false }),
+                Some(Request::Stop { drain }) => self.coordinator(Event::Stop { drain }),
                 Some(Request::Cancel) => self.coordinator(Event::Cancel),
                 None => return,
             }
@@ -318,7 +326,7 @@ impl Driver {
                             context.fail(Failure {
                                 operator: operator.clone(),
                                 what: why.clone(),
-                                restartable: true,
+                                kind: FailureKind::Transient,
                             });
                         }
                         let operator = operator.map(|name| name.to_string());

@@ -92,6 +92,18 @@ impl Executor {
         }
     }
 
+    /// Waits until the coordinator's tasks are done: the last ones of a job are handed over when nobody waits for
+    /// their result any more.
+    pub(crate) fn settle(&self) {
+        let Self::Threads { lanes } = self else { return };
+        let (done, wait) = bounded::<()>(1);
+        let last: Task = Box::new(move || drop(done));
+        if lanes[1].send(last).is_ok() {
+            // It ends when the task has dropped the other end.
+            let _ = wait.recv();
+        }
+    }
+
     /// Runs the oldest task that was kept; says whether there was one.
     pub(crate) fn run_one(&self) -> bool {
         let Self::Inline { queue } = self else { return false };

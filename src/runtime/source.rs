@@ -316,7 +316,7 @@ where
         let context = Rc::clone(&self.context);
         let Some((splits, watermarks)) = &mut self.splits else { return Ok(None) };
         let now = context.now();
-        let gated = self.epoch > self.origin.limit();
+        let gated = self.epoch > self.origin.limit() || context.reading_ended();
         let blocked = gated || context.shared.ledger.blocked(context.index);
         watermarks.set_blocked(blocked, now);
         if blocked {
