@@ -67,7 +67,6 @@ impl Executor {
     }
 
     /// Keeps tasks until [`run_one`](Self::run_one).
-    #[cfg(feature = "testing")]
     pub(crate) fn inline() -> Self {
         Self::Inline { queue: Mutex::new(VecDeque::new()) }
     }
