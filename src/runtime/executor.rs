@@ -27,6 +27,10 @@ pub(crate) enum Lane {
 /// Tasks that may wait in a lane before a worker has to keep them itself.
 const LANE_TASKS_MAX: usize = 64;
 
+/// Snapshots give way to records: where workers keep all cores busy, a snapshot thread of equal priority would stop
+/// one of them for whole time slices.
+const SNAPSHOT_NICE: i32 = 5;
+
 /// Runs tasks. One for each attempt.
 pub(crate) enum Executor {
     Threads { lanes: [Sender<Task>; 3] },
@@ -40,13 +44,17 @@ impl Executor {
         snapshot_threads: usize,
         cancelled: &Arc<AtomicBool>,
     ) -> std::io::Result<Self> {
-        let lane = |name: &str, threads: usize| -> std::io::Result<Sender<Task>> {
+        let lane = |name: &'static str, threads: usize| -> std::io::Result<Sender<Task>> {
             let (sender, receiver) = bounded::<Task>(LANE_TASKS_MAX);
             for index in 0..threads {
                 let receiver = receiver.clone();
                 let cancelled = Arc::clone(cancelled);
                 std::thread::Builder::new().name(format!("hw-{name}-{index}")).spawn(
                     move || {
+                        if name == "snapshot" {
+                            // On Linux this is the priority of the thread. If it is refused, tails are longer.
+                            let _ = rustix::process::nice(SNAPSHOT_NICE);
+                        }
                         for task in receiver {
                             if !cancelled.load(Ordering::Relaxed) {
                                 task();
