@@ -80,8 +80,13 @@ impl<B> Gate<B> {
     }
 
     /// Whether a batch of `epoch` may be processed now.
+    ///
+    /// # Panics
+    /// If the barrier of `epoch` has passed (I3): what came before us has sent behind its own barrier.
     pub(crate) fn admits(&self, epoch: Epoch) -> bool {
-        epoch <= self.open.get() || self.mode == CheckpointMode::AtLeastOnce
+        let open = self.open.get();
+        assert!(epoch >= open, "I3: a batch of epoch {epoch} came when {open} was open");
+        epoch <= open || self.mode == CheckpointMode::AtLeastOnce
     }
 
     /// Holds a batch back.
@@ -145,6 +150,14 @@ mod tests {
         assert!(gate.barrier_passed(&[&frontier(&[2]), &frontier(&[2])]));
         assert!(gate.barrier_passed(&[&frontier(&[2]), &frontier(&[])]));
         assert!(!gate.barrier_passed(&[&frontier(&[]), &frontier(&[])]));
+    }
+
+    #[test]
+    #[should_panic(expected = "I3")]
+    fn a_batch_from_behind_its_barrier_ends_the_attempt() {
+        let mut gate = Gate::<()>::new(CheckpointMode::ExactlyOnce, Epoch(1), Vec::new());
+        gate.advance();
+        gate.admits(Epoch(1));
     }
 
     #[test]

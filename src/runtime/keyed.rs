@@ -23,6 +23,7 @@ use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession};
 use crate::connect::Record;
 use crate::format::{SectionHeader, SectionKind};
 use crate::ids::Name;
+use crate::protocol::key_groups::key_groups;
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{Contribution, SectionTask, WorkerContext};
 use crate::runtime::router::batch_records;
@@ -209,5 +210,5 @@ impl StateDeclaration {
 
 /// The key groups of this worker.
 pub(crate) fn owned_groups(context: &WorkerContext) -> Range<u16> {
-    crate::key_groups(context.config().max_parallelism, context.peers, context.index)
+    key_groups(context.config().max_parallelism, context.peers, context.index)
 }

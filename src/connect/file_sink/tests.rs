@@ -1,3 +1,5 @@
+//! Tests of the file sink: kills and power cuts between any two operations on the file system.
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
