@@ -37,7 +37,7 @@ use crate::runtime::context::{AttemptShared, Failure, FailureKind, WorkerContext
 use crate::runtime::counters::Counters;
 use crate::runtime::describe;
 use crate::runtime::driver::{AttemptControl, Driver, Request, Turns};
-use crate::runtime::executor::Executor;
+use crate::runtime::executor::{Executor, OnPanic};
 use crate::runtime::ledger::Ledger;
 use crate::runtime::restore::Restored;
 use crate::runtime::take_current_operator;
@@ -235,8 +235,15 @@ pub(crate) fn run_attempt(
     let control = Arc::new(AttemptControl::default());
     let executor = match env.turns {
         Some(_) => Executor::inline(),
-        None => Executor::threads(config.checkpoints.writer_threads, &control.cancelled)
-            .map_err(|error| fatal(format!("no thread could be started: {error}")))?,
+        None => {
+            let stop = Arc::clone(&control);
+            let on_panic: OnPanic = Arc::new(move |panic, lane| {
+                stop.cancel(panicked(panic, &format!("a {lane} thread")));
+            });
+            let threads = config.checkpoints.writer_threads;
+            Executor::threads(threads, &control.cancelled, &on_panic)
+                .map_err(|error| fatal(format!("no thread could be started: {error}")))?
+        }
     };
     let executor = Arc::new(executor);
     let own = config.process * config.workers;
@@ -357,7 +364,7 @@ fn run_worker(
             }
             driver.run(&mut worker, turns)
         }));
-        let ran = ran.unwrap_or_else(|panic| Err(panicked(panic.as_ref(), index)));
+        let ran = ran.unwrap_or_else(|panic| Err(panicked(panic.as_ref(), &format!("worker {index}"))));
         if let Err(failure) = &ran {
             tracing::debug!(worker = index, "attempt fails: {}", failure.what);
         }
@@ -373,20 +380,21 @@ fn run_worker(
         turns.leave(index);
     }
     ended.unwrap_or_else(|panic| {
-        control.cancel(panicked(panic.as_ref(), index));
+        control.cancel(panicked(panic.as_ref(), &format!("worker {index}")));
         false
     })
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send), worker: usize) -> Failure {
+/// What became of a panic on `thread`, which must be the calling one.
+fn panicked(panic: &(dyn std::any::Any + Send), thread: &str) -> Failure {
     let message = panic
         .downcast_ref::<String>()
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("with a value that is no text");
     let what = match take_current_operator() {
-        Some(operator) => format!("operator {operator} on worker {worker} panicked: {message}"),
-        None => format!("worker {worker} panicked: {message}"),
+        Some(operator) => format!("operator {operator} on {thread} panicked: {message}"),
+        None => format!("{thread} panicked: {message}"),
     };
     transient(what)
 }

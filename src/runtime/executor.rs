@@ -3,8 +3,13 @@
 //! Worker threads never block on I/O: they hand tasks over bounded crossbeam channels to these threads, and find the
 //! results in their mailbox. Three lanes keep a slow one from delaying the others. Under the simulator there are no
 //! threads: tasks wait in one queue until the driver runs one.
+//!
+//! # Failure
+//! Tasks run user code: serialization, pre-commits, commits. A panic of one is caught and reported, and ends the
+//! attempt: its letter will never come, and whoever waits for it would wait for ever.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,6 +17,9 @@ use crossbeam::channel::{Sender, TrySendError, bounded};
 
 /// Something to be done on another thread. It reports by itself.
 pub(crate) type Task = Box<dyn FnOnce() + Send>;
+
+/// Told of a task that panicked, on the thread that ran it: with what, and which lane it was.
+pub(crate) type OnPanic = Arc<dyn Fn(&(dyn std::any::Any + Send), &str) + Send + Sync>;
 
 /// Which threads a task is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,29 +47,34 @@ pub(crate) enum Executor {
 
 impl Executor {
     /// Starts `snapshot_threads` threads for snapshots and one for each other lane. They end by themselves when the
-    /// executor is dropped; tasks that have not begun when `cancelled` is set are dropped.
+    /// executor is dropped; tasks that have not begun when `cancelled` is set are dropped. `on_panic` must end the
+    /// attempt.
     pub(crate) fn threads(
         snapshot_threads: usize,
         cancelled: &Arc<AtomicBool>,
+        on_panic: &OnPanic,
     ) -> std::io::Result<Self> {
         let lane = |name: &'static str, threads: usize| -> std::io::Result<Sender<Task>> {
             let (sender, receiver) = bounded::<Task>(LANE_TASKS_MAX);
             for index in 0..threads {
                 let receiver = receiver.clone();
                 let cancelled = Arc::clone(cancelled);
-                std::thread::Builder::new().name(format!("hw-{name}-{index}")).spawn(
-                    move || {
-                        if name == "snapshot" {
-                            // On Linux this is the priority of the thread. If it is refused, tails are longer.
-                            let _ = rustix::process::nice(SNAPSHOT_NICE);
+                let on_panic = Arc::clone(on_panic);
+                let run = move || {
+                    if name == "snapshot" {
+                        // On Linux this is the priority of the thread. If it is refused, tails are longer.
+                        let _ = rustix::process::nice(SNAPSHOT_NICE);
+                    }
+                    for task in receiver {
+                        if cancelled.load(Ordering::Relaxed) {
+                            continue;
                         }
-                        for task in receiver {
-                            if !cancelled.load(Ordering::Relaxed) {
-                                task();
-                            }
+                        if let Err(panic) = catch_unwind(AssertUnwindSafe(task)) {
+                            on_panic(panic.as_ref(), name);
                         }
-                    },
-                )?;
+                    }
+                };
+                std::thread::Builder::new().name(format!("hw-{name}-{index}")).spawn(run)?;
             }
             Ok(sender)
         };

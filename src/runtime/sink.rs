@@ -120,9 +120,11 @@ where
         let committer = Arc::clone(&self.committer);
         let mailbox = self.context.mailbox.clone();
         let sink = self.index;
+        let name = self.name.to_string();
         self.context.submit(
             Lane::Commits,
             Box::new(move || {
+                let _scope = scope_name(&name).enter();
                 let mut committer = committer.lock().unwrap_or_else(PoisonError::into_inner);
                 let result = slots.iter().try_for_each(|slot| committer.commit(&resolve(slot)?));
                 mailbox.post(Letter::Commit { sink, result: result.map(|()| through) });
