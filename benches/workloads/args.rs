@@ -105,9 +105,9 @@ impl Args {
         self.keys.unwrap_or(1_000).max(1)
     }
 
-    /// Number of records, or one that lasts some seconds and whose digest is published.
+    /// Number of records, or one that lasts some seconds.
     pub fn keyed_count_records(&self) -> u64 {
-        let lasting = if self.keys() <= 100_000 { 120_000_000 } else { 50_000_000 };
+        let lasting = if self.keys() <= 100_000 { 400_000_000 } else { 200_000_000 };
         self.records.unwrap_or(lasting)
     }
 

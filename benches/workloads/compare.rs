@@ -29,6 +29,9 @@ pub fn run(args: &Args) -> Measured {
                     report["checkpoints"],
                 );
             }
+            if report["digest"] != runs[0].first().unwrap_or(&report)["digest"] {
+                return Err(format!("{name} gave another digest than the first run: {report}"));
+            }
             runs[at].push(report);
         }
     }

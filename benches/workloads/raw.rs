@@ -2,7 +2,6 @@
 //! checkpoints, no flow control.
 
 use std::cell::Cell;
-use std::collections::hash_map::Entry;
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -22,7 +21,7 @@ use crate::counting;
 use crate::report::{self, Stopwatch};
 
 /// Records that a source makes in one activation. 1,024 to 65,536 were tried: see `benches/README.md`.
-const SOURCE_RECORDS: u64 = 4_096;
+const SOURCE_RECORDS: u64 = 8_192;
 
 type Built<T> = CapacityContainerBuilder<Vec<T>>;
 
@@ -111,10 +110,7 @@ fn count<'scope>(
             input.for_each_time(|time, batches| {
                 let mut session = output.session(&time);
                 for (key, value) in batches.flat_map(|batch| batch.drain(..)) {
-                    let state = match states.entry(key) {
-                        Entry::Occupied(state) => state.into_mut(),
-                        Entry::Vacant(state) => state.insert((0, 0)),
-                    };
+                    let state = states.entry(key).or_default();
                     counting::count(state, value);
                     session.give((key, state.0, state.1));
                 }
