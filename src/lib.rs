@@ -13,6 +13,8 @@ mod runtime;
 pub mod state;
 pub mod storage;
 pub mod supervisor;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use cli::{run, run_with};
 pub use job::JobError as Error;

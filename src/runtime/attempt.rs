@@ -264,6 +264,9 @@ pub(crate) fn run_attempt(
     let heartbeats = mesh.is_some();
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;
     env.running.set(Some(Arc::clone(&control)));
+    if let Some(turns) = &env.turns {
+        turns.start(config.workers);
+    }
     let (sender, results) = unbounded();
     let right = Mutex::new(right);
     let run = {
@@ -286,14 +289,15 @@ pub(crate) fn run_attempt(
     env.running.set(None);
     let failure = control.take_failure();
     if failure.is_none() && finished == config.workers {
+        executor.finish();
         if let Some(heartbeat) = heartbeat {
             heartbeat.stop();
         }
         // A peer that dies now makes timely's guard panic; the job is over all the same.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(guards.join())));
-        executor.settle();
         return Ok(());
     }
+    executor.discard();
     if heartbeats {
         // The sockets' threads end with the process, which ends now.
         std::mem::forget(guards);
@@ -353,7 +357,11 @@ fn run_worker(
 ) -> bool {
     let index = allocator.index();
     let ended = catch_unwind(AssertUnwindSafe(|| {
-        let now = Some(std::time::Instant::now());
+        if turns.is_some_and(|turns| !turns.begin(index)) {
+            return false;
+        }
+        // Without a timer timely's delayed activations come at once, and nothing depends on the machine's time.
+        let now = turns.is_none().then(std::time::Instant::now);
         let mut worker = Worker::new(WorkerConfig::default(), allocator, now);
         let ran = catch_unwind(AssertUnwindSafe(|| {
             let mut driver = Driver::new(&worker, shared, control);
@@ -362,11 +370,18 @@ fn run_worker(
             if let Some(Right { claim, retained }) = right {
                 driver.coordinate(claim, retained);
             }
+            if let Some(turns) = turns {
+                turns.end(index);
+            }
             driver.run(&mut worker, turns)
         }));
-        let ran = ran.unwrap_or_else(|panic| Err(panicked(panic.as_ref(), &format!("worker {index}"))));
+        let ran =
+            ran.unwrap_or_else(|panic| Err(panicked(panic.as_ref(), &format!("worker {index}"))));
         if let Err(failure) = &ran {
             tracing::debug!(worker = index, "attempt fails: {}", failure.what);
+            if let Some(turns) = turns {
+                turns.failed(failure);
+            }
         }
         let finished = ran.unwrap_or_else(|failure| {
             control.cancel(failure);
@@ -376,13 +391,18 @@ fn run_worker(
         drop(worker);
         finished
     }));
+    let finished = ended.unwrap_or_else(|panic| {
+        let failure = panicked(panic.as_ref(), &format!("worker {index}"));
+        if let Some(turns) = turns {
+            turns.failed(&failure);
+        }
+        control.cancel(failure);
+        false
+    });
     if let Some(turns) = turns {
         turns.leave(index);
     }
-    ended.unwrap_or_else(|panic| {
-        control.cancel(panicked(panic.as_ref(), &format!("worker {index}")));
-        false
-    })
+    finished
 }
 
 /// What became of a panic on `thread`, which must be the calling one.
@@ -411,7 +431,12 @@ pub(crate) fn run_in_place(
     let mut policy = RestartPolicy::new(&config.restart);
     let mut run_began = None;
     loop {
-        let result = claim(env, config, run_began).and_then(|(start, claim, restored)| {
+        let claimed = claim(env, config, run_began).inspect_err(|failure| {
+            if let Some(turns) = &env.turns {
+                turns.failed(failure);
+            }
+        });
+        let result = claimed.and_then(|(start, claim, restored)| {
             run_began = run_began.or(Some(start.attempt));
             announce(&start, restored.as_ref());
             run_attempt(env, config, &start, Some(claim), restored, None, build)
@@ -423,13 +448,12 @@ pub(crate) fn run_in_place(
         if !failure.restartable() {
             return Err(failure);
         }
-        match policy.on_failure(env.clock.now(), random()) {
+        let random = env.turns.as_ref().map_or_else(random, |turns| turns.random());
+        match policy.on_failure(env.clock.now(), random) {
             Decision::RestartAfter(delay) => {
                 env.counters.restarted();
                 tracing::error!("{}; restarting after {delay:?}", failure.what);
-                if env.turns.is_none() {
-                    sleep_unless_cancelled(delay, &env.running);
-                }
+                sleep_unless_cancelled(delay, env);
                 if env.running.cancelled() {
                     return Ok(());
                 }
@@ -441,14 +465,14 @@ pub(crate) fn run_in_place(
     }
 }
 
-fn sleep_unless_cancelled(delay: Duration, running: &Running) {
-    let end = std::time::Instant::now() + delay;
-    while !running.cancelled() {
-        let left = end.saturating_duration_since(std::time::Instant::now());
+fn sleep_unless_cancelled(delay: Duration, env: &Environment) {
+    let end = env.clock.now() + delay;
+    while !env.running.cancelled() {
+        let left = end.saturating_sub(env.clock.now());
         if left.is_zero() {
             return;
         }
-        std::thread::sleep(left.min(Duration::from_millis(50)));
+        env.clock.sleep(left.min(Duration::from_millis(50)));
     }
 }
 

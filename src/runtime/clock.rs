@@ -10,6 +10,9 @@ pub(crate) trait Clock: Send + Sync + Debug {
 
     /// Wall-clock time, for people. Units: milliseconds since 1970.
     fn unix_ms(&self) -> u64;
+
+    /// Lets this much time pass. For threads that may block.
+    fn sleep(&self, duration: Duration);
 }
 
 /// The machine's clocks.
@@ -31,5 +34,9 @@ impl Clock for SystemClock {
 
     fn unix_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    }
+
+    fn sleep(&self, duration: Duration) {
+        std::thread::sleep(duration);
     }
 }

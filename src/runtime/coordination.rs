@@ -10,6 +10,7 @@ use crate::format::record::{CheckpointOutcome, CheckpointRecord, WorkerTimings};
 use crate::ids::Epoch;
 use crate::protocol::abort::{AbortReason, JobFailure, Outcome};
 use crate::protocol::coordinator::{Coordinator, CoordinatorSetup, Effect, Event};
+use crate::runtime::clock::Clock;
 use crate::runtime::context::{Failure, FailureKind, WorkerContext};
 use crate::runtime::control::Control;
 use crate::runtime::describe;
@@ -177,8 +178,11 @@ impl Coordination {
         self.io(move |store, claim| {
             let start = clock.now();
             // A job that keeps nothing has nothing to publish; its final checkpoint only orders the commits.
-            let result =
-                if durable { publish_for_certain(store, claim, &manifest) } else { Ok(()) };
+            let result = if durable {
+                publish_for_certain(store, claim, &manifest, &*clock)
+            } else {
+                Ok(())
+            };
             let publish_us = clock.now().saturating_sub(start).as_micros() as u64;
             mailbox.post(Letter::Publish { epoch, publish_us, result });
         });
@@ -248,6 +252,7 @@ fn publish_for_certain(
     store: &JobStore,
     claim: &Claim,
     manifest: &Manifest,
+    clock: &dyn Clock,
 ) -> Result<(), JobStoreError> {
     let mut delay = Duration::from_millis(10);
     loop {
@@ -269,7 +274,7 @@ fn publish_for_certain(
             "it is not known whether a manifest is published, trying again: {}",
             describe(&error)
         );
-        std::thread::sleep(delay);
+        clock.sleep(delay);
         delay = (delay * 2).min(Duration::from_secs(5));
     }
 }

@@ -24,7 +24,7 @@ use crate::protocol::flow::Budget;
 use crate::runtime::context::{Assembled, AttemptShared, Failure, FailureKind, WorkerContext};
 use crate::runtime::control::{Control, ControlPlane};
 use crate::runtime::coordination::Coordination;
-use crate::runtime::executor::Lane;
+use crate::runtime::executor::{Executor, Lane};
 use crate::runtime::mailbox::{Letter, Mailbox};
 use crate::runtime::snapshot::{PartFailure, write_part};
 use crate::storage::job_store::Claim;
@@ -92,13 +92,24 @@ impl AttemptControl {
 }
 
 /// Decides when each worker takes a turn. The simulator's baton; nothing in production.
+///
+/// A worker's first turn is the building of its dataflow, its last the dropping of it.
 pub(crate) trait Turns: Send + Sync {
+    /// An attempt of so many workers is about to start. Nobody gets a turn before all of them have asked for one:
+    /// timely's allocators wait for each other while they are made.
+    fn start(&self, workers: usize);
     /// Waits for the worker's turn. `false`: the attempt is to be abandoned on the spot.
     fn begin(&self, worker: usize) -> bool;
+    /// Runs some of the tasks that wait, in the turn that has begun.
+    fn tasks(&self, executor: &Executor);
     /// Ends the turn.
     fn end(&self, worker: usize);
-    /// The worker takes no more turns.
+    /// The worker takes no more turns. It may have failed in a turn.
     fn leave(&self, worker: usize);
+    /// A worker fails, or an attempt could not be started.
+    fn failed(&self, failure: &Failure);
+    /// A number from 0 to 1.
+    fn random(&self) -> f64;
 }
 
 /// Runs one worker to the end of the job, or of the attempt.
@@ -185,11 +196,13 @@ impl Driver {
             }
             self.send_outgoing();
             if let Some(turns) = turns {
-                self.context.shared.executor.run_one();
-                turns.end(self.context.index);
+                turns.tasks(&self.context.shared.executor);
             }
             if self.context.finishing() && !worker.has_dataflows() {
                 return Ok(true);
+            }
+            if let Some(turns) = turns {
+                turns.end(self.context.index);
             }
         }
     }

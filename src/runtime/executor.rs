@@ -2,7 +2,7 @@
 //!
 //! Worker threads never block on I/O: they hand tasks over bounded crossbeam channels to these threads, and find the
 //! results in their mailbox. Three lanes keep a slow one from delaying the others. Under the simulator there are no
-//! threads: tasks wait in one queue until the driver runs one.
+//! threads: tasks wait in their lanes until the holder of the baton runs one.
 //!
 //! # Failure
 //! Tasks run user code: serialization, pre-commits, commits. A panic of one is caught and reported, and ends the
@@ -11,7 +11,8 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 use crossbeam::channel::{Sender, TrySendError, bounded};
 
@@ -41,8 +42,8 @@ const SNAPSHOT_NICE: i32 = 5;
 
 /// Runs tasks. One for each attempt.
 pub(crate) enum Executor {
-    Threads { lanes: [Sender<Task>; 3] },
-    Inline { queue: Mutex<VecDeque<Task>> },
+    Threads { lanes: Mutex<Option<[Sender<Task>; 3]>>, threads: Mutex<Vec<JoinHandle<()>>> },
+    Inline { lanes: [Mutex<VecDeque<Task>>; 3] },
 }
 
 impl Executor {
@@ -54,7 +55,8 @@ impl Executor {
         cancelled: &Arc<AtomicBool>,
         on_panic: &OnPanic,
     ) -> std::io::Result<Self> {
-        let lane = |name: &'static str, threads: usize| -> std::io::Result<Sender<Task>> {
+        let mut started = Vec::new();
+        let mut lane = |name: &'static str, threads: usize| -> std::io::Result<Sender<Task>> {
             let (sender, receiver) = bounded::<Task>(LANE_TASKS_MAX);
             for index in 0..threads {
                 let receiver = receiver.clone();
@@ -74,63 +76,91 @@ impl Executor {
                         }
                     }
                 };
-                std::thread::Builder::new().name(format!("hw-{name}-{index}")).spawn(run)?;
+                let thread = std::thread::Builder::new().name(format!("hw-{name}-{index}"));
+                started.push(thread.spawn(run)?);
             }
             Ok(sender)
         };
-        Ok(Self::Threads {
-            lanes: [
-                lane("snapshot", snapshot_threads)?,
-                lane("coordinate", 1)?,
-                lane("commit", 1)?,
-            ],
-        })
+        let lanes =
+            [lane("snapshot", snapshot_threads)?, lane("coordinate", 1)?, lane("commit", 1)?];
+        Ok(Self::Threads { lanes: Mutex::new(Some(lanes)), threads: Mutex::new(started) })
     }
 
-    /// Keeps tasks until [`run_one`](Self::run_one).
+    /// Keeps tasks until they are [taken](Self::take).
     pub(crate) fn inline() -> Self {
-        Self::Inline { queue: Mutex::new(VecDeque::new()) }
+        Self::Inline { lanes: Default::default() }
     }
 
     /// Hands over a task, or gives it back if the lane is full.
     pub(crate) fn submit(&self, lane: Lane, task: Task) -> Result<(), Task> {
         match self {
-            Self::Threads { lanes } => {
-                let sender = match lane {
-                    Lane::Snapshots => &lanes[0],
-                    Lane::Coordination => &lanes[1],
-                    Lane::Commits => &lanes[2],
-                };
-                sender.try_send(task).map_err(|error| match error {
+            Self::Threads { lanes, .. } => {
+                let lanes = locked(lanes);
+                let Some(lanes) = &*lanes else { return Err(task) };
+                lanes[lane as usize].try_send(task).map_err(|error| match error {
                     TrySendError::Full(task) | TrySendError::Disconnected(task) => task,
                 })
             }
-            Self::Inline { queue } => {
-                queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(task);
+            Self::Inline { lanes } => {
+                locked(&lanes[lane as usize]).push_back(task);
                 Ok(())
             }
         }
     }
 
-    /// Waits until the coordinator's tasks are done: the last ones of a job are handed over when nobody waits for
-    /// their result any more.
-    pub(crate) fn settle(&self) {
-        let Self::Threads { lanes } = self else { return };
-        let (done, wait) = bounded::<()>(1);
-        let last: Task = Box::new(move || drop(done));
-        if lanes[1].send(last).is_ok() {
-            // It ends when the task has dropped the other end.
-            let _ = wait.recv();
+    /// Number of tasks that are kept in a lane.
+    #[cfg(feature = "testing")]
+    pub(crate) fn waiting(&self, lane: Lane) -> usize {
+        match self {
+            Self::Threads { .. } => 0,
+            Self::Inline { lanes } => locked(&lanes[lane as usize]).len(),
         }
     }
 
-    /// Runs the oldest task that was kept; says whether there was one.
-    pub(crate) fn run_one(&self) -> bool {
-        let Self::Inline { queue } = self else { return false };
-        let task = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        task.is_some_and(|task| {
-            task();
-            true
-        })
+    /// Takes a task that was kept, by its place in the lane.
+    #[cfg(feature = "testing")]
+    pub(crate) fn take(&self, lane: Lane, place: usize) -> Option<Task> {
+        match self {
+            Self::Threads { .. } => None,
+            Self::Inline { lanes } => locked(&lanes[lane as usize]).remove(place),
+        }
     }
+
+    /// Waits until every task is done, at the end of a job: its last record and the deleting of what it no longer needs
+    /// must not be lost with the process. No task can be handed over any more.
+    pub(crate) fn finish(&self) {
+        match self {
+            Self::Threads { lanes, threads } => {
+                locked(lanes).take();
+                let threads = std::mem::take(&mut *locked(threads));
+                for thread in threads {
+                    // One that panicked has nothing to wait for.
+                    let _ = thread.join();
+                }
+            }
+            Self::Inline { lanes } => {
+                for lane in lanes {
+                    loop {
+                        let task = locked(lane).pop_front();
+                        let Some(task) = task else { break };
+                        task();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Drops the tasks that are kept: a dead attempt does nothing any more. They hold on to what holds this executor.
+    pub(crate) fn discard(&self) {
+        if let Self::Inline { lanes } = self {
+            for lane in lanes {
+                let tasks = std::mem::take(&mut *locked(lane));
+                drop(tasks);
+            }
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -114,7 +114,8 @@ fn parse_shared(name: &str) -> Option<Place> {
 }
 
 pub(super) fn number(text: &str) -> Option<u64> {
-    let canonical = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+    let canonical = text == "0" || !text.starts_with('0');
+    let canonical = canonical && text.bytes().all(|b| b.is_ascii_digit());
     // The last number is left out, so that there is always a next one.
     text.parse().ok().filter(|n| canonical && *n < u64::MAX)
 }
@@ -153,7 +154,9 @@ mod tests {
         assert_eq!(parse(&fence(attempt)), Place::Fence(attempt));
         assert_eq!(parse(&reservation(attempt, epoch)), Place::Reservation(attempt, epoch));
         assert_eq!(parse(&manifest(epoch)), Place::Manifest(epoch));
-        assert_eq!(parse(&part(epoch, attempt, 3)), Place::Data(attempt, epoch));
+        for worker in [0, 3, 10] {
+            assert_eq!(parse(&part(epoch, attempt, worker)), Place::Data(attempt, epoch));
+        }
         assert_eq!(parse("shared/12-7-a-b"), Place::Data(attempt, epoch));
         assert_eq!(parse(&history(epoch)), Place::History(epoch));
     }

@@ -1,0 +1,139 @@
+//! What goes wrong in a simulation, and when: drawn from the seed.
+
+use super::Random;
+
+/// A kind of moment at which something may go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// A worker gets the baton.
+    Turn,
+    /// A call to storage is about to be made.
+    StorageCall,
+    /// A manifest is about to be published.
+    Manifest,
+    /// A task of the executor is about to run, or has just run.
+    Task,
+    /// A sink is about to commit, or has just committed.
+    Commit,
+    /// The program is at a [`point`](super::point) of its own.
+    Point,
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Death {
+    /// With the job.
+    Never,
+    /// At this moment, when there were so many of its kind before in this life.
+    At(Moment, u64),
+    /// So many turns after the final checkpoint was published, at the most.
+    AfterLast {
+        /// Units: turns.
+        within: u64,
+    },
+}
+
+/// What may go wrong, and what is planned to.
+#[derive(Clone, Debug)]
+pub(super) struct Faults {
+    random: Random,
+    panics: u32,
+    storage_errors: f64,
+    commit_errors: f64,
+    death: Death,
+    panic: Option<(Moment, u64)>,
+}
+
+impl Faults {
+    /// So many panics, and probabilities of errors.
+    pub(super) fn new(
+        random: Random,
+        panics: u32,
+        storage_errors: f64,
+        commit_errors: f64,
+    ) -> Self {
+        let (death, panic) = (Death::Never, None);
+        Self { random, panics, storage_errors, commit_errors, death, panic }
+    }
+
+    /// Plans a life. What is drawn covers the start, the middle and the end of a job: small numbers are as likely as
+    /// large ones.
+    pub(super) fn live(&mut self, mortal: bool) {
+        let random = &mut self.random;
+        self.death = match random.below(8) {
+            _ if !mortal => Death::Never,
+            0 | 1 => Death::At(Moment::Turn, random.scaled(1, 2000)),
+            2 | 3 => Death::At(Moment::StorageCall, random.scaled(1, 400)),
+            4 => Death::At(Moment::Manifest, random.scaled(1, 16)),
+            5 => Death::At(Moment::Commit, random.scaled(1, 30)),
+            6 => Death::At(Moment::Task, random.scaled(1, 200)),
+            _ => Death::AfterLast { within: random.scaled(1, 60) },
+        };
+        self.plan_panic();
+    }
+
+    /// Nothing goes wrong any more.
+    pub(super) fn none(&mut self) {
+        *self = Self::new(self.random.clone(), 0, 0.0, 0.0);
+    }
+
+    fn plan_panic(&mut self) {
+        let random = &mut self.random;
+        self.panic = (self.panics > 0).then(|| match random.below(4) {
+            0 => (Moment::Turn, random.scaled(1, 1500)),
+            1 => (Moment::Task, random.scaled(1, 100)),
+            _ => (Moment::Point, random.scaled(1, 300)),
+        });
+    }
+
+    pub(super) fn death(&self) -> Death {
+        self.death
+    }
+
+    /// Whether the process dies at this moment.
+    pub(super) fn dies(&mut self, moment: Moment) -> bool {
+        let Death::At(kind, count) = &mut self.death else { return false };
+        // A manifest is published by a call to storage.
+        let counts =
+            *kind == moment || (*kind == Moment::StorageCall && moment == Moment::Manifest);
+        if !counts {
+            return false;
+        }
+        *count -= 1;
+        let dies = *count == 0;
+        if dies {
+            self.death = Death::Never;
+        }
+        dies
+    }
+
+    /// The final checkpoint is published.
+    pub(super) fn last_published(&mut self) {
+        if let Death::AfterLast { within } = self.death {
+            self.death = Death::At(Moment::Turn, self.random.between(1, within));
+        }
+    }
+
+    /// Whether the thread panics at this moment.
+    pub(super) fn panics(&mut self, moment: Moment) -> bool {
+        let Some((kind, count)) = &mut self.panic else { return false };
+        if *kind != moment {
+            return false;
+        }
+        *count -= 1;
+        let panics = *count == 0;
+        if panics {
+            self.panics -= 1;
+            self.plan_panic();
+        }
+        panics
+    }
+
+    pub(super) fn storage_fails(&mut self) -> bool {
+        self.storage_errors > 0.0 && self.random.chance(self.storage_errors)
+    }
+
+    pub(super) fn commit_fails(&mut self) -> bool {
+        self.commit_errors > 0.0 && self.random.chance(self.commit_errors)
+    }
+}

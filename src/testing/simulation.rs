@@ -1,0 +1,315 @@
+//! Running a whole job in a simulated machine.
+
+use std::ops::RangeInclusive;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Random;
+use super::faults::Faults;
+use super::world::World;
+use crate::config::{JobConfig, RestartStrategy};
+use crate::ids::Name;
+use crate::job::execute::builder;
+use crate::job::{Job, JobError};
+use crate::runtime::attempt::{Build, Environment, Running, run_in_place};
+use crate::runtime::clock::Clock;
+use crate::runtime::counters::Counters;
+use crate::runtime::driver::Turns;
+use crate::storage::fault::FaultStorage;
+use crate::storage::{CheckpointStorage, JobStore, MemoryStorage};
+
+type Configure = Box<dyn Fn(&mut JobConfig)>;
+
+/// A job in a simulated machine: everything that happens follows from a seed.
+///
+/// The seed decides the number of workers, which of them takes the next step, how fast time goes, how often
+/// checkpoints are taken, when the process is killed, and what else goes wrong. See the [module](super).
+pub struct Simulation {
+    seed: u64,
+    workers: RangeInclusive<usize>,
+    crashes: u32,
+    panics: u32,
+    storage_errors: f64,
+    commit_errors: f64,
+    turns_max: u64,
+    configure: Option<Configure>,
+}
+
+impl std::fmt::Debug for Simulation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Simulation").field("seed", &self.seed).finish_non_exhaustive()
+    }
+}
+
+impl Simulation {
+    /// A machine that breaks in no way yet, with one to four workers.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            workers: 1..=4,
+            crashes: 0,
+            panics: 0,
+            storage_errors: 0.0,
+            commit_errors: 0.0,
+            turns_max: 400_000,
+            configure: None,
+        }
+    }
+
+    /// Numbers of workers to draw from, anew after every crash.
+    ///
+    /// # Panics
+    /// If there is none, or zero among them.
+    #[must_use]
+    pub fn workers(mut self, workers: RangeInclusive<usize>) -> Self {
+        assert!(!workers.is_empty() && *workers.start() > 0, "a job has workers");
+        self.workers = workers;
+        self
+    }
+
+    /// Kills the process up to so many times: at any turn, any call to storage, any commit of a
+    /// [`FaultSink`](super::FaultSink), while it restores, while it ends.
+    #[must_use]
+    pub fn crashes(mut self, crashes: u32) -> Self {
+        self.crashes = crashes;
+        self
+    }
+
+    /// Lets a worker panic up to so many times: at any turn, in any task of its I/O threads, at a
+    /// [`point`](super::point) of the program. The job restarts in place.
+    #[must_use]
+    pub fn panics(mut self, panics: u32) -> Self {
+        self.panics = panics;
+        self
+    }
+
+    /// Lets calls to storage fail with this probability while the job runs: a full disk, or an error that leaves in
+    /// doubt whether the call had an effect.
+    #[must_use]
+    pub fn storage_errors(mut self, probability: f64) -> Self {
+        self.storage_errors = probability;
+        self
+    }
+
+    /// Lets commits of a [`FaultSink`](super::FaultSink) fail with this probability, before or after their effect.
+    #[must_use]
+    pub fn commit_errors(mut self, probability: f64) -> Self {
+        self.commit_errors = probability;
+        self
+    }
+
+    /// A job that takes more turns than this is taken for one that never ends.
+    #[must_use]
+    pub fn turns_max(mut self, turns: u64) -> Self {
+        self.turns_max = turns;
+        self
+    }
+
+    /// Changes the configuration that was drawn. Called at the start of every life.
+    #[must_use]
+    pub fn config(mut self, configure: impl Fn(&mut JobConfig) + 'static) -> Self {
+        self.configure = Some(Box::new(configure));
+        self
+    }
+
+    /// Runs the job to its end, through all crashes. At last it is started once more, on a sound machine: it finds
+    /// that there is nothing left to do, and cleans up.
+    pub fn run(
+        self,
+        build: impl Fn(&Job<'_>) -> Result<(), JobError> + Send + Sync + 'static,
+    ) -> Outcome {
+        let random = Random::new(self.seed);
+        let memory = MemoryStorage::new();
+        let counters = Arc::new(Counters::default());
+        let faults =
+            Faults::new(random.fork(1), self.panics, self.storage_errors, self.commit_errors);
+        let world = World::new(
+            random.fork(2),
+            *self.workers.end(),
+            self.turns_max,
+            faults,
+            Arc::clone(&counters),
+            memory.clone(),
+        );
+        let build = builder(build);
+        let mut lives = Lives {
+            config: draw_config(&mut random.fork(3)),
+            random: random.fork(4),
+            world,
+            memory,
+            counters,
+            crashes: Vec::new(),
+            simulation: self,
+        };
+        let mut result = lives.run(&build);
+        if result.is_ok() {
+            lives.world.heal();
+            result = lives.live(false, &build).unwrap_or(Ok(()));
+        }
+        lives.outcome(result)
+    }
+}
+
+struct Lives {
+    simulation: Simulation,
+    config: JobConfig,
+    random: Random,
+    world: Arc<World>,
+    memory: MemoryStorage,
+    counters: Arc<Counters>,
+    crashes: Vec<String>,
+}
+
+impl Lives {
+    fn run(&mut self, build: &Arc<Build>) -> Result<(), JobError> {
+        loop {
+            let mortal = self.crashes.len() < self.simulation.crashes as usize;
+            if let Some(result) = self.live(mortal, build) {
+                return result;
+            }
+        }
+    }
+
+    /// Lives once. `None`: killed.
+    fn live(&mut self, mortal: bool, build: &Arc<Build>) -> Option<Result<(), JobError>> {
+        let mut config = self.config.clone();
+        let (first, last) = self.simulation.workers.clone().into_inner();
+        config.workers = self.random.between(first as u64, last as u64) as usize;
+        if let Some(configure) = &self.simulation.configure {
+            configure(&mut config);
+        }
+        self.world.live(mortal, config.checkpoints.writer_threads);
+        let world = Arc::clone(&self.world);
+        let storage = FaultStorage::new(Arc::new(self.memory.clone()), move |point| {
+            world.storage_call(point)
+        });
+        let env = Environment {
+            clock: Arc::clone(&self.world) as Arc<dyn Clock>,
+            storage: Arc::new(storage),
+            counters: Arc::clone(&self.counters),
+            turns: Some(Arc::clone(&self.world) as Arc<dyn Turns>),
+            running: Running::default(),
+        };
+        // The dead unwind.
+        let ended = catch_unwind(AssertUnwindSafe(|| run_in_place(&env, &config, build)));
+        match (self.world.killed(), ended) {
+            (Some(how), _) => {
+                self.crashes.push(how);
+                if self.world.tell().unexpected.is_empty() {
+                    return None;
+                }
+                Some(Err(JobError::refused("the job does not end")))
+            }
+            (None, Ok(result)) => Some(result.map_err(JobError::from)),
+            (None, Err(panic)) => resume_unwind(panic),
+        }
+    }
+
+    fn outcome(self, result: Result<(), JobError>) -> Outcome {
+        let told = self.world.tell();
+        let storage: Arc<dyn CheckpointStorage> = Arc::new(self.memory);
+        let store = JobStore::new(storage, self.config.name.clone());
+        let leftovers = match store.unreachable() {
+            Ok(leftovers) => leftovers.iter().map(ToString::to_string).collect(),
+            Err(error) => vec![format!("storage cannot be audited: {error}")],
+        };
+        Outcome {
+            seed: self.simulation.seed,
+            result,
+            crashes: self.crashes,
+            restarts: self.counters.restarts(),
+            checkpoints: self.counters.checkpoints().completed.len(),
+            aborted: self.counters.checkpoints().aborted,
+            turns: told.turns,
+            time: told.now,
+            trace: told.trace.digest(),
+            unexpected: told.unexpected,
+            leftovers,
+            store,
+            lines: told.trace.lines().to_vec(),
+        }
+    }
+}
+
+/// Draws what a job can be told, so that everything that is rare in production is common here.
+fn draw_config(random: &mut Random) -> JobConfig {
+    let micros = Duration::from_micros;
+    let mut config = JobConfig::new(Name::new("simulated").expect("a constant name"));
+    config.max_parallelism = random.pick(&[8, 16, 128]);
+    let checkpoints = &mut config.checkpoints;
+    checkpoints.interval = Some(micros(random.scaled(1_000, 50_000)));
+    checkpoints.min_pause = micros(random.pick(&[0, 0, 0, 1_000, 5_000]));
+    checkpoints.concurrent_max = random.pick(&[1, 1, 2, 3]);
+    checkpoints.timeout = Duration::from_millis(random.pick(&[600_000, 600_000, 1_000, 150]));
+    checkpoints.retained = random.pick(&[1, 1, 2, 3]);
+    checkpoints.writer_threads = random.pick(&[1, 1, 2, 3]);
+    checkpoints.inline_bytes_max = random.pick(&[0, 64, 256, 16 << 10]);
+    config.flow.step_target = micros(random.pick(&[1, 100, 2_000, 5_000]));
+    config.flow.in_flight_target = micros(random.pick(&[1_000, 20_000, 200_000]));
+    config.flow.in_flight_bytes_max = random.pick(&[64, 512, 32 << 20]);
+    config.watermark_interval = micros(random.scaled(100, 10_000));
+    config.restart = RestartStrategy::ExponentialDelay {
+        initial: micros(1_000),
+        max: micros(20_000),
+        multiplier: 2.0,
+        jitter: 0.5,
+        reset_after: Duration::from_secs(3600),
+    };
+    config
+}
+
+/// What came of a simulation.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// How the job ended.
+    pub result: Result<(), JobError>,
+    /// How the process was killed, each time.
+    pub crashes: Vec<String>,
+    /// Restarts in place.
+    pub restarts: u64,
+    /// Checkpoints that completed.
+    pub checkpoints: usize,
+    /// Checkpoints that were aborted.
+    pub aborted: u64,
+    /// Turns of all workers.
+    pub turns: u64,
+    /// Simulated time.
+    pub time: Duration,
+    /// A number that stands for everything that happened, in order: two runs of one seed have the same.
+    pub trace: u64,
+    /// Failures of workers that nobody had injected.
+    pub unexpected: Vec<String>,
+    /// What is left in storage that no checkpoint needs.
+    pub leftovers: Vec<String>,
+    /// The job's checkpoints.
+    pub store: JobStore,
+    /// What happened, for people, if `HIGHWATER_TRACE` is set.
+    lines: Vec<String>,
+}
+
+impl Outcome {
+    /// Checks that the job came to its end, that nothing failed but what was made to, and that storage holds what the
+    /// checkpoints need and nothing else.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn check(&self) {
+        if let Err(error) = &self.result {
+            panic!("the job failed: {error}; {:?}; crashes: {:?}", self.unexpected, self.crashes);
+        }
+        assert!(self.unexpected.is_empty(), "unexpected failures: {:?}", self.unexpected);
+        assert!(self.leftovers.is_empty(), "unreachable in storage: {:?}", self.leftovers);
+    }
+
+    /// Writes down what happened, if `HIGHWATER_TRACE` is set: to the file that it names.
+    pub fn write_trace(&self) {
+        if let Some(file) = std::env::var_os("HIGHWATER_TRACE") {
+            let _ = std::fs::write(file, self.lines.join("\n"));
+        }
+    }
+}
