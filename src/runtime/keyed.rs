@@ -91,6 +91,10 @@ where
         self.hashes.clear();
         self.hashes.extend(records.iter().map(|(key, _)| stable_hash(key)));
         S::prefetch(&self.tables, &self.hashes);
+        // Grown step by step, the buffer would be copied again and again: it goes away with every batch.
+        if self.out.capacity() == 0 {
+            self.out.reserve_exact(records.len().min(self.out_max));
+        }
         let mut session = output.session_with_builder(capability);
         for ((key, value), hash) in records.drain(..).zip(&self.hashes) {
             let mut state = S::access(&mut self.tables, *hash, &key);
