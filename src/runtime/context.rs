@@ -86,6 +86,10 @@ pub(crate) trait SourceControl {
     fn assign(&self, splits: Vec<Vec<u8>>);
     /// Stops reading, and moves event time to its end.
     fn drain(&self);
+    /// Called when a moment that the source asked to be called at has come.
+    fn tick(&self, now: Duration);
+    /// When it wants to be called again.
+    fn deadline(&self) -> Option<Duration>;
 }
 
 /// A sink instance, as the driver sees it.

@@ -216,6 +216,9 @@ impl Driver {
         for sink in self.context.sinks.borrow().iter() {
             sink.tick(now);
         }
+        for source in self.context.sources.borrow().iter() {
+            source.tick(now);
+        }
         self.start_part();
         self.context.submit_backlog();
         self.flow_control(now);
@@ -412,7 +415,10 @@ impl Driver {
         let now = self.context.now();
         let coordinator = self.coordination.as_ref().and_then(Coordination::deadline);
         let sinks = self.context.sinks.borrow();
-        let deadlines = sinks.iter().filter_map(|sink| sink.deadline()).chain(coordinator);
+        let sources = self.context.sources.borrow();
+        let deadlines = sinks.iter().filter_map(|sink| sink.deadline());
+        let deadlines = deadlines.chain(sources.iter().filter_map(|source| source.deadline()));
+        let deadlines = deadlines.chain(coordinator);
         let first = deadlines.map(|deadline| deadline.saturating_sub(now)).min();
         let mut park = first.unwrap_or(PARK_MAX).min(PARK_MAX);
         if self.context.backlogged() || !self.waiting_parts.is_empty() {
