@@ -93,8 +93,8 @@ impl Default for JobHandle {
 }
 
 impl JobHandle {
-    /// Ends the job with a final checkpoint: what was read is committed, and the job can go on from there. Only the
-    /// process of worker 0 can; nothing happens if no attempt runs now.
+    /// Ends the job with a final checkpoint: what was read is committed, and the job can go on from there. If
+    /// the attempt fails before, or none runs now, the next one does so at once. Only the process of worker 0 can.
     pub fn stop(&self) {
         self.running.request(Request::Stop);
     }

@@ -68,20 +68,26 @@ pub(crate) struct Running(Arc<RunningState>);
 #[derive(Default)]
 struct RunningState {
     control: Mutex<Option<Arc<AttemptControl>>>,
+    stopping: AtomicBool,
     cancelled: AtomicBool,
 }
 
 impl Running {
     fn set(&self, control: Option<Arc<AttemptControl>>) {
         *self.0.control.lock().unwrap_or_else(PoisonError::into_inner) = control;
+        // It came while nothing ran, or the attempt that it came to has failed.
+        if self.0.stopping.load(Ordering::SeqCst) {
+            self.request(Request::Stop);
+        }
         if self.cancelled() {
-            self.request(Request::Cancel); // It came while nothing ran.
+            self.request(Request::Cancel);
         }
     }
 
     pub(crate) fn request(&self, request: Request) {
-        if request == Request::Cancel {
-            self.0.cancelled.store(true, Ordering::SeqCst);
+        match request {
+            Request::Stop => self.0.stopping.store(true, Ordering::SeqCst),
+            Request::Cancel => self.0.cancelled.store(true, Ordering::SeqCst),
         }
         if let Some(control) =
             &*self.0.control.lock().unwrap_or_else(PoisonError::into_inner)
