@@ -136,6 +136,8 @@ pub(crate) struct WorkerContext {
     pub(crate) sinks: RefCell<Vec<Rc<dyn SinkControl>>>,
     pub(crate) outgoing: RefCell<Vec<(Option<usize>, Control)>>,
     failure: RefCell<Option<Failure>>,
+    /// The epoch that the final checkpoint closes, while one is in progress or complete.
+    final_epoch: Cell<Option<Epoch>>,
     finish: Cell<bool>,
     /// How long the last step of the worker took, and its number.
     pub(crate) last_step: Cell<(u64, Duration)>,
@@ -170,6 +172,7 @@ impl WorkerContext {
             sinks: RefCell::default(),
             outgoing: RefCell::default(),
             failure: RefCell::default(),
+            final_epoch: Cell::new(None),
             finish: Cell::new(false),
             last_step: Cell::new((0, Duration::ZERO)),
             taken_bytes: Cell::new(0),
@@ -328,6 +331,20 @@ impl WorkerContext {
 
     pub(crate) fn take_failure(&self) -> Option<Failure> {
         self.failure.borrow_mut().take()
+    }
+
+    /// The epoch that the final checkpoint closes. What is read beyond it would be read again by the next run, and
+    /// seen twice in sinks that show their records at once.
+    pub(crate) fn final_epoch(&self) -> Option<Epoch> {
+        self.final_epoch.get()
+    }
+
+    /// A final checkpoint begins, or was aborted: then the job goes on until the next.
+    pub(crate) fn set_final(&self, epoch: Option<Epoch>) {
+        self.final_epoch.set(epoch);
+        for activator in self.origins.borrow().iter() {
+            activator.activate();
+        }
     }
 
     /// The job is over: sources let go of their capabilities.

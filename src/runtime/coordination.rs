@@ -115,7 +115,7 @@ impl Coordination {
                 let progress = Progress { triggered_unix_ms, ..Progress::default() };
                 self.progress.insert(epoch, progress);
                 self.context.shared.counters.set_in_progress(self.progress.len() as u32);
-                self.context.send(None, Control::Begin { epoch });
+                self.context.send(None, Control::Begin { epoch, last });
             }
             Effect::Publish { epoch, last, parts } => self.publish(epoch, last, parts),
             Effect::Complete { epoch, last } => {

@@ -230,7 +230,13 @@ impl Driver {
     fn frame(&mut self, from: usize, control: Control) {
         let context = &self.context;
         match control {
-            Control::Begin { epoch } => context.begin(epoch),
+            Control::Begin { epoch, last } => {
+                // Before sources hear of it: they read no further than the final barrier.
+                if last {
+                    context.set_final(Some(epoch));
+                }
+                context.begin(epoch);
+            }
             Control::Complete { epoch, last } => {
                 context.end(epoch);
                 for sink in context.sinks.borrow().iter() {
@@ -250,6 +256,9 @@ impl Driver {
                     );
                 }
                 context.end(epoch);
+                if context.final_epoch() == Some(epoch) {
+                    context.set_final(None);
+                }
             }
             Control::Drain => {
                 for source in context.sources.borrow().iter() {

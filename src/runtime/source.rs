@@ -40,7 +40,7 @@ use crate::runtime::time::Time;
 const READ_RECORDS_MAX: usize = 8192;
 /// How long a source waits that flow control has stopped.
 const BLOCKED_WAIT: Duration = Duration::from_micros(500);
-/// How long a source waits for a gate at the most. The gate activates it when it opens.
+/// How long a source waits at the most for a gate, or for the end of the job. Both activate it.
 const GATED_WAIT: Duration = Duration::from_millis(100);
 
 /// An idle source looks at the others this much less often while they do not move either. Units: watermark intervals.
@@ -344,7 +344,8 @@ where
         let context = Rc::clone(&self.context);
         let Some((splits, watermarks)) = &mut self.splits else { return Ok(None) };
         let now = context.now();
-        let gated = self.epoch > self.origin.limit();
+        let ending = context.final_epoch().is_some_and(|last| self.epoch > last);
+        let gated = ending || self.epoch > self.origin.limit();
         let blocked = gated || context.shared.ledger.blocked(context.index);
         watermarks.set_blocked(blocked, now);
         if blocked {
