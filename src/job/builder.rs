@@ -269,17 +269,17 @@ impl<'scope> Job<'scope> {
         let restored = self.restored_transactions::<S>(&name);
         let Some(mut committer) = self.connect(&name, to.committer(&sink_context)) else { return };
         // What the checkpoint holds is committed before anything of our own is; commit is idempotent.
-        let ours = restored.iter().skip(self.context.index).step_by(self.context.peers);
-        for transaction in ours {
-            if self.connect(&name, committer.commit(transaction)).is_none() {
-                return;
+        // One worker does it for all: leftovers may go only when the last of it is committed.
+        if self.context.index == 0 {
+            for transaction in &restored {
+                if self.connect(&name, committer.commit(transaction)).is_none() {
+                    return;
+                }
             }
-        }
-        if self.context.index == 0
-            && let Err(error) = committer.abandon_others(&restored)
-        {
-            let error = crate::runtime::describe(&error);
-            tracing::warn!(operator = %name, "leftovers of earlier attempts remain: {error}");
+            if let Err(error) = committer.abandon_others(&restored) {
+                let error = crate::runtime::describe(&error);
+                tracing::warn!(operator = %name, "leftovers of earlier attempts remain: {error}");
+            }
         }
         let Some(writer) = self.connect(&name, to.writer(&sink_context)) else { return };
         sink::<S>(stream.inner, stream.origins, &self.context, &name, writer, committer);
