@@ -37,13 +37,16 @@ use crate::runtime::context::{AttemptShared, Failure, WorkerContext};
 use crate::runtime::counters::Counters;
 use crate::runtime::describe;
 use crate::runtime::driver::{AttemptControl, Driver, Request, Turns};
-use crate::runtime::executor::{Executor, OnPanic};
+use crate::runtime::executor::{Executor, Lane, OnPanic};
 use crate::runtime::ledger::Ledger;
 use crate::runtime::restore::Restored;
 use crate::runtime::take_current_operator;
 use crate::runtime::time::Time;
 use crate::storage::CheckpointStorage;
 use crate::storage::job_store::{Claim, JobStore};
+
+/// How long the end of a job waits for housekeeping.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Builds the dataflow of one worker.
 pub(crate) type Build =
@@ -272,6 +275,7 @@ pub(crate) fn run_attempt(
         durable: config.durable(),
         restored,
     });
+    let executor = Arc::clone(&shared.executor);
     let heartbeats = mesh.is_some();
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;
     env.running.set(Some(Arc::clone(&control)));
@@ -301,6 +305,8 @@ pub(crate) fn run_attempt(
             heartbeat.stop();
         }
         drop(guards.join());
+        // Or a process that ends now would leave checkpoints behind that are no longer retained.
+        executor.settle(Lane::Coordination, SETTLE_PATIENCE);
         return Ok(());
     }
     if heartbeats {

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crossbeam::channel::{Sender, TrySendError, bounded};
 
@@ -100,6 +101,19 @@ impl Executor {
                 queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(task);
                 Ok(())
             }
+        }
+    }
+
+    /// Waits until the tasks of `lane`, which has one thread, are done; at most for `patience`.
+    pub(crate) fn settle(&self, lane: Lane, patience: Duration) {
+        if matches!(self, Self::Inline { .. }) {
+            while self.run_one() {}
+            return;
+        }
+        let (done, wait) = bounded(1);
+        // A lane that is full or dead has more to do than there is time for.
+        if self.submit(lane, Box::new(move || drop(done.send(())))).is_ok() {
+            let _ = wait.recv_timeout(patience);
         }
     }
 
