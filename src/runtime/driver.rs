@@ -430,6 +430,10 @@ impl Driver {
         let deadlines = deadlines.chain(coordinator);
         let first = deadlines.map(|deadline| deadline.saturating_sub(now)).min();
         let mut park = first.unwrap_or(PARK_MAX).min(PARK_MAX);
+        // The sender may be waiting for it, and then nothing else would wake us.
+        if self.context.shared.ledger.has_unreported(self.context.index) {
+            park = park.min(self.report_at.saturating_sub(now));
+        }
         if self.context.backlogged() || !self.waiting_parts.is_empty() {
             park = park.min(Duration::from_millis(1));
         }
