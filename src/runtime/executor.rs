@@ -112,7 +112,7 @@ impl Executor {
         }
         let (done, wait) = bounded(1);
         // A lane that is full or dead has more to do than there is time for.
-        if self.submit(lane, Box::new(move || drop(done.send(())))).is_ok() {
+        if self.submit(lane, Box::new(move || done.send(()).unwrap_or(()))).is_ok() {
             let _ = wait.recv_timeout(patience);
         }
     }
