@@ -359,9 +359,11 @@ impl WorkerContext {
         self.finish.get()
     }
 
-    /// Hands a task to a lane, now or as soon as there is room.
+    /// Hands a task to a lane, now or as soon as there is room, behind those that wait for room already.
     pub(crate) fn submit(&self, lane: Lane, task: Task) {
-        if let Err(task) = self.shared.executor.submit(lane, task) {
+        if self.backlog.borrow().iter().any(|(waiting, _)| *waiting == lane) {
+            self.backlog.borrow_mut().push((lane, task));
+        } else if let Err(task) = self.shared.executor.submit(lane, task) {
             self.backlog.borrow_mut().push((lane, task));
         }
     }
