@@ -14,7 +14,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -68,28 +67,32 @@ pub(crate) struct Running(Arc<RunningState>);
 #[derive(Default)]
 struct RunningState {
     control: Mutex<Option<Arc<AttemptControl>>>,
-    cancelled: AtomicBool,
+    /// What was asked for last.
+    requested: Mutex<Option<Request>>,
 }
 
 impl Running {
     fn set(&self, control: Option<Arc<AttemptControl>>) {
         *self.0.control.lock().unwrap_or_else(PoisonError::into_inner) = control;
-        if self.cancelled() {
-            self.request(Request::Cancel); // It came while nothing ran.
+        // It came while nothing ran, or the attempt that it came to has failed.
+        if let Some(request) = self.requested() {
+            self.request(request);
         }
     }
 
     pub(crate) fn request(&self, request: Request) {
-        if request == Request::Cancel {
-            self.0.cancelled.store(true, Ordering::SeqCst);
-        }
+        *self.0.requested.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
         if let Some(control) = &*self.0.control.lock().unwrap_or_else(PoisonError::into_inner) {
             control.request(request);
         }
     }
 
+    fn requested(&self) -> Option<Request> {
+        *self.0.requested.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn cancelled(&self) -> bool {
-        self.0.cancelled.load(Ordering::SeqCst)
+        self.requested() == Some(Request::Cancel)
     }
 }
 
@@ -261,6 +264,7 @@ pub(crate) fn run_attempt(
         durable: config.durable(),
         restored,
     });
+    let executor = Arc::clone(&shared.executor);
     let heartbeats = mesh.is_some();
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;
     env.running.set(Some(Arc::clone(&control)));

@@ -157,7 +157,8 @@ where
                 if gate.admits(epoch) {
                     processor.process(&capability, records, event, &mut output);
                 } else {
-                    gate.hold(epoch, (capability.retain(0), std::mem::take(records)));
+                    let time = *capability.time();
+                    gate.hold(time, (capability.retain(0), std::mem::take(records)));
                 }
             });
             while gate.barrier_passed(&[frontier]) {
