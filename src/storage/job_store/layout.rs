@@ -102,7 +102,10 @@ fn parse_attempt(name: &str) -> Option<Place> {
 
 fn parse_part(epoch: &str, name: &str) -> Option<Place> {
     let (attempt, worker) = name.strip_suffix(".part")?.split_once('-')?;
-    number(worker)?;
+    // Workers count from 0, attempts and epochs from 1.
+    if worker != "0" {
+        number(worker)?;
+    }
     Some(Place::Data(Attempt(number(attempt)?), Epoch(number(epoch)?)))
 }
 
@@ -113,6 +116,7 @@ fn parse_shared(name: &str) -> Option<Place> {
     Some(Place::Data(Attempt(attempt), Epoch(epoch)))
 }
 
+/// Reads an attempt or an epoch: from 1.
 pub(super) fn number(text: &str) -> Option<u64> {
     let canonical = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
     // The last number is left out, so that there is always a next one.
@@ -153,7 +157,9 @@ mod tests {
         assert_eq!(parse(&fence(attempt)), Place::Fence(attempt));
         assert_eq!(parse(&reservation(attempt, epoch)), Place::Reservation(attempt, epoch));
         assert_eq!(parse(&manifest(epoch)), Place::Manifest(epoch));
-        assert_eq!(parse(&part(epoch, attempt, 3)), Place::Data(attempt, epoch));
+        for worker in [0, 3, 10] {
+            assert_eq!(parse(&part(epoch, attempt, worker)), Place::Data(attempt, epoch));
+        }
         assert_eq!(parse("shared/12-7-a-b"), Place::Data(attempt, epoch));
         assert_eq!(parse(&history(epoch)), Place::History(epoch));
     }
@@ -176,6 +182,8 @@ mod tests {
             "chk/1/manifest/x",
             "chk/1/1.part",
             "chk/1/1-+2.part",
+            "chk/1/1-00.part",
+            "chk/1/0-1.part",
             "shared/1-2",
         ] {
             assert_eq!(parse(other), Place::Other, "{other}");
