@@ -33,6 +33,7 @@ use crate::network::{Heartbeat, Mesh};
 use crate::protocol::restart::{Decision, RestartPolicy};
 use crate::runtime::board::Board;
 use crate::runtime::clock::Clock;
+use crate::runtime::coordination::TEMPORARY_AGE;
 use crate::runtime::context::{AttemptShared, Failure, WorkerContext};
 use crate::runtime::counters::Counters;
 use crate::runtime::describe;
@@ -239,11 +240,13 @@ pub(crate) fn run_attempt(
     build: &Arc<Build>,
 ) -> Result<(), Failure> {
     let control = Arc::new(AttemptControl::default());
-    let executor = match env.turns {
+    let executor = Arc::new(match env.turns {
         Some(_) => Executor::inline(),
         None => Executor::threads(config.checkpoints.writer_threads, &control.cancelled)
             .map_err(|error| fatal(format!("no thread could be started: {error}")))?,
-    };
+    });
+    let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
+    let claim = right.as_ref().map(|right| right.claim.clone());
     let own = config.process * config.workers;
     let shared = Arc::new(AttemptShared {
         config: config.clone(),
@@ -251,11 +254,11 @@ pub(crate) fn run_attempt(
         lineage: start.lineage,
         first_epoch: start.first_epoch,
         clock: Arc::clone(&env.clock),
-        executor: Arc::new(executor),
+        executor: Arc::clone(&executor),
         ledger: Ledger::new(config.parallelism(), own..own + config.workers),
         board: Board::default(),
         counters: Arc::clone(&env.counters),
-        store: JobStore::new(Arc::clone(&env.storage), config.name.clone()),
+        store: store.clone(),
         durable: config.durable(),
         restored,
     });
@@ -288,6 +291,13 @@ pub(crate) fn run_attempt(
             heartbeat.stop();
         }
         drop(guards.join());
+        // The process may end now: what storage was to delete would stay behind.
+        executor.finish();
+        if let Some(claim) = claim
+            && let Err(error) = store.tidy(&claim)
+        {
+            tracing::warn!("leftovers of the attempt remain: {}", describe(&error));
+        }
         return Ok(());
     }
     if heartbeats {
@@ -449,7 +459,10 @@ pub(crate) fn delete_if_cancelled(env: &Environment, config: &JobConfig) {
         return;
     }
     let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
-    let deleted = store.claim().and_then(|claim| store.retire(&claim, &[], &[]));
+    let deleted = store.claim().and_then(|claim| {
+        store.retire(&claim, &[], &[])?;
+        store.sweep(&claim, TEMPORARY_AGE)
+    });
     match deleted {
         Ok(_) => tracing::info!("checkpoints of the cancelled job are deleted"),
         Err(error) => tracing::warn!("checkpoints remain: {}", describe(&error)),

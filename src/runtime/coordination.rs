@@ -20,7 +20,7 @@ use crate::storage::job_store::{Claim, JobStore, JobStoreError};
 type Part = (PartRef, WorkerTimings);
 
 /// Temporary files older than this are of writers that are dead.
-const TEMPORARY_AGE: Duration = Duration::from_secs(600);
+pub(crate) const TEMPORARY_AGE: Duration = Duration::from_secs(600);
 
 /// What is known of a checkpoint until it is recorded.
 #[derive(Default)]

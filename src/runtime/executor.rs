@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use crossbeam::channel::{Sender, TrySendError, bounded};
 
@@ -29,7 +30,7 @@ const LANE_TASKS_MAX: usize = 64;
 
 /// Runs tasks. One for each attempt.
 pub(crate) enum Executor {
-    Threads { lanes: [Sender<Task>; 3] },
+    Threads { lanes: Mutex<Option<[Sender<Task>; 3]>>, threads: Mutex<Vec<JoinHandle<()>>> },
     Inline { queue: Mutex<VecDeque<Task>> },
 }
 
@@ -40,28 +41,27 @@ impl Executor {
         snapshot_threads: usize,
         cancelled: &Arc<AtomicBool>,
     ) -> std::io::Result<Self> {
-        let lane = |name: &str, threads: usize| -> std::io::Result<Sender<Task>> {
+        let mut threads = Vec::new();
+        let mut lane = |name: &str, count: usize| -> std::io::Result<Sender<Task>> {
             let (sender, receiver) = bounded::<Task>(LANE_TASKS_MAX);
-            for index in 0..threads {
+            for index in 0..count {
                 let receiver = receiver.clone();
                 let cancelled = Arc::clone(cancelled);
-                std::thread::Builder::new().name(format!("hw-{name}-{index}")).spawn(move || {
+                let run = move || {
                     for task in receiver {
                         if !cancelled.load(Ordering::Relaxed) {
                             task();
                         }
                     }
-                })?;
+                };
+                let thread = std::thread::Builder::new().name(format!("hw-{name}-{index}"));
+                threads.push(thread.spawn(run)?);
             }
             Ok(sender)
         };
-        Ok(Self::Threads {
-            lanes: [
-                lane("snapshot", snapshot_threads)?,
-                lane("coordinate", 1)?,
-                lane("commit", 1)?,
-            ],
-        })
+        let lanes =
+            [lane("snapshot", snapshot_threads)?, lane("coordinate", 1)?, lane("commit", 1)?];
+        Ok(Self::Threads { lanes: Mutex::new(Some(lanes)), threads: Mutex::new(threads) })
     }
 
     /// Keeps tasks until [`run_one`](Self::run_one).
@@ -73,7 +73,9 @@ impl Executor {
     /// Hands over a task, or gives it back if the lane is full.
     pub(crate) fn submit(&self, lane: Lane, task: Task) -> Result<(), Task> {
         match self {
-            Self::Threads { lanes } => {
+            Self::Threads { lanes, .. } => {
+                let lanes = lanes.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(lanes) = &*lanes else { return Err(task) };
                 let sender = match lane {
                     Lane::Snapshots => &lanes[0],
                     Lane::Coordination => &lanes[1],
@@ -87,6 +89,21 @@ impl Executor {
                 queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(task);
                 Ok(())
             }
+        }
+    }
+
+    /// Waits until everything that was handed over is done. Nothing may be handed over any more.
+    pub(crate) fn finish(&self) {
+        match self {
+            Self::Threads { lanes, threads } => {
+                drop(lanes.lock().unwrap_or_else(PoisonError::into_inner).take());
+                let mut threads = threads.lock().unwrap_or_else(PoisonError::into_inner);
+                for thread in threads.drain(..) {
+                    // A task that panicked has told nobody its result; it is too late to matter.
+                    let _ = thread.join();
+                }
+            }
+            Self::Inline { .. } => while self.run_one() {},
         }
     }
 
