@@ -427,7 +427,8 @@ pub(crate) fn run_in_place(
         match policy.on_failure(env.clock.now(), random()) {
             Decision::RestartAfter(delay) => {
                 env.counters.restarted();
-                tracing::error!("{}; restarting after {delay:?}", failure.what);
+                let operator = failure.operator.as_ref().map(tracing::field::display);
+                tracing::error!(operator, "{}; restarting after {delay:?}", failure.what);
                 if env.turns.is_none() {
                     sleep_unless_cancelled(delay, &env.running);
                 }
@@ -436,7 +437,8 @@ pub(crate) fn run_in_place(
                 }
             }
             Decision::GiveUp { why } => {
-                return Err(fatal(format!("{}; not restarted: {why}", failure.what)));
+                let what = format!("{}; not restarted: {why}", failure.what);
+                return Err(Failure { what, restartable: false, ..failure });
             }
         }
     }
