@@ -360,6 +360,7 @@ fn run_worker(
         let ran = catch_unwind(AssertUnwindSafe(|| {
             let mut driver = Driver::new(&worker, shared, control);
             let context = Rc::clone(driver.context());
+            let _release = Release(Rc::clone(&context));
             worker.dataflow::<Time, _, _>(|scope| build(scope, &context))?;
             if let Some(Right { claim, retained }) = right {
                 driver.coordinate(claim, retained);
@@ -385,6 +386,15 @@ fn run_worker(
         control.cancel(panicked(panic.as_ref(), index));
         false
     })
+}
+
+/// Takes a worker's context apart, however the worker ends.
+struct Release(Rc<WorkerContext>);
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        self.0.release();
+    }
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send), worker: usize) -> Failure {

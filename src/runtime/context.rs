@@ -338,6 +338,16 @@ impl WorkerContext {
         self.finish.get()
     }
 
+    /// Lets go of the operators, which hold this context: nothing of the attempt would be freed otherwise, its
+    /// threads included.
+    pub(crate) fn release(&self) {
+        self.sources.take();
+        self.sinks.take();
+        self.assemblies.take();
+        self.assembled.take();
+        self.backlog.take();
+    }
+
     /// Hands a task to a lane, now or as soon as there is room.
     pub(crate) fn submit(&self, lane: Lane, task: Task) {
         if let Err(task) = self.shared.executor.submit(lane, task) {
