@@ -378,6 +378,16 @@ impl WorkerContext {
         self.finish.get()
     }
 
+    /// Lets go of the operators, which hold this context: nothing of the attempt would be freed otherwise, its
+    /// threads included.
+    pub(crate) fn release(&self) {
+        self.sources.take();
+        self.sinks.take();
+        self.assemblies.take();
+        self.assembled.take();
+        self.backlog.take();
+    }
+
     /// Hands a task to a lane, now or as soon as there is room, behind those that wait for room already.
     pub(crate) fn submit(&self, lane: Lane, task: Task) {
         if self.backlog.borrow().iter().any(|(waiting, _)| *waiting == lane) {
