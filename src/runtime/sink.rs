@@ -44,7 +44,12 @@ use crate::runtime::scope_name;
 use crate::runtime::time::Time;
 
 /// Attempts to commit before the job fails; it is restarted and commits again.
-const COMMIT_ATTEMPTS: u32 = 10;
+pub(crate) const COMMIT_ATTEMPTS: u32 = 10;
+
+/// How long a commit waits that has failed so many times.
+pub(crate) fn commit_delay(failures: u32) -> Duration {
+    Duration::from_millis(50 << failures.min(7))
+}
 
 /// A pre-committed transaction. Whoever writes a part first finishes the pre-commit, also for barriers whose own
 /// checkpoint was aborted before its part was written.
@@ -170,7 +175,7 @@ where
                     commits.context.fail_operator(&commits.name, &error);
                     return;
                 }
-                let delay = Duration::from_millis(50 << commits.failures.min(7));
+                let delay = commit_delay(commits.failures);
                 tracing::warn!(
                     operator = %commits.name, worker = commits.context.index,
                     failures = commits.failures, "commit failed, trying again in {delay:?}: {text}"

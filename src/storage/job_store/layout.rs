@@ -118,8 +118,7 @@ fn parse_shared(name: &str) -> Option<Place> {
 
 /// Reads an attempt or an epoch: from 1.
 pub(super) fn number(text: &str) -> Option<u64> {
-    let canonical = text == "0" || !text.starts_with('0');
-    let canonical = canonical && text.bytes().all(|b| b.is_ascii_digit());
+    let canonical = !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
     // The last number is left out, so that there is always a next one.
     text.parse().ok().filter(|n| canonical && *n < u64::MAX)
 }
