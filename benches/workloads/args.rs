@@ -50,6 +50,12 @@ pub struct Args {
     /// How long to measure, in seconds.
     #[arg(long)]
     pub seconds: Option<u64>,
+    /// How a job is made to fail.
+    #[arg(long, value_enum, default_value = "panic")]
+    pub mode: Mode,
+    /// Time before a restart.
+    #[arg(long, default_value = "0", value_parser = parse_duration)]
+    pub restart_delay: Duration,
     /// Where a process that the bench has started leaves its report.
     #[arg(long, hide = true)]
     pub report_dir: Option<PathBuf>,
@@ -68,6 +74,23 @@ pub enum Workload {
     KeyedCount,
     /// The same work without Highwater.
     RawTimelyKeyedCount,
+    /// Latency of every record, at a rate.
+    Latency,
+    /// The time from a failure to output again.
+    Recovery,
+    /// What a job without input costs.
+    Idle,
+    /// Whether memory stays bounded before a slow sink.
+    Memory,
+}
+
+/// How a job is made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// A user's function panics, in one process.
+    Panic,
+    /// One of several processes is killed.
+    Kill,
 }
 
 impl Workload {
@@ -142,6 +165,8 @@ impl Args {
                 add(flag, number.to_string().into());
             }
         }
+        let mode = self.mode.to_possible_value().expect("no mode is skipped");
+        add("--mode", mode.get_name().into());
         add("--checkpoint-interval", self.checkpoint_interval.to_string().into());
         if let Some(directory) = &self.report_dir {
             add("--report-dir", directory.into());

@@ -7,8 +7,15 @@
 mod args;
 mod compare;
 mod counting;
+mod histogram;
+mod idle;
 mod keyed_count;
+mod latency;
+mod memory;
+mod progress;
 mod raw;
+mod recovery;
+mod recovery_kill;
 mod report;
 
 use std::process::ExitCode;
@@ -16,7 +23,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde_json::Value;
 
-use args::{Args, Workload};
+use args::{Args, Mode, Workload};
 
 /// What a workload gives: an object to print, or why there is none.
 type Measured = Result<Value, String>;
@@ -29,6 +36,13 @@ fn main() -> ExitCode {
         Some(Workload::KeyedCount) if args.compare => compare::run(&args),
         Some(Workload::KeyedCount) => keyed_count::run(&args),
         Some(Workload::RawTimelyKeyedCount) => raw::run(&args),
+        Some(Workload::Latency) => latency::run(&args),
+        Some(Workload::Recovery) => match args.mode {
+            Mode::Panic => recovery::run(&args),
+            Mode::Kill => recovery_kill::run(&args),
+        },
+        Some(Workload::Idle) => idle::run(&args),
+        Some(Workload::Memory) => memory::run(&args),
     };
     match measured {
         Ok(value) if value.is_null() => ExitCode::SUCCESS, // A process that has reported to its parent.

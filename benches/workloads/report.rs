@@ -1,7 +1,7 @@
 //! What a run reports, and where the numbers come from.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use highwater::job::Checkpoints;
 use rustix::time::{ClockId, clock_gettime};
@@ -14,6 +14,11 @@ use crate::args::Args;
 pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The wall clock in Unix microseconds.
+pub fn unix_micros() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
 
 /// A field of `/proc/self/status` in bytes; 0 where there is none.

@@ -27,7 +27,7 @@ use crate::state::{Backend, Key};
 #[non_exhaustive]
 pub enum BuildError {
     /// A name is no name.
-    #[error("operator name")]
+    #[error("a name in the job")]
     Name(#[from] InvalidName),
     /// Two participants have one name.
     #[error(
@@ -238,6 +238,10 @@ impl<'scope> Job<'scope> {
         let mut seen = BTreeSet::new();
         for (index, declaration) in states.declarations().into_iter().enumerate() {
             let header = declaration.header(&name);
+            if let Err(error) = declaration.name {
+                self.error(error);
+                continue;
+            }
             if !seen.insert(header.state.clone()) {
                 self.error(BuildError::Duplicate(header.state.clone()));
             }

@@ -10,6 +10,8 @@ use crate::config::JobConfig;
 use crate::ids::Attempt;
 use crate::job::{BuildError, Job};
 use crate::network::{self, MeshSetup, Secret};
+use crate::protocol::key_groups::MAX_PARALLELISM_LIMIT;
+use crate::protocol::plan;
 use crate::runtime::attempt::{
     Build, Environment, Running, Start, announce, claim, delete_if_cancelled, follow, run_attempt,
     run_in_place,
@@ -97,8 +99,8 @@ impl Default for JobHandle {
 }
 
 impl JobHandle {
-    /// Ends the job with a final checkpoint: what was read is committed, and the job can go on from there. Only the
-    /// process of worker 0 can; nothing happens if no attempt runs now.
+    /// Ends the job with a final checkpoint: what was read is committed, and the job can go on from there. If
+    /// the attempt fails before, or none runs now, the next one does so at once. Only the process of worker 0 can.
     pub fn stop(&self) {
         self.running.request(Request::Stop { drain: false });
     }
@@ -146,6 +148,7 @@ pub(crate) fn execute_in_run(
     run: Option<&dyn RunRecord>,
     build: impl Fn(&Job<'_>) -> Result<(), JobError> + Send + Sync + 'static,
 ) -> Result<(), JobError> {
+    check(&config).map_err(JobError::refused)?;
     let storage: Arc<dyn CheckpointStorage> = match &config.checkpoints.directory {
         Some(directory) => {
             let opened = LocalStorage::open(directory);
@@ -176,6 +179,27 @@ pub(crate) fn execute_in_run(
     } else {
         Ok(run_process(&env, &config, run, &build)?)
     }
+}
+
+/// Checks what a program may have put into its configuration; the command line lets nothing else through.
+fn check(config: &JobConfig) -> Result<(), String> {
+    let JobConfig { workers, processes, process, max_parallelism, .. } = config;
+    if *workers == 0 || *processes == 0 {
+        return Err(format!(
+            "{workers} workers in {processes} processes: set workers and processes to 1 or more"
+        ));
+    }
+    if process >= processes {
+        return Err(format!("process {process} of {processes}: they are numbered from 0"));
+    }
+    if !(1..=MAX_PARALLELISM_LIMIT).contains(max_parallelism) {
+        return Err(format!(
+            "max_parallelism {max_parallelism}: set it to 1 to {MAX_PARALLELISM_LIMIT}"
+        ));
+    }
+    plan::validate(&config.checkpoints)?;
+    plan::validate_restart(&config.restart)?;
+    Ok(())
 }
 
 /// Wraps what a user's function builds into what the runtime asks for.

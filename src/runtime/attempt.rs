@@ -14,7 +14,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +33,7 @@ use crate::protocol::restart::{Decision, RestartPolicy};
 use crate::runtime::board::Board;
 use crate::runtime::clock::Clock;
 use crate::runtime::context::{AttemptShared, Failure, FailureKind, WorkerContext};
+use crate::runtime::coordination::TEMPORARY_AGE;
 use crate::runtime::counters::Counters;
 use crate::runtime::describe;
 use crate::runtime::driver::{AttemptControl, Driver, Request, Turns};
@@ -68,28 +68,32 @@ pub(crate) struct Running(Arc<RunningState>);
 #[derive(Default)]
 struct RunningState {
     control: Mutex<Option<Arc<AttemptControl>>>,
-    cancelled: AtomicBool,
+    /// What was asked for last.
+    requested: Mutex<Option<Request>>,
 }
 
 impl Running {
     fn set(&self, control: Option<Arc<AttemptControl>>) {
         *self.0.control.lock().unwrap_or_else(PoisonError::into_inner) = control;
-        if self.cancelled() {
-            self.request(Request::Cancel); // It came while nothing ran.
+        // It came while nothing ran, or the attempt that it came to has failed.
+        if let Some(request) = self.requested() {
+            self.request(request);
         }
     }
 
     pub(crate) fn request(&self, request: Request) {
-        if request == Request::Cancel {
-            self.0.cancelled.store(true, Ordering::SeqCst);
-        }
+        *self.0.requested.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
         if let Some(control) = &*self.0.control.lock().unwrap_or_else(PoisonError::into_inner) {
             control.request(request);
         }
     }
 
+    fn requested(&self) -> Option<Request> {
+        *self.0.requested.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn cancelled(&self) -> bool {
-        self.0.cancelled.load(Ordering::SeqCst)
+        self.requested() == Some(Request::Cancel)
     }
 }
 
@@ -233,7 +237,7 @@ pub(crate) fn run_attempt(
     build: &Arc<Build>,
 ) -> Result<(), Failure> {
     let control = Arc::new(AttemptControl::default());
-    let executor = match env.turns {
+    let executor = Arc::new(match env.turns {
         Some(_) => Executor::inline(),
         None => {
             let stop = Arc::clone(&control);
@@ -244,8 +248,9 @@ pub(crate) fn run_attempt(
             Executor::threads(threads, &control.cancelled, &on_panic)
                 .map_err(|error| fatal(format!("no thread could be started: {error}")))?
         }
-    };
-    let executor = Arc::new(executor);
+    });
+    let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
+    let claim = right.as_ref().map(|right| right.claim.clone());
     let own = config.process * config.workers;
     let shared = Arc::new(AttemptShared {
         config: config.clone(),
@@ -257,10 +262,11 @@ pub(crate) fn run_attempt(
         ledger: Ledger::new(config.parallelism(), own..own + config.workers),
         board: Board::default(),
         counters: Arc::clone(&env.counters),
-        store: JobStore::new(Arc::clone(&env.storage), config.name.clone()),
+        store: store.clone(),
         durable: config.durable(),
         restored,
     });
+    let executor = Arc::clone(&shared.executor);
     let heartbeats = mesh.is_some();
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;
     env.running.set(Some(Arc::clone(&control)));
@@ -295,6 +301,11 @@ pub(crate) fn run_attempt(
         }
         // A peer that dies now makes timely's guard panic; the job is over all the same.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(guards.join())));
+        if let Some(claim) = claim
+            && let Err(error) = store.tidy(&claim)
+        {
+            tracing::warn!("leftovers of the attempt remain: {}", describe(&error));
+        }
         return Ok(());
     }
     executor.discard();
@@ -366,6 +377,7 @@ fn run_worker(
         let ran = catch_unwind(AssertUnwindSafe(|| {
             let mut driver = Driver::new(&worker, shared, control);
             let context = Rc::clone(driver.context());
+            let _release = Release(Rc::clone(&context));
             worker.dataflow::<Time, _, _>(|scope| build(scope, &context))?;
             if let Some(Right { claim, retained }) = right {
                 driver.coordinate(claim, retained);
@@ -403,6 +415,15 @@ fn run_worker(
         turns.leave(index);
     }
     finished
+}
+
+/// Takes a worker's context apart, however the worker ends.
+struct Release(Rc<WorkerContext>);
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        self.0.release();
+    }
 }
 
 /// What became of a panic on `thread`, which must be the calling one.
@@ -452,14 +473,16 @@ pub(crate) fn run_in_place(
         match policy.on_failure(env.clock.now(), random) {
             Decision::RestartAfter(delay) => {
                 env.counters.restarted();
-                tracing::error!("{}; restarting after {delay:?}", failure.what);
+                let operator = failure.operator.as_ref().map(tracing::field::display);
+                tracing::error!(operator, "{}; restarting after {delay:?}", failure.what);
                 sleep_unless_cancelled(delay, env);
                 if env.running.cancelled() {
                     return Ok(());
                 }
             }
             Decision::GiveUp { why } => {
-                return Err(fatal(format!("{}; not restarted: {why}", failure.what)));
+                let what = format!("{}; not restarted: {why}", failure.what);
+                return Err(Failure { what, kind: FailureKind::Fatal, ..failure });
             }
         }
     }
@@ -482,7 +505,10 @@ pub(crate) fn delete_if_cancelled(env: &Environment, config: &JobConfig) {
         return;
     }
     let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
-    let deleted = store.claim().and_then(|claim| store.retire(&claim, &[], &[]));
+    let deleted = store.claim().and_then(|claim| {
+        store.retire(&claim, &[], &[])?;
+        store.sweep(&claim, TEMPORARY_AGE)
+    });
     match deleted {
         Ok(_) => tracing::info!("checkpoints of the cancelled job are deleted"),
         Err(error) => tracing::warn!("checkpoints remain: {}", describe(&error)),

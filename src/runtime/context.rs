@@ -86,6 +86,10 @@ pub(crate) trait SourceControl {
     fn assign(&self, splits: Vec<Vec<u8>>);
     /// Stops reading, and moves event time to its end.
     fn drain(&self);
+    /// Called when a moment that the source asked to be called at has come.
+    fn tick(&self, now: Duration);
+    /// When it wants to be called again.
+    fn deadline(&self) -> Option<Duration>;
 }
 
 /// A sink instance, as the driver sees it.
@@ -151,7 +155,8 @@ pub(crate) struct WorkerContext {
     pub(crate) sinks: RefCell<Vec<Rc<dyn SinkControl>>>,
     pub(crate) outgoing: RefCell<Vec<(Option<usize>, Control)>>,
     failure: RefCell<Option<Failure>>,
-    reading_ended: Cell<bool>,
+    /// The epoch that the final checkpoint closes, while one is in progress or complete.
+    final_epoch: Cell<Option<Epoch>>,
     finish: Cell<bool>,
     /// How long the last step of the worker took, and its number.
     pub(crate) last_step: Cell<(u64, Duration)>,
@@ -186,7 +191,7 @@ impl WorkerContext {
             sinks: RefCell::default(),
             outgoing: RefCell::default(),
             failure: RefCell::default(),
-            reading_ended: Cell::new(false),
+            final_epoch: Cell::new(None),
             finish: Cell::new(false),
             last_step: Cell::new((0, Duration::ZERO)),
             taken_bytes: Cell::new(0),
@@ -347,13 +352,18 @@ impl WorkerContext {
         self.failure.borrow_mut().take()
     }
 
-    /// The checkpoint that has begun is the final one: sources read nothing behind its barrier.
-    pub(crate) fn end_reading(&self) {
-        self.reading_ended.set(true);
+    /// The epoch that the final checkpoint closes. What is read beyond it would be read again by the next run, and
+    /// seen twice in sinks that show their records at once.
+    pub(crate) fn final_epoch(&self) -> Option<Epoch> {
+        self.final_epoch.get()
     }
 
-    pub(crate) fn reading_ended(&self) -> bool {
-        self.reading_ended.get()
+    /// A final checkpoint begins, or was aborted: then the job goes on until the next.
+    pub(crate) fn set_final(&self, epoch: Option<Epoch>) {
+        self.final_epoch.set(epoch);
+        for activator in self.origins.borrow().iter() {
+            activator.activate();
+        }
     }
 
     /// The job is over: sources let go of their capabilities.
@@ -368,9 +378,21 @@ impl WorkerContext {
         self.finish.get()
     }
 
-    /// Hands a task to a lane, now or as soon as there is room.
+    /// Lets go of the operators, which hold this context: nothing of the attempt would be freed otherwise, its
+    /// threads included.
+    pub(crate) fn release(&self) {
+        self.sources.take();
+        self.sinks.take();
+        self.assemblies.take();
+        self.assembled.take();
+        self.backlog.take();
+    }
+
+    /// Hands a task to a lane, now or as soon as there is room, behind those that wait for room already.
     pub(crate) fn submit(&self, lane: Lane, task: Task) {
-        if let Err(task) = self.shared.executor.submit(lane, task) {
+        if self.backlog.borrow().iter().any(|(waiting, _)| *waiting == lane) {
+            self.backlog.borrow_mut().push((lane, task));
+        } else if let Err(task) = self.shared.executor.submit(lane, task) {
             self.backlog.borrow_mut().push((lane, task));
         }
     }

@@ -232,6 +232,9 @@ impl Driver {
         for sink in self.context.sinks.borrow().iter() {
             sink.tick(now);
         }
+        for source in self.context.sources.borrow().iter() {
+            source.tick(now);
+        }
         self.start_part();
         self.context.submit_backlog();
         self.flow_control(now);
@@ -244,8 +247,9 @@ impl Driver {
         let context = &self.context;
         match control {
             Control::Begin { epoch, last } => {
+                // Before sources hear of it: they read no further than the final barrier.
                 if last {
-                    context.end_reading();
+                    context.set_final(Some(epoch));
                 }
                 context.begin(epoch);
             }
@@ -270,6 +274,9 @@ impl Driver {
                     );
                 }
                 context.end(epoch);
+                if context.final_epoch() == Some(epoch) {
+                    context.set_final(None);
+                }
             }
             Control::Drain => {
                 for source in context.sources.borrow().iter() {
@@ -431,9 +438,16 @@ impl Driver {
         let now = self.context.now();
         let coordinator = self.coordination.as_ref().and_then(Coordination::deadline);
         let sinks = self.context.sinks.borrow();
-        let deadlines = sinks.iter().filter_map(|sink| sink.deadline()).chain(coordinator);
+        let sources = self.context.sources.borrow();
+        let deadlines = sinks.iter().filter_map(|sink| sink.deadline());
+        let deadlines = deadlines.chain(sources.iter().filter_map(|source| source.deadline()));
+        let deadlines = deadlines.chain(coordinator);
         let first = deadlines.map(|deadline| deadline.saturating_sub(now)).min();
         let mut park = first.unwrap_or(PARK_MAX).min(PARK_MAX);
+        // The sender may be waiting for it, and then nothing else would wake us.
+        if self.context.shared.ledger.has_unreported(self.context.index) {
+            park = park.min(self.report_at.saturating_sub(now));
+        }
         if self.context.backlogged() || !self.waiting_parts.is_empty() {
             park = park.min(Duration::from_millis(1));
         }

@@ -22,7 +22,7 @@ use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession};
 
 use crate::connect::Record;
 use crate::format::{SectionHeader, SectionKind};
-use crate::ids::Name;
+use crate::ids::{InvalidName, Name};
 use crate::protocol::key_groups::key_groups;
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{Contribution, SectionTask, WorkerContext};
@@ -91,6 +91,10 @@ where
         self.hashes.clear();
         self.hashes.extend(records.iter().map(|(key, _)| stable_hash(key)));
         S::prefetch(&self.tables, &self.hashes);
+        // Grown step by step, the buffer would be copied again and again: it goes away with every batch.
+        if self.out.capacity() == 0 {
+            self.out.reserve_exact(records.len().min(self.out_max));
+        }
         let mut session = output.session_with_builder(capability);
         for ((key, value), hash) in records.drain(..).zip(&self.hashes) {
             let mut state = S::access(&mut self.tables, *hash, &key);
@@ -153,7 +157,8 @@ where
                 if gate.admits(epoch) {
                     processor.process(&capability, records, event, &mut output);
                 } else {
-                    gate.hold(epoch, (capability.retain(0), std::mem::take(records)));
+                    let time = *capability.time();
+                    gate.hold(time, (capability.retain(0), std::mem::take(records)));
                 }
             });
             while gate.barrier_passed(&[frontier]) {
@@ -191,7 +196,7 @@ fn freeze<K: Key, S: States<K>>(
 /// What a state is, as the program declares it.
 #[derive(Clone, Debug)]
 pub struct StateDeclaration {
-    pub(crate) name: Name,
+    pub(crate) name: Result<Name, InvalidName>,
     pub(crate) type_name: String,
     pub(crate) type_version: u32,
 }
@@ -200,7 +205,8 @@ impl StateDeclaration {
     pub(crate) fn header(&self, operator: &Name) -> SectionHeader {
         SectionHeader {
             operator: operator.clone(),
-            state: self.name.clone(),
+            // A wrong name is an error of the build; such a job never runs.
+            state: self.name.clone().unwrap_or_else(|_| Name::new("_").expect("a constant name")),
             kind: SectionKind::KeyedValue,
             type_name: self.type_name.clone(),
             type_version: self.type_version,

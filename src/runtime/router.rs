@@ -24,6 +24,9 @@ pub(crate) const fn batch_records<D>() -> usize {
     if records < 16 { 16 } else { records }
 }
 
+/// What a batch takes beside its records, with its place in a queue. Units: bytes.
+const BATCH_BYTES: u64 = 128;
+
 /// Where the records of one input batch go.
 pub(crate) trait Route<D, R>: 'static {
     /// Takes all records out of `input` and hands each on with its target.
@@ -76,7 +79,8 @@ impl<R> Targets<R> {
 }
 
 /// Estimates what a batch weighs: the size of its records, and for records that own memory what the first one would
-/// take on the wire, which is about what it owns.
+/// take on the wire, which is about what it owns. The batch itself counts too: a queue of batches of few records, or of
+/// records without size, takes memory as well.
 fn weigh<R: Record>(records: &[R]) -> u64 {
     let mut each = size_of::<R>() as u64;
     if std::mem::needs_drop::<R>() {
@@ -84,7 +88,7 @@ fn weigh<R: Record>(records: &[R]) -> u64 {
             records.first().and_then(|first| postcard::experimental::serialized_size(first).ok());
         each += first.unwrap_or(0) as u64;
     }
-    each * records.len() as u64
+    BATCH_BYTES + each * records.len() as u64
 }
 
 /// Builds a router.
@@ -108,6 +112,10 @@ pub(crate) fn router<'scope, D: Record, R: Record>(
             let mut send = |targets: &mut Targets<R>, capability: &InputCapability<Time>| {
                 let mut session = output.session_with_builder(capability);
                 for (target, records) in targets.full.drain(..) {
+                    // Timely does not count a message without records, so a barrier would not wait for it.
+                    if records.is_empty() {
+                        continue;
+                    }
                     let weight = weigh(&records);
                     context.shared.ledger.sent(context.index, target as usize, weight);
                     let from = context.index as u32;
@@ -132,4 +140,15 @@ pub(crate) fn router<'scope, D: Record, R: Record>(
         }
     });
     routed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::weigh;
+
+    #[test]
+    fn records_without_size_weigh_something_too() {
+        assert!(weigh(&[()]) > 0);
+        assert!(weigh(&["a".repeat(1000)]) > 1000 + weigh::<String>(&[]));
+    }
 }

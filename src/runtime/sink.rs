@@ -248,7 +248,7 @@ pub(crate) fn sink<'scope, S: Sink>(
                 if gate.admits(epoch) {
                     write(&mut writer, records, &context, &name);
                 } else {
-                    gate.hold(epoch, std::mem::take(records));
+                    gate.hold(*capability.time(), std::mem::take(records));
                 }
             });
             while gate.barrier_passed(&[frontier]) && !context.failed() {

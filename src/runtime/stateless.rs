@@ -29,6 +29,10 @@ pub(crate) fn stateless<'scope, D: Record, O: Record>(
             let _scope = operator.enter();
             let mut output = output.activate();
             input.for_each(|capability, records| {
+                // Grown step by step, the buffer would be copied again and again: it goes away with every batch.
+                if out.capacity() == 0 {
+                    out.reserve_exact(records.len().min(out_max));
+                }
                 let mut session = output.session_with_builder(&capability);
                 for record in records.drain(..) {
                     logic(record, &mut out);

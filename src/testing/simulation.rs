@@ -53,7 +53,7 @@ impl Simulation {
             panics: 0,
             storage_errors: 0.0,
             commit_errors: 0.0,
-            turns_max: 400_000,
+            turns_max: 60_000,
             configure: None,
         }
     }
@@ -242,7 +242,7 @@ fn draw_config(random: &mut Random) -> JobConfig {
     checkpoints.interval = Some(micros(random.scaled(1_000, 50_000)));
     checkpoints.min_pause = micros(random.pick(&[0, 0, 0, 1_000, 5_000]));
     checkpoints.concurrent_max = random.pick(&[1, 1, 2, 3]);
-    checkpoints.timeout = Duration::from_millis(random.pick(&[600_000, 600_000, 1_000, 150]));
+    checkpoints.timeout = Duration::from_millis(random.pick(&[600_000, 600_000, 3_000, 400]));
     checkpoints.retained = random.pick(&[1, 1, 2, 3]);
     checkpoints.writer_threads = random.pick(&[1, 1, 2, 3]);
     checkpoints.inline_bytes_max = random.pick(&[0, 64, 256, 16 << 10]);

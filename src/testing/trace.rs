@@ -5,7 +5,7 @@ use std::hash::Hasher;
 use rustc_hash::FxHasher;
 
 /// Lines of text that are kept: the last ones.
-const LINES_MAX: usize = 4000;
+const LINES_MAX: usize = 40_000;
 
 /// Everything that happened, in order.
 #[derive(Clone)]

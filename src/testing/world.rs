@@ -11,8 +11,8 @@
 //! executor are dropped. The next life finds what was in storage, and what the sinks had committed.
 //!
 //! # Time
-//! The clock moves on with turns only. If nothing at all happens for many turns it moves faster, so that a job that
-//! waits for a timeout does not need a million turns.
+//! The clock moves on with turns only. If nothing at all happens for many turns it jumps, so that a job that waits for
+//! a timeout does not need a million turns.
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
@@ -34,8 +34,10 @@ use crate::storage::{BlobPath, CheckpointStorage, MemoryStorage};
 /// What a failure that was put there on purpose says.
 pub(super) const INJECTED: &str = "injected by the simulator";
 
-/// Turns without any change after which the clock moves faster.
+/// Turns without any change after which the clock makes a jump.
 const QUIET_TURNS: u64 = 100;
+/// How far it jumps. A checkpoint that is on its way needs not so many turns that it would expire by this.
+const QUIET_JUMP: Duration = Duration::from_millis(100);
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<World>>> = const { RefCell::new(None) };
@@ -290,9 +292,11 @@ impl State {
         let progress = (progress.0, progress.1, self.storage_calls, self.tasks);
         self.quiet = if progress == self.progress { self.quiet + 1 } else { 0 };
         self.progress = progress;
-        let faster = 1 << (self.quiet / QUIET_TURNS).min(7);
-        let step = self.random.between(10, self.tick_us);
-        self.now += Duration::from_micros(step * faster);
+        self.now += Duration::from_micros(self.random.between(10, self.tick_us));
+        if self.quiet >= QUIET_TURNS {
+            self.quiet = 0;
+            self.now += QUIET_JUMP;
+        }
         let now_us = self.now.as_micros() as u64;
         self.trace.event(4, &[worker as u64, now_us, progress.0, progress.1]);
         self.trace.note(|| format!("turn of {worker} at {now_us} us, {progress:?}"));
