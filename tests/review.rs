@@ -208,7 +208,7 @@ fn a_waker_is_heard_before_the_wait_is_over() {
             if let Some(waker) = &*waker.lock().unwrap() {
                 waker();
             }
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1)); // Poll: until the job ends.
         }
     });
     run(config(1), &JobHandle::default(), move |job| {

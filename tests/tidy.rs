@@ -288,11 +288,14 @@ fn no_test_is_ignored_and_none_sleeps() {
             if line.contains(&ignore) {
                 found.push(format!("{place}: {}", line.trim()));
             }
-            // A fault is put there on purpose: the line before says so, or the line itself.
-            let explained = |line: &str| line.to_lowercase().contains("fault:");
+            // Not to wait for something to have happened: the line, or the one before it, says what for.
+            let explained = |line: &str| {
+                let line = line.to_lowercase();
+                ["fault:", "poll:", "pace:"].iter().any(|why| line.contains(why))
+            };
             let before = index.checked_sub(1).and_then(|before| text.lines().nth(before));
-            let is_fault = explained(line) || before.is_some_and(explained);
-            if index >= from && line.contains(&sleep) && !is_fault {
+            let is_explained = explained(line) || before.is_some_and(explained);
+            if index >= from && line.contains(&sleep) && !is_explained {
                 found.push(format!("{place}: {} (wait for a condition)", line.trim()));
             }
         }

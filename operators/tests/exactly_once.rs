@@ -1,5 +1,7 @@
 //! The operators against naive oracles: any number of workers, a panic in between, a rescale over a stop.
 
+#![allow(clippy::unwrap_used, reason = "what is not as expected fails the test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

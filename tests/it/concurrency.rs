@@ -14,7 +14,7 @@ fn slow(config: JobConfig, records: u64) -> Result<(), highwater::Error> {
         job.source("numbers", Generator::new(records, |i| i))
             .key_by(|n| n % 7)
             .process("slow", Value::<u64>::new("count"), |_, n, count, out| {
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::sleep(Duration::from_millis(1)); // Fault: a slow operator.
                 *count.or_default() += 1;
                 out.emit(n);
             })

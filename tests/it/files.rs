@@ -55,7 +55,7 @@ fn many_files_plain_and_compressed_are_read_once_through_failures_and_rescaling(
             job.source("lines", Files::glob(&pattern))
                 .inspect(move |_| {
                     faults.pass();
-                    // Slow enough to be stopped midway.
+                    // Fault: a slow operator, so that it is stopped midway.
                     std::thread::sleep(std::time::Duration::from_micros(10));
                 })
                 .rebalance()

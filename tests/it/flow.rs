@@ -37,12 +37,14 @@ fn unlimited_generator_child() {
                 out.emit(record);
             })
             .rebalance()
+            // Fault: a slow operator.
             .inspect(|_| std::thread::sleep(Duration::from_millis(1)))
             .sink("out", Discard::new());
         Ok(())
     });
     let start = Instant::now();
     for second in 1..=SAMPLES {
+        // Pace: one sample a second.
         std::thread::sleep(Duration::from_secs(second).saturating_sub(start.elapsed()));
         let counters = job.handle.counters();
         let waiting = counters.source_records() - counters.sink_records();

@@ -163,7 +163,7 @@ pub fn wait_until(what: &str, mut met: impl FnMut() -> bool) {
     let start = Instant::now();
     while !met() {
         assert!(start.elapsed() < WAIT_MAX, "waited too long until {what}");
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1)); // Poll: until the condition holds.
     }
 }
 
