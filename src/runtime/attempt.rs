@@ -46,6 +46,11 @@ use crate::runtime::time::Time;
 use crate::storage::CheckpointStorage;
 use crate::storage::job_store::{Claim, JobStore};
 
+/// How long the end of a job waits for storage to delete what is old.
+const END_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a restart waits for the history to be written.
+const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Builds the dataflow of one worker.
 pub(crate) type Build =
     dyn for<'s> Fn(Scope<'s, Time>, &Rc<WorkerContext>) -> Result<(), Failure> + Send + Sync;
@@ -292,13 +297,16 @@ pub(crate) fn run_attempt(
         }
         drop(guards.join());
         // The process may end now: what storage was to delete would stay behind.
-        executor.finish();
+        executor.finish(END_PATIENCE);
         if let Some(claim) = claim
             && let Err(error) = store.tidy(&claim)
         {
             tracing::warn!("leftovers of the attempt remain: {}", describe(&error));
         }
         return Ok(());
+    }
+    if claim.is_some() && env.turns.is_none() {
+        executor.finish(FAILURE_PATIENCE);
     }
     if heartbeats {
         // The sockets' threads end with the process, which ends now.

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, TrySendError, bounded};
 
@@ -36,13 +37,15 @@ pub(crate) enum Executor {
 
 impl Executor {
     /// Starts `snapshot_threads` threads for snapshots and one for each other lane. They end by themselves when the
-    /// executor is dropped; tasks that have not begun when `cancelled` is set are dropped.
+    /// executor is dropped. Snapshots and commits that have not begun when `cancelled` is set are dropped; what the
+    /// coordinator has asked for is done, so that the history says why the attempt failed.
     pub(crate) fn threads(
         snapshot_threads: usize,
         cancelled: &Arc<AtomicBool>,
     ) -> std::io::Result<Self> {
         let mut threads = Vec::new();
-        let mut lane = |name: &str, count: usize| -> std::io::Result<Sender<Task>> {
+        let never = Arc::new(AtomicBool::new(false));
+        let mut lane = |name: &str, count: usize, cancelled: &Arc<AtomicBool>| {
             let (sender, receiver) = bounded::<Task>(LANE_TASKS_MAX);
             for index in 0..count {
                 let receiver = receiver.clone();
@@ -57,10 +60,13 @@ impl Executor {
                 let thread = std::thread::Builder::new().name(format!("hw-{name}-{index}"));
                 threads.push(thread.spawn(run)?);
             }
-            Ok(sender)
+            Ok::<_, std::io::Error>(sender)
         };
-        let lanes =
-            [lane("snapshot", snapshot_threads)?, lane("coordinate", 1)?, lane("commit", 1)?];
+        let lanes = [
+            lane("snapshot", snapshot_threads, cancelled)?,
+            lane("coordinate", 1, &never)?,
+            lane("commit", 1, cancelled)?,
+        ];
         Ok(Self::Threads { lanes: Mutex::new(Some(lanes)), threads: Mutex::new(threads) })
     }
 
@@ -92,15 +98,16 @@ impl Executor {
         }
     }
 
-    /// Waits until everything that was handed over is done. Nothing may be handed over any more.
-    pub(crate) fn finish(&self) {
+    /// Waits until everything that was handed over is done, `patience` at the most: a disk may hang. Nothing may be
+    /// handed over any more.
+    pub(crate) fn finish(&self, patience: Duration) {
         match self {
             Self::Threads { lanes, threads } => {
                 drop(lanes.lock().unwrap_or_else(PoisonError::into_inner).take());
-                let mut threads = threads.lock().unwrap_or_else(PoisonError::into_inner);
-                for thread in threads.drain(..) {
-                    // A task that panicked has told nobody its result; it is too late to matter.
-                    let _ = thread.join();
+                let threads = threads.lock().unwrap_or_else(PoisonError::into_inner);
+                let end = Instant::now() + patience;
+                while !threads.iter().all(JoinHandle::is_finished) && Instant::now() < end {
+                    std::thread::sleep(Duration::from_micros(200));
                 }
             }
             Self::Inline { .. } => while self.run_one() {},
