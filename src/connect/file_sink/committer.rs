@@ -174,6 +174,12 @@ impl Committer for FileCommitter {
             ledger.settle(fs, &place, series)?;
             ledger.begin(epoch, files.iter().map(|file| file.sequence).collect());
             ledger.write(fs, &place, series, &self.context)?;
+        } else {
+            // SUBTLE: 1. A commit replaces the ledger and is killed before it syncs. 2. We read that ledger and
+            // rename. 3. The power fails: the final name is there, the ledger is gone, the pending name is back.
+            // The new names come first here as well: that commit may have renamed already.
+            sync(fs, &place.directory)?;
+            sync(fs, &place.hidden)?;
         }
         files.iter().try_for_each(|file| self.rename(file))?;
         // The new names first: if the power fails in between, a file has two names, and not none.
