@@ -205,6 +205,10 @@ impl Committer for FileCommitter {
         for path in pending.chain(temporary) {
             fs.remove(&path).map_err(failed("removed", &path))?;
         }
-        sync(fs, &place.hidden)
+        match fs.sync_directory(&place.hidden) {
+            // The first attempt finds no directory yet.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            synced => synced.map_err(failed("synced", &place.hidden)),
+        }
     }
 }
