@@ -272,31 +272,36 @@ impl<'scope> Job<'scope> {
         };
         let restored = self.restored_transactions::<S>(&name);
         let Some(mut committer) = self.connect(&name, to.committer(&sink_context)) else { return };
-        // What the checkpoint holds is committed before anything of our own is; commit is idempotent.
-        let ours = restored.iter().skip(self.context.index).step_by(self.context.peers);
-        for transaction in ours {
+        // What the checkpoint holds is committed before anything of our own is; commit is idempotent. Those of one
+        // subtask are committed by one worker in their order, as committers may expect.
+        let peers = self.context.peers;
+        let is_ours = |subtask: u32| subtask as usize % peers == self.context.index;
+        for (_, transaction) in restored.iter().filter(|(subtask, _)| is_ours(*subtask)) {
             if self.connect(&name, committer.commit(transaction)).is_none() {
                 return;
             }
         }
-        if self.context.index == 0
-            && let Err(error) = committer.abandon_others(&restored)
-        {
-            let error = crate::runtime::describe(&error);
-            tracing::warn!(operator = %name, "leftovers of earlier attempts remain: {error}");
+        if self.context.index == 0 {
+            let kept: Vec<S::Transaction> = restored.into_iter().map(|(_, kept)| kept).collect();
+            if let Err(error) = committer.abandon_others(&kept) {
+                let error = crate::runtime::describe(&error);
+                tracing::warn!(operator = %name, "leftovers of earlier attempts remain: {error}");
+            }
         }
         let Some(writer) = self.connect(&name, to.writer(&sink_context)) else { return };
         sink::<S>(stream.inner, stream.origins, &self.context, &name, writer, committer);
     }
 
-    /// All transactions of this sink that the restored checkpoint holds.
-    fn restored_transactions<S: Sink>(&self, name: &Name) -> Vec<S::Transaction> {
+    /// All transactions of this sink that the restored checkpoint holds, each with the subtask that wrote it; those of
+    /// one subtask in the order of their epochs.
+    fn restored_transactions<S: Sink>(&self, name: &Name) -> Vec<(u32, S::Transaction)> {
         let header = transactions_header::<S>(name);
         let mut transactions = Vec::new();
         let Some(restored) = self.restorable(&header) else { return transactions };
-        let read = restored.for_each_block(name, &header.state, 0..u16::MAX, |block| {
+        let groups = 0..u16::MAX;
+        let read = restored.for_each_block_of_worker(name, &header.state, groups, |worker, block| {
             codec::decode_entries(block.bytes, block.entries, |transaction| {
-                transactions.push(transaction);
+                transactions.push((worker, transaction));
             })
         });
         if let Err(error) = read {

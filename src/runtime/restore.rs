@@ -160,6 +160,20 @@ impl Restored {
         groups: Range<u16>,
         mut take: impl FnMut(&EntryBlock<'_>) -> Result<(), FormatError>,
     ) -> Result<(), RestoreError> {
+        self.for_each_block_of_worker(operator, state, groups, |_, block| take(block))
+    }
+
+    /// As [`for_each_block`](Self::for_each_block); says of each block which worker wrote it.
+    ///
+    /// # Errors
+    /// As [`for_each_block`](Self::for_each_block).
+    pub(crate) fn for_each_block_of_worker(
+        &self,
+        operator: &Name,
+        state: &Name,
+        groups: Range<u16>,
+        mut take: impl FnMut(u32, &EntryBlock<'_>) -> Result<(), FormatError>,
+    ) -> Result<(), RestoreError> {
         let epoch = self.manifest.epoch;
         let unreadable = |source| RestoreError::Unreadable { epoch, source };
         for part in &self.manifest.parts {
@@ -174,7 +188,7 @@ impl Restored {
             let Some(index) = index else { continue };
             let mut blocks = reader.blocks(index, groups.clone());
             while let Some(block) = blocks.next().map_err(damaged)? {
-                take(&block).map_err(|error| damaged(error.moved_by(block.offset)))?;
+                take(part.worker, &block).map_err(|error| damaged(error.moved_by(block.offset)))?;
             }
         }
         Ok(())
