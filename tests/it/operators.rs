@@ -94,10 +94,7 @@ fn a_stream_may_be_used_twice() {
 
 #[test]
 fn rebalance_keeps_every_record_once() {
-    check(
-        |_| (0..RECORDS).collect(),
-        |job, sink| numbers(job).rebalance().sink("out", sink),
-    );
+    check(|_| (0..RECORDS).collect(), |job, sink| numbers(job).rebalance().sink("out", sink));
 }
 
 #[test]

@@ -8,7 +8,9 @@ use highwater::config::{JobConfig, RestoreFrom};
 use highwater::ids::Epoch;
 use highwater::prelude::*;
 
-use crate::support::{Background, Scratch, assert_same, files_below, run, running_counts, throttle};
+use crate::support::{
+    Background, Scratch, assert_same, files_below, run, running_counts, throttle,
+};
 
 const RECORDS: u64 = 20_000;
 const KEYS: u64 = 61;

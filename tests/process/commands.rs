@@ -93,9 +93,7 @@ fn refused_restore() {
     let bench = Bench::new(1);
     bench.start(bench.program(&["-w", "2"]), "log").succeeds();
     let attempts = bench.attempts();
-    for (processes, flags) in
-        [(1, ["--max-parallelism", "64"]), (2, ["--restore", "999999"])]
-    {
+    for (processes, flags) in [(1, ["--max-parallelism", "64"]), (2, ["--restore", "999999"])] {
         let mut supervisor = bench.start(bench.supervised(processes, 1, &flags), "log-refused");
         let status = supervisor.wait();
         assert_eq!(status.code(), FATAL, "{}", supervisor.said());

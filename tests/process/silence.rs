@@ -14,8 +14,7 @@ pub const TESTS: &[Test] = &[
     ("a_stopped_coordinator_that_wakes_up_later_changes_nothing", || unsupervised(0)),
 ];
 
-const HEARTBEAT: [&str; 4] =
-    ["--heartbeat-interval", "100ms", "--heartbeat-timeout", "500ms"];
+const HEARTBEAT: [&str; 4] = ["--heartbeat-interval", "100ms", "--heartbeat-timeout", "500ms"];
 
 /// From the stop to the end of the other process: the timeout, and much room for a machine that is busy.
 const NOTICED_WITHIN: Duration = Duration::from_secs(5);
