@@ -35,8 +35,9 @@ pub fn run(
 ///
 /// `build` is called once for each worker and attempt, and must build the same dataflow each time.
 ///
-/// `--help`, `--print-config`, wrong flags, and `--supervise` end the process here. So does a failure in a process
-/// that a supervisor has started: the exit code tells it whether a restart can help.
+/// `--help`, `--print-config`, wrong flags, and `--supervise` end the process here. So does a failure in one of several
+/// processes: the exit code tells whoever started it whether a restart can help
+/// ([`exit`](crate::supervisor::exit)).
 ///
 /// # Errors
 /// [`JobError`] if the job cannot be built or restored, or has failed and is not restarted.
@@ -70,11 +71,13 @@ pub fn run_with<A: clap::Args + Send + Sync + 'static>(
     let record = supervised.then(SupervisedRun::of_environment).flatten();
     let record = record.as_ref().map(|record| record as &dyn RunRecord);
     let progress = Progress::start(resolved.progress, &handle, resolved.config.process);
+    let several = resolved.config.processes > 1;
     let ran = execute_in_run(resolved.config, &handle, record, move |job| build(job, &args));
     drop(progress);
     let Err(error) = ran else { return Ok(()) };
-    if supervised {
-        tracing::error!("{error}");
+    if supervised || several {
+        // Whatever is logged: this is the last word.
+        eprintln!("error: {error}");
         std::process::exit(match error.kind() {
             FailureKind::Fatal => exit::FATAL,
             FailureKind::Transient => exit::FAILED,

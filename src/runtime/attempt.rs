@@ -45,6 +45,11 @@ use crate::runtime::time::Time;
 use crate::storage::CheckpointStorage;
 use crate::storage::job_store::{Claim, JobStore};
 
+/// How long the end of a job waits for storage to delete what is old.
+const END_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a restart waits for the history to be written.
+const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Builds the dataflow of one worker.
 pub(crate) type Build =
     dyn for<'s> Fn(Scope<'s, Time>, &Rc<WorkerContext>) -> Result<(), Failure> + Send + Sync;
@@ -295,7 +300,8 @@ pub(crate) fn run_attempt(
     env.running.set(None);
     let failure = control.take_failure();
     if failure.is_none() && finished == config.workers {
-        executor.finish();
+        // The process may end now: what storage was to delete would stay behind.
+        executor.finish(false, END_PATIENCE);
         if let Some(heartbeat) = heartbeat {
             heartbeat.stop();
         }
@@ -309,6 +315,9 @@ pub(crate) fn run_attempt(
         return Ok(());
     }
     executor.discard();
+    if claim.is_some() && env.turns.is_none() {
+        executor.finish(true, FAILURE_PATIENCE);
+    }
     if heartbeats {
         // The sockets' threads end with the process, which ends now.
         std::mem::forget(guards);

@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, TrySendError, bounded};
 
@@ -42,13 +43,14 @@ const SNAPSHOT_NICE: i32 = 5;
 
 /// Runs tasks. One for each attempt.
 pub(crate) enum Executor {
-    Threads { lanes: Mutex<Option<[Sender<Task>; 3]>>, threads: Mutex<Vec<JoinHandle<()>>> },
+    Threads { lanes: Mutex<Option<[Sender<Task>; 3]>>, threads: Mutex<Vec<(Lane, JoinHandle<()>)>> },
     Inline { lanes: [Mutex<VecDeque<Task>>; 3] },
 }
 
 impl Executor {
     /// Starts `snapshot_threads` threads for snapshots and one for each other lane. They end by themselves when the
-    /// executor is dropped; tasks that have not begun when `cancelled` is set are dropped. `on_panic` must end the
+    /// executor is dropped. Snapshots and commits that have not begun when `cancelled` is set are dropped; what the
+    /// coordinator has asked for is done, so that the history says why the attempt failed. `on_panic` must end the
     /// attempt.
     pub(crate) fn threads(
         snapshot_threads: usize,
@@ -56,7 +58,9 @@ impl Executor {
         on_panic: &OnPanic,
     ) -> std::io::Result<Self> {
         let mut started = Vec::new();
-        let mut lane = |name: &'static str, threads: usize| -> std::io::Result<Sender<Task>> {
+        let never = Arc::new(AtomicBool::new(false));
+        let mut lane = |lane: Lane, name: &'static str, threads: usize| {
+            let cancelled = if lane == Lane::Coordination { &never } else { cancelled };
             let (sender, receiver) = bounded::<Task>(LANE_TASKS_MAX);
             for index in 0..threads {
                 let receiver = receiver.clone();
@@ -77,12 +81,15 @@ impl Executor {
                     }
                 };
                 let thread = std::thread::Builder::new().name(format!("hw-{name}-{index}"));
-                started.push(thread.spawn(run)?);
+                started.push((lane, thread.spawn(run)?));
             }
-            Ok(sender)
+            Ok::<_, std::io::Error>(sender)
         };
-        let lanes =
-            [lane("snapshot", snapshot_threads)?, lane("coordinate", 1)?, lane("commit", 1)?];
+        let lanes = [
+            lane(Lane::Snapshots, "snapshot", snapshot_threads)?,
+            lane(Lane::Coordination, "coordinate", 1)?,
+            lane(Lane::Commits, "commit", 1)?,
+        ];
         Ok(Self::Threads { lanes: Mutex::new(Some(lanes)), threads: Mutex::new(started) })
     }
 
@@ -126,16 +133,20 @@ impl Executor {
         }
     }
 
-    /// Waits until every task is done, at the end of a job: its last record and the deleting of what it no longer needs
-    /// must not be lost with the process. No task can be handed over any more.
-    pub(crate) fn finish(&self) {
+    /// Waits until the coordinator's tasks are done, and all others too unless the attempt has failed; `patience` at the
+    /// most: a disk may hang. No task can be handed over any more.
+    pub(crate) fn finish(&self, failed: bool, patience: Duration) {
         match self {
             Self::Threads { lanes, threads } => {
                 locked(lanes).take();
-                let threads = std::mem::take(&mut *locked(threads));
-                for thread in threads {
-                    // One that panicked has nothing to wait for.
-                    let _ = thread.join();
+                let threads = locked(threads);
+                let end = Instant::now() + patience;
+                let awaited =
+                    threads.iter().filter(|(lane, _)| !failed || *lane == Lane::Coordination);
+                while !awaited.clone().all(|(_, thread)| thread.is_finished())
+                    && Instant::now() < end
+                {
+                    std::thread::sleep(Duration::from_micros(200));
                 }
             }
             Self::Inline { lanes } => {

@@ -27,6 +27,8 @@ pub(crate) mod snapshot;
 pub(crate) mod source;
 pub(crate) mod stateless;
 pub mod states;
+#[cfg(test)]
+mod tests;
 pub mod time;
 
 thread_local! {

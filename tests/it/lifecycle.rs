@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use highwater::config::{JobConfig, OnCancel};
 use highwater::prelude::*;
 
-use crate::support::{Background, Scratch, assert_same, running_counts, wait_until};
+use crate::support::{Background, Scratch, assert_same, running_counts, throttle, wait_until};
 
 const KEYS: u64 = 61;
 
 /// A job that counts `records`, slowly enough to be stopped.
 fn count(records: u64, sink: Collect<(u64, u64)>) -> impl Fn(&Job<'_>) -> highwater::Result<()> {
     move |job| {
-        job.source("numbers", Generator::new(records, |i| i).paced(0, 50_000))
+        job.source("numbers", Generator::new(records, |i| i))
+            .inspect(throttle(25))
             .key_by(|n| n % KEYS)
             .process("count", Value::<u64>::new("count"), |key, _, count, out| {
                 *count.or_default() += 1;

@@ -8,14 +8,17 @@ use highwater::config::{JobConfig, RestoreFrom};
 use highwater::ids::Epoch;
 use highwater::prelude::*;
 
-use crate::support::{Background, Scratch, assert_same, files_below, run, running_counts};
+use crate::support::{
+    Background, Scratch, assert_same, files_below, run, running_counts, throttle,
+};
 
 const RECORDS: u64 = 20_000;
 const KEYS: u64 = 61;
 
 fn count(sink: Collect<(u64, u64)>) -> impl Fn(&Job<'_>) -> highwater::Result<()> {
     move |job| {
-        job.source("numbers", Generator::new(RECORDS, |i| i).paced(0, 100_000))
+        job.source("numbers", Generator::new(RECORDS, |i| i))
+            .inspect(throttle(20))
             .key_by(|n| n % KEYS)
             .process("count", Value::<u64>::new("count"), |key, _, count, out| {
                 *count.or_default() += 1;

@@ -93,6 +93,7 @@ fn a_full_disk_aborts_checkpoints_and_nothing_else() {
     let job_directory = disk.path().join(crate::support::JOB);
     let mut config = scratch.config(2);
     config.checkpoints.inline_bytes_max = 0;
+    config.checkpoints.interval = Some(std::time::Duration::from_millis(20));
     let (keys, records) = (5_000, 100_000);
     let output = scratch.path("output");
     let to = output.clone();
@@ -116,10 +117,6 @@ fn a_full_disk_aborts_checkpoints_and_nothing_else() {
     wait_until("the job has gone on", || counters.source_records() > read);
     disk.end(&job_directory);
     job.wait_for_checkpoints(complete + 2);
-    assert_eq!(counters.restarts(), 0);
-    let handle = job.handle.clone();
-    job.end().unwrap();
-    assert_eq!(handle.counters().restarts(), 0);
     let aborted: Vec<String> = store_in(disk.path())
         .history()
         .unwrap()
@@ -130,6 +127,10 @@ fn a_full_disk_aborts_checkpoints_and_nothing_else() {
         })
         .collect();
     assert!(aborted.iter().any(|reason| reason.contains(disk.why())), "{aborted:?}");
+    assert_eq!(counters.restarts(), 0);
+    let handle = job.handle.clone();
+    job.end().unwrap();
+    assert_eq!(handle.counters().restarts(), 0);
     let expected = running_counts(records, |n| n % keys);
     let expected = expected.iter().map(|(key, count)| format!("{key} {count}"));
     assert_same(expected, crate::failure::committed_lines(&output));

@@ -257,3 +257,16 @@ pub fn quiet_panics() {
         }));
     });
 }
+
+/// Lets so many records pass in a millisecond, so that a job of some thousand can be stopped midway. Unlike a paced
+/// source it does not catch up after a restart.
+pub fn throttle<T>(records: u32) -> impl FnMut(&T) + 'static {
+    let mut passed = 0;
+    move |_| {
+        passed += 1;
+        if passed == records {
+            passed = 0;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

@@ -146,6 +146,14 @@ fn a_lost_transaction_is_an_error_that_names_the_file() {
 }
 
 #[test]
+fn the_first_attempt_has_nothing_to_abandon_and_makes_nothing() {
+    let directory = Directory::new();
+    let mut sink = FileSink::<u64>::lines(directory.path().join("new"));
+    sink.committer(&context(1, 0, 1)).unwrap().abandon_others(&[]).unwrap();
+    assert!(!directory.path().join("new").exists());
+}
+
+#[test]
 fn what_was_abandoned_for_an_older_checkpoint_is_lost_to_the_newer() {
     let mut target = Directory::new();
     let mut sink = target.sink();
