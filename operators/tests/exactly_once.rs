@@ -1,5 +1,7 @@
 //! The operators against naive oracles: any number of workers, a panic in between, a rescale over a stop.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
