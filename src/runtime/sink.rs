@@ -210,6 +210,7 @@ pub(crate) fn sink<'scope, S: Sink>(
     let operator = scope_name(name.as_str());
     let name = name.clone();
     let mut writer = writer;
+    let inputs = context.pool::<S::Record>();
     builder.build(move |_capabilities| {
         move |frontiers| {
             let _scope = operator.enter();
@@ -218,6 +219,7 @@ pub(crate) fn sink<'scope, S: Sink>(
                 let epoch = capability.time().epoch();
                 if gate.admits(epoch) {
                     write(&mut writer, records, &context, &name);
+                    inputs.give(std::mem::take(records));
                 } else {
                     gate.hold(epoch, std::mem::take(records));
                 }

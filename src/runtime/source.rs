@@ -31,6 +31,7 @@ use crate::runtime::context::{Contribution, SectionTask, SourceControl, WorkerCo
 use crate::runtime::control::Control;
 use crate::runtime::event_time::EventTime;
 use crate::runtime::pace::Pace;
+use crate::runtime::pool::Pool;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
@@ -150,6 +151,7 @@ struct Reading<S: Source> {
     tick_at: Duration,
     finished: bool,
     pace: Pace,
+    pool: Pool<S::Record>,
 }
 
 /// Builds a source.
@@ -201,6 +203,7 @@ where
         tick_at: Duration::ZERO,
         finished: false,
         pace: Pace::new(context, READ_RECORDS_MAX),
+        pool: context.pool(),
     };
     let started = match splits {
         Some(kept) => reading.open(kept),
@@ -318,6 +321,7 @@ where
         give: &mut impl FnMut(&Capability<Time>, &mut Vec<S::Record>),
     ) -> Result<Option<Duration>, ConnectError> {
         let context = Rc::clone(&self.context);
+        let pool = &self.pool;
         let Some((splits, watermarks)) = &mut self.splits else { return Ok(None) };
         let now = context.now();
         let gated = self.epoch > self.origin.limit();
@@ -342,8 +346,8 @@ where
                 waiting += 1;
                 continue;
             }
-            let mut records = Vec::with_capacity(batch_records::<S::Record>());
-            let records_max = room.min(records.capacity());
+            let mut records = pool.take();
+            let records_max = room.min(batch_records::<S::Record>());
             let status = reader.read(&mut records, records_max)?;
             let read = records.len();
             if read > 0 {
@@ -354,6 +358,8 @@ where
                     watermarks.observe(self.next, records.iter().map(timestamp), now);
                 }
                 give(capability, &mut records);
+            } else {
+                pool.give(records);
             }
             match status {
                 ReadStatus::More => waiting = 0,
