@@ -1,7 +1,8 @@
 //! What the operators of one worker share: its epoch, who takes part in checkpoints, and what they have handed in.
 
+use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::runtime::control::Control;
 use crate::runtime::counters::Counters;
 use crate::runtime::executor::{Executor, Lane, Task};
 use crate::runtime::ledger::Ledger;
+use crate::runtime::pool::Pool;
 use crate::runtime::mailbox::Mailbox;
 use crate::runtime::restore::Restored;
 use crate::storage::job_store::JobStore;
@@ -162,6 +164,8 @@ pub(crate) struct WorkerContext {
     pub(crate) last_step: Cell<(u64, Duration)>,
     /// Bytes that channels of this worker have released, since the attempt began.
     pub(crate) taken_bytes: Cell<u64>,
+    /// By the type of record.
+    pools: RefCell<HashMap<TypeId, Rc<dyn Any>>>,
     /// Tasks that no lane had room for.
     backlog: RefCell<Vec<(Lane, Task)>>,
 }
@@ -195,12 +199,20 @@ impl WorkerContext {
             finish: Cell::new(false),
             last_step: Cell::new((0, Duration::ZERO)),
             taken_bytes: Cell::new(0),
+            pools: RefCell::default(),
             backlog: RefCell::default(),
         }
     }
 
     pub(crate) fn config(&self) -> &JobConfig {
         &self.shared.config
+    }
+
+    /// The worker's empty buffers for one type of record.
+    pub(crate) fn pool<D: 'static>(&self) -> Pool<D> {
+        let mut pools = self.pools.borrow_mut();
+        let pool = pools.entry(TypeId::of::<D>()).or_insert_with(|| Rc::new(Pool::<D>::default()));
+        pool.downcast_ref::<Pool<D>>().expect("kept under the type of its records").clone()
     }
 
     pub(crate) fn now(&self) -> Duration {

@@ -26,6 +26,7 @@ use crate::ids::{InvalidName, Name};
 use crate::protocol::key_groups::key_groups;
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{Contribution, SectionTask, WorkerContext};
+use crate::runtime::pool::Pool;
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
 use crate::runtime::states::States;
@@ -69,7 +70,8 @@ where
     hashes: Vec<u64>,
     out: Vec<O>,
     out_max: usize,
-    _record: std::marker::PhantomData<fn(K, V)>,
+    inputs: Pool<(K, V)>,
+    outputs: Pool<O>,
 }
 
 impl<K, V, S, O, F> Processor<K, V, S, O, F>
@@ -91,9 +93,9 @@ where
         self.hashes.clear();
         self.hashes.extend(records.iter().map(|(key, _)| stable_hash(key)));
         S::prefetch(&self.tables, &self.hashes);
-        // Grown step by step, the buffer would be copied again and again: it goes away with every batch.
+        // The buffer goes away with every batch.
         if self.out.capacity() == 0 {
-            self.out.reserve_exact(records.len().min(self.out_max));
+            self.out = self.outputs.take();
         }
         let mut session = output.session_with_builder(capability);
         for ((key, value), hash) in records.drain(..).zip(&self.hashes) {
@@ -102,12 +104,13 @@ where
             (self.logic)(&key, value, &mut state, &mut context);
             if self.out.len() >= self.out_max {
                 session.give_container(&mut self.out);
-                self.out.reserve_exact(self.out_max);
+                self.out = self.outputs.take();
             }
         }
         if !self.out.is_empty() {
             session.give_container(&mut self.out);
         }
+        self.inputs.give(std::mem::take(records));
     }
 }
 
@@ -142,7 +145,8 @@ where
         hashes: Vec::new(),
         out: Vec::new(),
         out_max: batch_records::<O>(),
-        _record: std::marker::PhantomData,
+        inputs: context.pool(),
+        outputs: context.pool(),
     };
     let operator = scope_name(name.as_str());
     let name = name.clone();

@@ -20,6 +20,7 @@ pub mod keyed;
 pub(crate) mod ledger;
 pub(crate) mod mailbox;
 pub(crate) mod pace;
+pub(crate) mod pool;
 pub(crate) mod restore;
 pub(crate) mod router;
 pub(crate) mod sink;

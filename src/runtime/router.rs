@@ -14,6 +14,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use crate::connect::Record;
 use crate::runtime::batch::Batch;
 use crate::runtime::context::WorkerContext;
+use crate::runtime::pool::Pool;
 use crate::runtime::scope_name;
 use crate::runtime::time::Time;
 
@@ -38,12 +39,13 @@ pub(crate) struct Targets<R> {
     filling: Vec<Vec<R>>,
     full: Vec<(u32, Vec<R>)>,
     capacity: usize,
+    pool: Pool<R>,
 }
 
 impl<R> Targets<R> {
-    fn new(peers: usize) -> Self {
+    fn new(peers: usize, pool: Pool<R>) -> Self {
         let filling = (0..peers).map(|_| Vec::new()).collect();
-        Self { filling, full: Vec::new(), capacity: batch_records::<R>() }
+        Self { filling, full: Vec::new(), capacity: batch_records::<R>(), pool }
     }
 
     /// Number of workers.
@@ -56,7 +58,7 @@ impl<R> Targets<R> {
     pub(crate) fn give(&mut self, target: usize, record: R) {
         let filling = &mut self.filling[target];
         if filling.capacity() == 0 {
-            filling.reserve_exact(self.capacity);
+            *filling = self.pool.take();
         }
         filling.push(record);
         if filling.len() >= self.capacity {
@@ -105,7 +107,8 @@ pub(crate) fn router<'scope, D: Record, R: Record>(
     let context = Rc::clone(context);
     let scope = scope_name(name);
     builder.build(move |_capabilities| {
-        let mut targets = Targets::new(context.peers);
+        let inputs = context.pool::<D>();
+        let mut targets = Targets::new(context.peers, context.pool());
         move |_frontiers| {
             let _scope = scope.enter();
             let mut output = output.activate();
@@ -130,6 +133,7 @@ pub(crate) fn router<'scope, D: Record, R: Record>(
                     send(&mut targets, &before);
                 }
                 route.route(records, &mut targets);
+                inputs.give(std::mem::take(records));
                 send(&mut targets, &capability);
                 current = Some(capability);
             });

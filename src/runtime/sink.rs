@@ -244,6 +244,11 @@ pub(crate) fn sink<'scope, S: Sink>(
     let context = Rc::clone(context);
     let operator = scope_name(name.as_str());
     let name = name.clone();
+<<<<<<< HEAD
+=======
+    let mut writer = writer;
+    let inputs = context.pool::<S::Record>();
+>>>>>>> h2-bench
     builder.build(move |_capabilities| {
         move |frontiers| {
             let _scope = operator.enter();
@@ -252,6 +257,7 @@ pub(crate) fn sink<'scope, S: Sink>(
                 let epoch = capability.time().epoch();
                 if gate.admits(epoch) {
                     write(&mut writer, records, &context, &name);
+                    inputs.give(std::mem::take(records));
                 } else {
                     gate.hold(*capability.time(), std::mem::take(records));
                 }

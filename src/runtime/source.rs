@@ -31,6 +31,7 @@ use crate::runtime::context::{Contribution, SectionTask, SourceControl, WorkerCo
 use crate::runtime::control::Control;
 use crate::runtime::event_time::EventTime;
 use crate::runtime::pace::Pace;
+use crate::runtime::pool::Pool;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
@@ -169,6 +170,7 @@ struct Reading<S: Source> {
     unticked: bool,
     finished: bool,
     pace: Pace,
+    pool: Pool<S::Record>,
 }
 
 /// Builds a source.
@@ -225,6 +227,7 @@ where
         unticked: false,
         finished: false,
         pace: Pace::new(context, READ_RECORDS_MAX),
+        pool: context.pool(),
     };
     let started = match splits {
         Some(kept) => reading.open(kept),
@@ -338,6 +341,7 @@ where
         give: &mut impl FnMut(&Capability<Time>, &mut Vec<S::Record>),
     ) -> Result<Option<Duration>, ConnectError> {
         let context = Rc::clone(&self.context);
+        let pool = &self.pool;
         let Some((splits, watermarks)) = &mut self.splits else { return Ok(None) };
         let now = context.now();
         let ending = context.final_epoch().is_some_and(|last| self.epoch > last);
@@ -367,8 +371,8 @@ where
                 waiting += 1;
                 continue;
             }
-            let mut records = Vec::with_capacity(batch_records::<S::Record>());
-            let records_max = room.min(records.capacity());
+            let mut records = pool.take();
+            let records_max = room.min(batch_records::<S::Record>());
             let status = reader.read(&mut records, records_max)?;
             let read = records.len();
             // A read without records counts too, or a reader that says `More` for long would keep the worker.
@@ -381,6 +385,8 @@ where
                     self.unticked = true;
                 }
                 give(capability, &mut records);
+            } else {
+                pool.give(records);
             }
             match status {
                 ReadStatus::More => waiting = 0,
