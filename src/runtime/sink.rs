@@ -244,11 +244,7 @@ pub(crate) fn sink<'scope, S: Sink>(
     let context = Rc::clone(context);
     let operator = scope_name(name.as_str());
     let name = name.clone();
-<<<<<<< HEAD
-=======
-    let mut writer = writer;
     let inputs = context.pool::<S::Record>();
->>>>>>> h2-bench
     builder.build(move |_capabilities| {
         move |frontiers| {
             let _scope = operator.enter();
