@@ -3,6 +3,8 @@
 //!
 //! Without arguments all tests run, one after the other; arguments choose tests by a part of their name.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod commands;
 mod kills;
 mod program;
