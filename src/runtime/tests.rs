@@ -143,3 +143,40 @@ fn a_call_of_which_nobody_knows_whether_it_had_an_effect_is_settled_without_a_re
     every_call(FaultAction::FailIndeterminateAfterEffect);
     every_call(FaultAction::FailIndeterminateWithoutEffect);
 }
+
+#[test]
+fn nothing_of_an_attempt_is_left_in_memory_when_it_is_over() {
+    let memory = Arc::new(MemoryStorage::new());
+    let mut config = JobConfig::new(Name::new("job").unwrap());
+    config.workers = 2;
+    config.restart = RestartStrategy::FixedDelay { attempts: 5, delay: Duration::from_millis(1) };
+    let env = Environment {
+        clock: Arc::new(SystemClock::new()),
+        storage: memory.clone(),
+        counters: Arc::new(Counters::default()),
+        turns: None,
+        running: Running::default(),
+    };
+    let failures = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&failures);
+    let build = builder(move |job| {
+        let failures = Arc::clone(&counted);
+        job.source("numbers", Generator::new(RECORDS, |i| i))
+            .key_by(|n| n % KEYS)
+            .process("count", Value::<u64>::new("count"), move |_, n, _, out| {
+                assert!(failures.fetch_add(1, Ordering::SeqCst) >= 5, "planted");
+                out.emit(n);
+            })
+            .sink("out", Collect::new());
+        Ok(())
+    });
+    run_in_place(&env, &config, &build).unwrap();
+    assert!(env.counters.restarts() > 0);
+    drop(env);
+    // Whatever is left of an attempt holds the store. Its threads may need a moment to end.
+    let start = std::time::Instant::now();
+    while Arc::strong_count(&memory) > 1 {
+        assert!(start.elapsed() < Duration::from_secs(30), "an attempt is still in memory");
+        std::thread::yield_now();
+    }
+}

@@ -1,7 +1,7 @@
 //! Whole jobs, in this process: what comes out is compared with what an independent computation says, and after every
 //! test the checkpoint directory holds what is reachable and nothing else.
 
-#![allow(clippy::unwrap_used, reason = "what is not as expected fails the test")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod at_least_once;
 mod build_errors;

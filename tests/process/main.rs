@@ -3,7 +3,7 @@
 //!
 //! Without arguments all tests run, one after the other; arguments choose tests by a part of their name.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod commands;
 mod kills;
