@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use highwater::config::CheckpointMode;
+use highwater::connect::collect::CollectHandle;
 use highwater::prelude::*;
 use highwater::testing::{FaultSink, Outcome, Random, Simulation, Trickle, each_seed, point};
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,7 @@ fn simulation(seed: u64, random: &mut Random, mode: CheckpointMode) -> Simulatio
     let simulation = Simulation::new(seed)
         .crashes(random.below(5) as u32)
         .panics(random.pick(&[0, 0, 1, 2]))
+        .stops(random.pick(&[0, 0, 0, 1, 2]))
         .config(move |config| config.checkpoints.mode = mode);
     match random.below(4) {
         0 => simulation.storage_errors(random.pick(&[0.005, 0.05])),
@@ -104,34 +106,29 @@ fn compare<T: Ord + Clone + std::fmt::Debug>(
     );
 }
 
-/// Runs a simulation, and checks what does not depend on the job.
-fn finish(outcome: &Outcome) {
-    outcome.write_trace();
-    outcome.check();
-}
-
 fn mode(random: &mut Random) -> CheckpointMode {
     if random.chance(0.15) { CheckpointMode::AtLeastOnce } else { CheckpointMode::ExactlyOnce }
 }
 
 type Counted = (u64, u64, (u64, u64, u64));
 
-/// The running count of every key: in the order of each sender, each count once.
-fn check_counts(shape: Shape, committed: Vec<Counted>, exactly_once: bool) {
-    compare(
-        shape.all().map(|input| (input.key, input.id())),
-        committed.iter().map(|(key, _, id)| (*key, *id)),
-        !exactly_once,
-    );
-    if !exactly_once {
-        return;
+/// What a shape of job gives: for every record its key, the running count of that key, and the record's identity.
+/// Every record is there once, and so is every count.
+fn check(run: &Run, seen: &CollectHandle<Counted>) {
+    run.outcome.write_trace();
+    run.outcome.check();
+    let committed = seen.committed();
+    let expected = run.shape.all().map(|input| (input.key, input.id()));
+    let ids = committed.iter().map(|(key, _, id)| (*key, *id));
+    compare(expected, ids, run.mode == CheckpointMode::AtLeastOnce);
+    if run.mode == CheckpointMode::ExactlyOnce {
+        let mut totals: BTreeMap<u64, u64> = BTreeMap::new();
+        for input in run.shape.all() {
+            *totals.entry(input.key).or_default() += 1;
+        }
+        let counts = totals.iter().flat_map(|(key, total)| (1..=*total).map(move |n| (*key, n)));
+        compare(counts, committed.iter().map(|(key, count, _)| (*key, *count)), false);
     }
-    let mut totals: BTreeMap<u64, u64> = BTreeMap::new();
-    for input in shape.all() {
-        *totals.entry(input.key).or_default() += 1;
-    }
-    let counts = totals.iter().flat_map(|(key, total)| (1..=*total).map(move |n| (*key, n)));
-    compare(counts, committed.iter().map(|(key, count, _)| (*key, *count)), false);
 }
 
 /// Of one key and one split, records were counted in their order.
@@ -148,13 +145,32 @@ fn check_order(committed: &[Counted]) {
     assert_eq!(disorder, 0, "records of one key and one sender out of order");
 }
 
-fn count(seed: u64) -> Outcome {
+struct Run {
+    shape: Shape,
+    mode: CheckpointMode,
+    outcome: Outcome,
+}
+
+/// Draws a shape of `sources` sources and a way of going wrong, and runs the job that `build` makes of it.
+fn run<F>(seed: u64, sources: u64, build: F) -> Run
+where
+    F: Fn(&Job<'_>, Shape, CheckpointMode) + Send + Sync + 'static,
+{
     let mut random = Random::new(seed).fork(100);
-    let shape = Shape::draw(&mut random, 1);
+    let shape = Shape::draw(&mut random, sources);
     let mode = mode(&mut random);
+    let outcome = simulation(seed, &mut random, mode).run(move |job| {
+        build(job, shape, mode);
+        Ok(())
+    });
+    Run { shape, mode, outcome }
+}
+
+/// A source, a key, a running count.
+fn count(seed: u64) -> Outcome {
     let target = Collect::new();
     let seen = target.handle();
-    let outcome = simulation(seed, &mut random, mode).run(move |job| {
+    let run = run(seed, 1, move |job, shape, _| {
         job.source("numbers", shape.source(0))
             .key_by(|input| input.key)
             .process("count", Value::<u64>::new("count"), |key, input: Input, count, out| {
@@ -163,28 +179,171 @@ fn count(seed: u64) -> Outcome {
                 out.emit((*key, *count.or_default(), input.id()));
             })
             .sink("out", FaultSink::new(target.clone()));
-        Ok(())
     });
-    finish(&outcome);
-    let committed = seen.committed();
-    let exactly_once = mode == CheckpointMode::ExactlyOnce;
-    if exactly_once {
-        check_order(&committed);
+    check(&run, &seen);
+    if run.mode == CheckpointMode::ExactlyOnce {
+        check_order(&seen.committed());
     }
-    check_counts(shape, committed, exactly_once);
-    outcome
+    run.outcome
+}
+
+/// Two sources together, spread over the workers, and a second sink that counts what the sources gave.
+fn union(seed: u64) -> Outcome {
+    let (target, totals) = (Collect::new(), Discard::counting(|input: &Input| input.index));
+    let (seen, counted) = (target.handle(), totals.handle());
+    let run = run(seed, 2, move |job, shape, _| {
+        let first = job.source("first", shape.source(0));
+        let both = first.union(job.source("second", shape.source(1)));
+        both.clone().sink("all", FaultSink::new(totals.clone()));
+        both.rebalance()
+            .map(|input| (input.key, input))
+            .into_keyed(|pair| pair)
+            .process("count", Value::<u64>::new("count"), |key, input: Input, count, out| {
+                point("count");
+                *count.or_default() += 1;
+                out.emit((*key, *count.or_default(), input.id()));
+            })
+            .rebalance()
+            .sink("out", FaultSink::new(target.clone()));
+    });
+    check(&run, &seen);
+    let all = run.shape.all().fold((0, 0), |(n, sum), input| (n + 1, sum + input.index));
+    if run.mode == CheckpointMode::ExactlyOnce {
+        assert_eq!(counted.totals(), all, "count and sum of the second sink");
+    } else {
+        assert!(counted.totals().0 >= all.0, "LOSS in the second sink");
+    }
+    run.outcome
+}
+
+/// Every worker sees every record and keeps its share; two states a key.
+fn broadcast(seed: u64) -> Outcome {
+    let target = Collect::new();
+    let seen = target.handle();
+    let run = run(seed, 1, move |job, shape, mode| {
+        let (worker, workers) = job.worker();
+        job.source("numbers", shape.source(0))
+            .broadcast()
+            .filter(move |input| input.index as usize % workers == worker)
+            .route(|input, _| input.split as usize)
+            .flat_map(|input| [Some(input), None])
+            .filter(Option::is_some)
+            .into_keyed(|input| (input.as_ref().map_or(0, |input| input.key), input))
+            .process(
+                "count",
+                (Value::<u64>::new("count"), Value::<Vec<(u64, u64, u64)>>::new("seen")),
+                move |key, input: Option<Input>, (count, seen), out| {
+                    let Some(input) = input else { return };
+                    point("count");
+                    let count = count.or_default();
+                    *count += 1;
+                    seen.or_default().push(input.id());
+                    if mode == CheckpointMode::ExactlyOnce {
+                        assert_eq!(seen.or_default().len() as u64, *count, "two states of one key");
+                    }
+                    out.emit((*key, *count, input.id()));
+                },
+            )
+            .sink("out", FaultSink::new(target.clone()));
+    });
+    check(&run, &seen);
+    run.outcome
+}
+
+/// Two exchanges and two keyed operators one behind the other. No record is late, since event time grows in every split,
+/// and the watermark that a key sees never goes back (I9).
+fn event_time(seed: u64) -> Outcome {
+    let target = Collect::new();
+    let seen = target.handle();
+    let run = run(seed, 2, move |job, shape, mode| {
+        let source = |number: u64| {
+            let time = EventTime::monotonic(|input: &Input| input.time);
+            job.source_with(&format!("source-{number}"), shape.source(number), time)
+        };
+        // In at-least-once mode a snapshot may hold records from behind its barrier, and so what they saw.
+        let exact = mode == CheckpointMode::ExactlyOnce;
+        source(0)
+            .union(source(1))
+            .key_by(|input| input.index % 7)
+            .process("first", Value::<i64>::new("watermark"), move |_, input: Input, last, out| {
+                point("first");
+                let watermark = out.watermark();
+                let before = last.set(watermark).unwrap_or(i64::MIN);
+                assert!(!exact || before <= watermark, "I9: {before} -> {watermark}");
+                assert!(input.time > watermark, "late: {} at {watermark}", input.time);
+                out.emit(input);
+            })
+            .key_by(|input| input.key)
+            .process(
+                "second",
+                (Value::<u64>::new("count"), Value::<i64>::new("watermark")),
+                move |key, input: Input, (count, last), out| {
+                    let watermark = out.watermark();
+                    let before = last.set(watermark).unwrap_or(i64::MIN);
+                    assert!(!exact || before <= watermark, "I9: {before} -> {watermark}");
+                    assert!(input.time > watermark, "late: {} at {watermark}", input.time);
+                    *count.or_default() += 1;
+                    out.emit((*key, *count.or_default(), input.id()));
+                },
+            )
+            .sink("out", FaultSink::new(target.clone()));
+    });
+    check(&run, &seen);
+    run.outcome
 }
 
 #[test]
 fn running_counts_are_committed_once() {
-    each_seed("running_counts_are_committed_once", 125, PAST, |seed| drop(count(seed)));
+    each_seed("running_counts_are_committed_once", 500, PAST, |seed| drop(count(seed)));
+}
+
+#[test]
+fn united_and_spread_records_are_committed_once() {
+    each_seed("united_and_spread_records_are_committed_once", 500, PAST, |seed| drop(union(seed)));
+}
+
+#[test]
+fn broadcast_and_routed_records_are_committed_once() {
+    each_seed("broadcast_and_routed_records_are_committed_once", 500, PAST, |seed| {
+        drop(broadcast(seed));
+    });
+}
+
+#[test]
+fn watermarks_never_go_back_and_no_record_is_late() {
+    each_seed("watermarks_never_go_back_and_no_record_is_late", 500, PAST, |seed| {
+        drop(event_time(seed));
+    });
 }
 
 #[test]
 fn one_seed_gives_one_trace() {
     each_seed("one_seed_gives_one_trace", 100, PAST, |seed| {
-        let (first, second) = (count(seed), count(seed));
+        let job = [count, union, broadcast, event_time][seed as usize % 4];
+        let (first, second) = (job(seed), job(seed));
         assert_eq!(first.trace, second.trace, "{first:?}\n{second:?}");
-        assert!(first.turns > 0);
     });
+}
+
+/// Without this, a simulator that never crashes would look like a job that survives everything.
+#[test]
+fn the_seeds_put_crashes_everywhere() {
+    let mut moments: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut restarts, mut completed, mut aborted) = (0, 0, 0);
+    for seed in 0..120 {
+        let outcome = [count, union, broadcast, event_time][seed as usize % 4](seed);
+        for crash in &outcome.crashes {
+            let moment: Vec<&str> = crash.split(' ').take(2).collect();
+            *moments.entry(moment.join(" ")).or_default() += 1;
+        }
+        restarts += outcome.restarts;
+        completed += outcome.checkpoints;
+        aborted += outcome.aborted;
+    }
+    println!("{moments:?}; {restarts} restarts, {completed} complete, {aborted} aborted");
+    for moment in ["at turn", "at Create", "at List", "at Read", "at Write", "before a", "after a"]
+    {
+        assert!(moments.contains_key(moment), "no crash {moment}: {moments:?}");
+    }
+    assert!(restarts > 20 && completed > 500 && aborted > 20, "{restarts} {completed} {aborted}");
 }

@@ -1,6 +1,10 @@
 //! What goes wrong in a simulation, and when: drawn from the seed.
 
 use super::Random;
+use crate::runtime::driver::Request;
+
+/// Commits that fail in a run, at the most.
+const COMMIT_ERRORS_MAX: u32 = 40;
 
 /// A kind of moment at which something may go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,20 +44,41 @@ pub(super) struct Faults {
     panics: u32,
     storage_errors: f64,
     commit_errors: f64,
+    /// Bounded, since a restore has to commit everything that was pending without a single error.
+    commit_errors_left: u32,
     death: Death,
     panic: Option<(Moment, u64)>,
+    /// How many times the job is still to be stopped, and after how many turns the next time.
+    stops: u32,
+    stop: Option<u64>,
 }
 
 impl Faults {
-    /// So many panics, and probabilities of errors.
-    pub(super) fn new(
-        random: Random,
-        panics: u32,
-        storage_errors: f64,
-        commit_errors: f64,
-    ) -> Self {
-        let (death, panic) = (Death::Never, None);
-        Self { random, panics, storage_errors, commit_errors, death, panic }
+    /// None.
+    pub(super) fn new(random: Random) -> Self {
+        Self {
+            random,
+            panics: 0,
+            storage_errors: 0.0,
+            commit_errors: 0.0,
+            commit_errors_left: COMMIT_ERRORS_MAX,
+            death: Death::Never,
+            panic: None,
+            stops: 0,
+            stop: None,
+        }
+    }
+
+    /// So many panics and stops.
+    pub(super) fn often(mut self, panics: u32, stops: u32) -> Self {
+        (self.panics, self.stops) = (panics, stops);
+        self
+    }
+
+    /// Errors of storage and of commits, by their probabilities.
+    pub(super) fn errors(mut self, storage: f64, commit: f64) -> Self {
+        (self.storage_errors, self.commit_errors) = (storage, commit);
+        self
     }
 
     /// Plans a life. What is drawn covers the start, the middle and the end of a job: small numbers are as likely as
@@ -69,12 +94,25 @@ impl Faults {
             6 => Death::At(Moment::Task, random.scaled(1, 200)),
             _ => Death::AfterLast { within: random.scaled(1, 60) },
         };
+        self.stop = (self.stops > 0).then(|| random.scaled(1, 1500));
         self.plan_panic();
+    }
+
+    /// A turn begins. Whether the job is asked to stop in it, and then whether at once.
+    pub(super) fn stops(&mut self) -> Option<Request> {
+        let left = self.stop.as_mut()?;
+        *left -= 1;
+        if *left > 0 {
+            return None;
+        }
+        self.stop = None;
+        self.stops -= 1;
+        Some(if self.random.chance(0.3) { Request::Cancel } else { Request::Stop })
     }
 
     /// Nothing goes wrong any more.
     pub(super) fn none(&mut self) {
-        *self = Self::new(self.random.clone(), 0, 0.0, 0.0);
+        *self = Self::new(self.random.clone());
     }
 
     fn plan_panic(&mut self) {
@@ -134,6 +172,10 @@ impl Faults {
     }
 
     pub(super) fn commit_fails(&mut self) -> bool {
-        self.commit_errors > 0.0 && self.random.chance(self.commit_errors)
+        let fails = self.commit_errors_left > 0
+            && self.commit_errors > 0.0
+            && self.random.chance(self.commit_errors);
+        self.commit_errors_left -= u32::from(fails);
+        fails
     }
 }

@@ -27,7 +27,10 @@ pub fn each_seed(name: &str, count: u64, past: &str, test: impl Fn(u64)) {
         }
     };
     let mut failures = Vec::new();
-    for seed in &seeds {
+    for (done, seed) in seeds.iter().enumerate() {
+        if done > 0 && done % 500 == 0 {
+            eprintln!("{name}: {done} seeds");
+        }
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(*seed))) {
             let why = panic.downcast_ref::<String>().map(String::as_str);
             let why = why.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");

@@ -30,6 +30,7 @@ pub struct Simulation {
     workers: RangeInclusive<usize>,
     crashes: u32,
     panics: u32,
+    stops: u32,
     storage_errors: f64,
     commit_errors: f64,
     turns_max: u64,
@@ -51,6 +52,7 @@ impl Simulation {
             workers: 1..=4,
             crashes: 0,
             panics: 0,
+            stops: 0,
             storage_errors: 0.0,
             commit_errors: 0.0,
             turns_max: 60_000,
@@ -82,6 +84,13 @@ impl Simulation {
     #[must_use]
     pub fn panics(mut self, panics: u32) -> Self {
         self.panics = panics;
+        self
+    }
+
+    /// Asks the job to stop up to so many times, with a final checkpoint or at once, and starts it again.
+    #[must_use]
+    pub fn stops(mut self, stops: u32) -> Self {
+        self.stops = stops;
         self
     }
 
@@ -123,8 +132,9 @@ impl Simulation {
         let random = Random::new(self.seed);
         let memory = MemoryStorage::new();
         let counters = Arc::new(Counters::default());
-        let faults =
-            Faults::new(random.fork(1), self.panics, self.storage_errors, self.commit_errors);
+        let faults = Faults::new(random.fork(1))
+            .often(self.panics, self.stops)
+            .errors(self.storage_errors, self.commit_errors);
         let world = World::new(
             random.fork(2),
             *self.workers.end(),
@@ -172,7 +182,7 @@ impl Lives {
         }
     }
 
-    /// Lives once. `None`: killed.
+    /// Lives once. `None`: killed, or asked to stop.
     fn live(&mut self, mortal: bool, build: &Arc<Build>) -> Option<Result<(), JobError>> {
         let mut config = self.config.clone();
         let (first, last) = self.simulation.workers.clone().into_inner();
@@ -180,7 +190,8 @@ impl Lives {
         if let Some(configure) = &self.simulation.configure {
             configure(&mut config);
         }
-        self.world.live(mortal, config.checkpoints.writer_threads);
+        let running = Running::default();
+        self.world.live(mortal, config.checkpoints.writer_threads, &running);
         let world = Arc::clone(&self.world);
         let storage = FaultStorage::new(Arc::new(self.memory.clone()), move |point| {
             world.storage_call(point)
@@ -190,7 +201,7 @@ impl Lives {
             storage: Arc::new(storage),
             counters: Arc::clone(&self.counters),
             turns: Some(Arc::clone(&self.world) as Arc<dyn Turns>),
-            running: Running::default(),
+            running,
         };
         // The dead unwind.
         let ended = catch_unwind(AssertUnwindSafe(|| run_in_place(&env, &config, build)));
@@ -200,8 +211,9 @@ impl Lives {
                 if self.world.tell().unexpected.is_empty() {
                     return None;
                 }
-                Some(Err(JobError::refused("the job does not end")))
+                Some(Err(JobError::refused("the simulation was ended")))
             }
+            (None, Ok(Ok(()))) if self.world.stopped() => None,
             (None, Ok(result)) => Some(result.map_err(JobError::from)),
             (None, Err(panic)) => resume_unwind(panic),
         }

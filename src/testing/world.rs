@@ -23,6 +23,7 @@ use super::Random;
 use super::faults::{Death, Faults, Moment};
 use super::trace::Trace;
 use crate::format::manifest::Manifest;
+use crate::runtime::attempt::Running;
 use crate::runtime::clock::Clock;
 use crate::runtime::context::Failure;
 use crate::runtime::counters::Counters;
@@ -88,6 +89,9 @@ struct State {
     /// A manifest that has been written since the last turn.
     manifest: Option<BlobPath>,
     killed: Option<String>,
+    running: Running,
+    /// Whether the job was asked to stop in this life.
+    stopped: bool,
     unexpected: Vec<String>,
     trace: Trace,
 }
@@ -129,6 +133,8 @@ impl World {
             faults,
             manifest: None,
             killed: None,
+            running: Running::default(),
+            stopped: false,
             unexpected: Vec::new(),
             trace: Trace::new(),
         };
@@ -147,9 +153,11 @@ impl World {
     }
 
     /// Begins a life. `mortal`: it may end in a death.
-    pub(super) fn live(&self, mortal: bool, snapshot_threads: usize) {
+    pub(super) fn live(&self, mortal: bool, snapshot_threads: usize, running: &Running) {
         let mut state = self.state();
         let state = &mut *state;
+        state.running = running.clone();
+        state.stopped = false;
         state.killed = None;
         state.workers.clear();
         state.holder = None;
@@ -162,6 +170,11 @@ impl World {
     /// How this life was ended, if it was.
     pub(super) fn killed(&self) -> Option<String> {
         self.state().killed.clone()
+    }
+
+    /// Whether the job was asked to stop in this life, so that it may have ended before its input did.
+    pub(super) fn stopped(&self) -> bool {
+        self.state().stopped
     }
 
     /// From here on nothing goes wrong any more.
@@ -342,6 +355,11 @@ impl Turns for World {
             state.kill(format!("at turn {turns}"));
             return false;
         }
+        if let Some(request) = state.faults.stops() {
+            state.stopped = true;
+            state.trace.note(|| format!("{request:?} is requested"));
+            state.running.request(request);
+        }
         if state.faults.panics(Moment::Turn) {
             drop(state);
             panic_quietly();
@@ -409,6 +427,8 @@ impl Turns for World {
         state.trace.note(|| format!("failure: {what}"));
         if state.killed.is_none() && !what.contains(INJECTED) && !what.contains("injected fault") {
             state.unexpected.push(what.clone());
+            // Another attempt would only hide it.
+            state.kill("since it fails".to_owned());
         }
     }
 
