@@ -20,8 +20,8 @@ use crate::runtime::control::Control;
 use crate::runtime::counters::Counters;
 use crate::runtime::executor::{Executor, Lane, Task};
 use crate::runtime::ledger::Ledger;
-use crate::runtime::pool::Pool;
 use crate::runtime::mailbox::Mailbox;
+use crate::runtime::pool::Pool;
 use crate::runtime::restore::Restored;
 use crate::storage::job_store::JobStore;
 

@@ -4,12 +4,12 @@
 
 use std::rc::Rc;
 
+use timely::container::NoopBuilder;
 use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::InputCapability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
-use timely::container::NoopBuilder;
 
 use crate::connect::Record;
 use crate::runtime::batch::Batch;
@@ -35,14 +35,13 @@ pub(crate) trait Route<D, R>: 'static {
 pub(crate) struct Targets<R> {
     filling: Vec<Vec<R>>,
     full: Vec<(u32, Vec<R>)>,
-    capacity: usize,
     pool: Pool<R>,
 }
 
 impl<R> Targets<R> {
     fn new(peers: usize, pool: Pool<R>) -> Self {
         let filling = (0..peers).map(|_| Vec::new()).collect();
-        Self { filling, full: Vec::new(), capacity: batch_records::<R>(), pool }
+        Self { filling, full: Vec::new(), pool }
     }
 
     /// Number of workers.
@@ -51,15 +50,22 @@ impl<R> Targets<R> {
     }
 
     /// Adds a record for a worker.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn give(&mut self, target: usize, record: R) {
         let filling = &mut self.filling[target];
-        if filling.capacity() == 0 {
-            *filling = self.pool.take();
+        // One test a record: a target without a buffer is full too.
+        if filling.len() == filling.capacity() {
+            Self::renew(filling, target, &mut self.full, &self.pool);
         }
         filling.push(record);
-        if filling.len() >= self.capacity {
-            self.full.push((target as u32, std::mem::take(filling)));
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn renew(filling: &mut Vec<R>, target: usize, full: &mut Vec<(u32, Vec<R>)>, pool: &Pool<R>) {
+        let filled = std::mem::replace(filling, pool.take());
+        if !filled.is_empty() {
+            full.push((target as u32, filled));
         }
     }
 
@@ -82,7 +88,8 @@ impl<R> Targets<R> {
 fn weigh<R: Record>(records: &[R]) -> u64 {
     let mut each = size_of::<R>() as u64;
     if std::mem::needs_drop::<R>() {
-        let first = records.first().and_then(|first| postcard::experimental::serialized_size(first).ok());
+        let first =
+            records.first().and_then(|first| postcard::experimental::serialized_size(first).ok());
         each += first.unwrap_or(0) as u64;
     }
     each * records.len() as u64
