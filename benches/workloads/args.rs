@@ -109,7 +109,11 @@ impl std::str::FromStr for Interval {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" { Ok(Self(None)) } else { parse_duration(text).map(|time| Self(Some(time))) }
+        if text == "off" {
+            Ok(Self(None))
+        } else {
+            parse_duration(text).map(|time| Self(Some(time)))
+        }
     }
 }
 

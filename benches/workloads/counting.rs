@@ -49,7 +49,8 @@ pub fn checked(report: Value) -> Measured {
     if report["results"].as_u64() != Some(records) {
         return Err(format!("{records} records gave {} results", report["results"]));
     }
-    let known = PUBLISHED.iter().find(|row| row.0 == records && row.1 == keys && number("load") == 0);
+    let known =
+        PUBLISHED.iter().find(|row| row.0 == records && row.1 == keys && number("load") == 0);
     match known {
         Some((_, _, digest)) if report["digest"] != *digest => Err(format!(
             "{records} records of {keys} keys gave the digest {}, not {digest}",

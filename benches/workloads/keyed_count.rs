@@ -26,7 +26,8 @@ pub fn run(args: &Args) -> Measured {
         let mut config = JobConfig::new(Name::new("keyed-count").expect("a constant name"));
         config.workers = args.workers();
         config.checkpoints.interval = args.checkpoint_interval.0;
-        let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
+        let directory =
+            tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
         // Without checkpoints nothing is kept anywhere.
         config.checkpoints.directory =
             args.checkpoint_interval.0.map(|_| directory.path().to_owned());

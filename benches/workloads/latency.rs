@@ -156,11 +156,13 @@ impl TransactionWriter for LatencyWriter {
         let now = unix_micros();
         let Some(newest) = records.last().map(|record| record.3) else { return Ok(()) };
         self.own.results += records.len() as u64;
-        let digests = records.iter().map(|record| counting::digest(&(record.0, record.1, record.2)));
+        let digests =
+            records.iter().map(|record| counting::digest(&(record.0, record.1, record.2)));
         self.own.digest = digests.fold(self.own.digest, u64::wrapping_add);
         if newest > 0 {
             let oldest = records.iter().map(|record| record.3).filter(|due| *due > 0).min();
-            let first = self.shared.first_due.fetch_min(oldest.unwrap_or(newest), Ordering::Relaxed);
+            let first =
+                self.shared.first_due.fetch_min(oldest.unwrap_or(newest), Ordering::Relaxed);
             let warm = first.saturating_add(WARM_UP.as_micros() as u64);
             if newest >= warm {
                 self.measure(now, warm, records);

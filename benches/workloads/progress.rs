@@ -40,12 +40,7 @@ pub fn schedule(args: &Args, keys: u64) -> Args {
 }
 
 /// Builds the job of a [`schedule`]. `trip` is called for every record.
-pub fn build(
-    job: &Job<'_>,
-    args: &Args,
-    trip: fn(),
-    listener: &Listener,
-) -> Result<(), JobError> {
+pub fn build(job: &Job<'_>, args: &Args, trip: fn(), listener: &Listener) -> Result<(), JobError> {
     let (records, keys) = (args.keyed_count_records(), args.keys());
     let (load, rate) = (args.load.unwrap_or(0), args.rate.unwrap_or(100_000));
     let event = move |index, due| {
@@ -54,12 +49,16 @@ pub fn build(
     };
     job.source("events", Generator::scheduled(records, load, rate, event))
         .into_keyed(|(key, value, due)| (key, (value, due)))
-        .process("count", Value::<(u64, u64)>::new("count"), move |key, (value, due), state, out| {
-            trip();
-            let state = state.or_default();
-            counting::count(state, value);
-            out.emit((*key, state.0, state.1, due));
-        })
+        .process(
+            "count",
+            Value::<(u64, u64)>::new("count"),
+            move |key, (value, due), state, out| {
+                trip();
+                let state = state.or_default();
+                counting::count(state, value);
+                out.emit((*key, state.0, state.1, due));
+            },
+        )
         .sink("results", ProgressSink { listener: Arc::clone(listener) });
     Ok(())
 }

@@ -53,7 +53,8 @@ fn run_here(args: &Args, communication: Communication) -> Measured {
         let totals = Rc::new(Cell::new((0, 0)));
         let (index, peers) = (worker.index() as u64, worker.peers() as u64);
         worker.dataflow::<u64, _, _>(|scope| {
-            let events = events(scope, records, index, peers, move |i| counting::event(i, keys, load));
+            let events =
+                events(scope, records, index, peers, move |i| counting::event(i, keys, load));
             digest(count(events), Rc::clone(&totals));
         });
         while worker.has_dataflows() {
@@ -137,7 +138,8 @@ fn run_processes(args: &Args) -> Measured {
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     let program = std::env::current_exe().map_err(|error| format!("own program: {error}"))?;
     // All held until each has its number, so that no two are the same.
-    let ports: Result<Vec<_>, _> = (0..args.processes).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
+    let ports: Result<Vec<_>, _> =
+        (0..args.processes).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
     let ports = ports.map_err(|error| format!("ports: {error}"))?;
     let addresses: Result<Vec<_>, _> = ports.iter().map(TcpListener::local_addr).collect();
     let addresses = addresses.map_err(|error| format!("ports: {error}"))?;

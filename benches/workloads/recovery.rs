@@ -97,7 +97,8 @@ fn caught_up(seen: &Mutex<Seen>, least: u64, subtasks: usize) -> Option<(u64, Ve
     let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
     let (attempt, _) = *seen.range((least, 0)..).next()?.0;
     let of_attempt = seen.range((attempt, 0)..(attempt + 1, 0));
-    let times: Vec<(u64, u64)> = of_attempt.filter_map(|(_, seen)| Some((seen.0, seen.1?))).collect();
+    let times: Vec<(u64, u64)> =
+        of_attempt.filter_map(|(_, seen)| Some((seen.0, seen.1?))).collect();
     (times.len() == subtasks).then_some((attempt, times))
 }
 

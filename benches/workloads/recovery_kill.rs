@@ -114,9 +114,8 @@ fn run_process(args: &Args, directory: &Path) -> Measured {
         let name = format!("{kind}-{}-{}", context.attempt.0, context.subtask);
         leave(&milestones.join(name), &now.to_string());
     });
-    let ran = job::execute(config, &handle, move |job| {
-        progress::build(job, &schedule, || {}, &listener)
-    });
+    let ran =
+        job::execute(config, &handle, move |job| progress::build(job, &schedule, || {}, &listener));
     let Err(error) = ran else { return Ok(Value::Null) };
     eprintln!("process: {error}");
     std::process::exit(if error.restartable() { exit::FAILED } else { exit::FATAL })

@@ -99,7 +99,8 @@ pub fn quantile(ascending: &[f64], part: f64) -> Option<f64> {
 /// Leaves the report of one process for the parent. The parent has no output of its own to confuse it with.
 pub fn leave(directory: &Path, process: usize, report: &Value) -> Result<(), String> {
     let file = directory.join(format!("process-{process}.json"));
-    std::fs::write(&file, report.to_string()).map_err(|error| format!("{}: {error}", file.display()))
+    std::fs::write(&file, report.to_string())
+        .map_err(|error| format!("{}: {error}", file.display()))
 }
 
 /// Joins the reports of all processes: what each used and made is added up, the time is the longest.
@@ -112,8 +113,10 @@ pub fn join(directory: &Path, args: &Args) -> Measured {
         reports.push(serde_json::from_str::<Value>(&text).map_err(|error| error.to_string())?);
     }
     let sum = |field: &str| reports.iter().filter_map(|report| report[field].as_f64()).sum::<f64>();
-    let whole = |field: &str| reports.iter().filter_map(|report| report[field].as_u64()).sum::<u64>();
-    let seconds = reports.iter().filter_map(|report| report["seconds"].as_f64()).fold(0.0, f64::max);
+    let whole =
+        |field: &str| reports.iter().filter_map(|report| report[field].as_u64()).sum::<u64>();
+    let seconds =
+        reports.iter().filter_map(|report| report["seconds"].as_f64()).fold(0.0, f64::max);
     let digests = reports.iter().filter_map(|report| report["digest"].as_str());
     let digest = digests
         .filter_map(|digest| u64::from_str_radix(digest, 16).ok())
