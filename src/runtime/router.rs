@@ -38,14 +38,13 @@ pub(crate) trait Route<D, R>: 'static {
 pub(crate) struct Targets<R> {
     filling: Vec<Vec<R>>,
     full: Vec<(u32, Vec<R>)>,
-    capacity: usize,
     pool: Pool<R>,
 }
 
 impl<R> Targets<R> {
     fn new(peers: usize, pool: Pool<R>) -> Self {
         let filling = (0..peers).map(|_| Vec::new()).collect();
-        Self { filling, full: Vec::new(), capacity: batch_records::<R>(), pool }
+        Self { filling, full: Vec::new(), pool }
     }
 
     /// Number of workers.
@@ -54,15 +53,22 @@ impl<R> Targets<R> {
     }
 
     /// Adds a record for a worker.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn give(&mut self, target: usize, record: R) {
         let filling = &mut self.filling[target];
-        if filling.capacity() == 0 {
-            *filling = self.pool.take();
+        // One test a record: a target without a buffer is full too.
+        if filling.len() == filling.capacity() {
+            Self::renew(filling, target, &mut self.full, &self.pool);
         }
         filling.push(record);
-        if filling.len() >= self.capacity {
-            self.full.push((target as u32, std::mem::take(filling)));
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn renew(filling: &mut Vec<R>, target: usize, full: &mut Vec<(u32, Vec<R>)>, pool: &Pool<R>) {
+        let filled = std::mem::replace(filling, pool.take());
+        if !filled.is_empty() {
+            full.push((target as u32, filled));
         }
     }
 
