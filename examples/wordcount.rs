@@ -17,11 +17,9 @@ fn main() -> highwater::Result<()> {
     highwater::run_with("wordcount", |job, args: &Args| {
         job.source("lines", Files::glob(&args.input))
             .flat_map(|line| {
-                line.split(|c: char| !c.is_alphanumeric())
-                    .map(str::to_lowercase)
-                    .collect::<Vec<_>>()
+                let words = line.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty());
+                words.map(str::to_lowercase).collect::<Vec<_>>()
             })
-            .filter(|word| !word.is_empty())
             .into_keyed(|word| (word, ()))
             .process("count", Value::<u64>::new("count"), |word, (), count, out| {
                 let count = count.or_default();

@@ -22,3 +22,8 @@ pub use protocol::key_groups::key_groups;
 
 /// The result of building or running a job.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Compiles the programs of the README, so that they stay true.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

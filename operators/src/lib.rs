@@ -1,1 +1,16 @@
-//! Operators for Highwater, written against its public API only.
+//! Operators for Highwater, written against its public API only: one operator a file, each an extension trait.
+//!
+//! | operator                                        | on            | keeps                                  |
+//! |-------------------------------------------------|---------------|----------------------------------------|
+//! | [`dedup`](Dedup::dedup)                          | `Stream`      | every key it has seen                  |
+//! | [`dedup_within`](Dedup::dedup_within)            | `Stream`      | every key, and when its records were   |
+//! | [`aggregate`](RunningAggregate::aggregate)       | `KeyedStream` | one state of the aggregate for each key |
+//! | [`aggregate_changes`](RunningAggregate::aggregate_changes) | `KeyedStream` | the same                     |
+//!
+//! All of them are stateful, so each takes a name that is unique in the job: a checkpoint finds its state by it.
+
+pub mod aggregate;
+pub mod dedup;
+
+pub use aggregate::{Aggregate, Average, Count, Max, Min, RunningAggregate, Sum, Summand};
+pub use dedup::Dedup;

@@ -12,6 +12,7 @@ use crate::cli::{CliError, NoArgs, ProgressMode, ProgressPrinter, ProgressSample
 use crate::ids::Attempt;
 use crate::job::execute::{RunRecord, execute_in_run};
 use crate::job::{Job, JobError, JobHandle};
+use crate::runtime::context::FailureKind;
 use crate::runtime::describe;
 use crate::supervisor::{self, Supervision, environment, exit};
 
@@ -34,8 +35,9 @@ pub fn run(
 ///
 /// `build` is called once for each worker and attempt, and must build the same dataflow each time.
 ///
-/// `--help`, `--print-config`, wrong flags, and `--supervise` end the process here. So does a failure in a process
-/// that a supervisor has started: the exit code tells it whether a restart can help.
+/// `--help`, `--print-config`, wrong flags, and `--supervise` end the process here. So does a failure in one of several
+/// processes: the exit code tells whoever started it whether a restart can help
+/// ([`exit`](crate::supervisor::exit)).
 ///
 /// # Errors
 /// [`JobError`] if the job cannot be built or restored, or has failed and is not restarted.
@@ -69,13 +71,19 @@ pub fn run_with<A: clap::Args + Send + Sync + 'static>(
     let record = supervised.then(SupervisedRun::of_environment).flatten();
     let record = record.as_ref().map(|record| record as &dyn RunRecord);
     let progress = Progress::start(resolved.progress, &handle, resolved.config.process);
+    let several = resolved.config.processes > 1;
     let ran = execute_in_run(resolved.config, &handle, record, move |job| build(job, &args));
     drop(progress);
     let Err(error) = ran else { return Ok(()) };
-    if supervised {
-        tracing::error!("{error}");
-        let code = if error.restartable() { exit::FAILED } else { exit::FATAL };
-        std::process::exit(code);
+    if supervised || several {
+        // Whatever is logged: this is the last word.
+        eprintln!("error: {error}");
+        std::process::exit(match error.kind() {
+            FailureKind::Fatal => exit::FATAL,
+            FailureKind::Transient => exit::FAILED,
+            FailureKind::PeerLost => exit::PEER_LOST,
+            FailureKind::Fenced => exit::FENCED,
+        });
     }
     Err(error)
 }

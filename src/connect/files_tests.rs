@@ -1,3 +1,5 @@
+//! Tests of the source of files.
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 

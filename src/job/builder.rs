@@ -16,7 +16,7 @@ use crate::runtime::context::WorkerContext;
 use crate::runtime::event_time::EventTime;
 use crate::runtime::keyed::{Context, keyed, owned_groups};
 use crate::runtime::restore::RestoreError;
-use crate::runtime::sink::{SinkEnds, sink, transactions_header};
+use crate::runtime::sink::{COMMIT_ATTEMPTS, SinkEnds, commit_delay, sink, transactions_header};
 use crate::runtime::source::{SourceStart, read_start, source, splits_header};
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
@@ -27,7 +27,7 @@ use crate::state::{Backend, Key};
 #[non_exhaustive]
 pub enum BuildError {
     /// A name is no name.
-    #[error("operator name")]
+    #[error("a name in the job")]
     Name(#[from] InvalidName),
     /// Two participants have one name.
     #[error(
@@ -238,6 +238,10 @@ impl<'scope> Job<'scope> {
         let mut seen = BTreeSet::new();
         for (index, declaration) in states.declarations().into_iter().enumerate() {
             let header = declaration.header(&name);
+            if let Err(error) = declaration.name {
+                self.error(error);
+                continue;
+            }
             if !seen.insert(header.state.clone()) {
                 self.error(BuildError::Duplicate(header.state.clone()));
             }
@@ -277,7 +281,7 @@ impl<'scope> Job<'scope> {
         for (_, transaction) in
             restored.iter().filter(|(writer, _)| *writer as usize % peers == index)
         {
-            if self.connect(&name, committer.commit(transaction)).is_none() {
+            if self.connect(&name, self.commit(&name, &mut committer, transaction)).is_none() {
                 return;
             }
         }
@@ -286,6 +290,27 @@ impl<'scope> Job<'scope> {
         let Some(writer) = self.connect(&name, to.writer(&sink_context)) else { return };
         let ends = SinkEnds { writer, committer, kept };
         sink::<S>(stream.inner, stream.origins, &self.context, &name, ends);
+    }
+
+    /// Commits a restored transaction, with as much patience as the running job has.
+    fn commit<C: Committer>(
+        &self,
+        name: &Name,
+        committer: &mut C,
+        transaction: &C::Transaction,
+    ) -> Result<(), ConnectError> {
+        let mut failures = 0;
+        loop {
+            let Err(error) = committer.commit(transaction) else { return Ok(()) };
+            failures += 1;
+            if failures == COMMIT_ATTEMPTS {
+                return Err(error);
+            }
+            let delay = commit_delay(failures);
+            let text = crate::runtime::describe(&error);
+            tracing::warn!(operator = %name, failures, "commit failed, again in {delay:?}: {text}");
+            self.context.shared.clock.sleep(delay);
+        }
     }
 
     /// All transactions of this sink that the restored checkpoint holds, each with the worker that wrote it.

@@ -10,12 +10,14 @@ use crate::config::JobConfig;
 use crate::ids::Attempt;
 use crate::job::{BuildError, Job};
 use crate::network::{self, MeshSetup, Secret};
+use crate::protocol::key_groups::MAX_PARALLELISM_LIMIT;
+use crate::protocol::plan;
 use crate::runtime::attempt::{
     Build, Environment, Running, Start, announce, claim, delete_if_cancelled, follow, run_attempt,
     run_in_place,
 };
 use crate::runtime::clock::SystemClock;
-use crate::runtime::context::{Failure, WorkerContext};
+use crate::runtime::context::{Failure, FailureKind, WorkerContext};
 use crate::runtime::counters::Counters;
 use crate::runtime::describe;
 use crate::runtime::driver::Request;
@@ -27,18 +29,22 @@ use crate::storage::memory::MemoryStorage;
 /// A job ended with a failure.
 pub struct JobError {
     what: String,
-    restartable: bool,
+    kind: FailureKind,
 }
 
 impl JobError {
     pub(crate) fn refused(what: impl Into<String>) -> Self {
-        Self { what: what.into(), restartable: false }
+        Self { what: what.into(), kind: FailureKind::Fatal }
     }
 
     /// Whether another attempt could go better: the failure was not one of configuration or of restoring.
     #[must_use]
     pub fn restartable(&self) -> bool {
-        self.restartable
+        matches!(self.kind, FailureKind::Transient | FailureKind::PeerLost)
+    }
+
+    pub(crate) fn kind(&self) -> FailureKind {
+        self.kind
     }
 }
 
@@ -63,7 +69,7 @@ impl From<Failure> for JobError {
             Some(operator) => format!("operator {operator}: {}", failure.what),
             None => failure.what,
         };
-        Self { what, restartable: failure.restartable }
+        Self { what, kind: failure.kind }
     }
 }
 
@@ -93,10 +99,15 @@ impl Default for JobHandle {
 }
 
 impl JobHandle {
-    /// Ends the job with a final checkpoint: what was read is committed, and the job can go on from there. Only the
-    /// process of worker 0 can; nothing happens if no attempt runs now.
+    /// Ends the job with a final checkpoint: what was read is committed, and the job can go on from there. If
+    /// the attempt fails before, or none runs now, the next one does so at once. Only the process of worker 0 can.
     pub fn stop(&self) {
-        self.running.request(Request::Stop);
+        self.running.request(Request::Stop { drain: false });
+    }
+
+    /// As [`stop`](Self::stop), after event time has moved to its end on what was read: an irrevocable end.
+    pub fn drain(&self) {
+        self.running.request(Request::Stop { drain: true });
     }
 
     /// Ends the job at once. It can go on from its last checkpoint.
@@ -137,6 +148,7 @@ pub(crate) fn execute_in_run(
     run: Option<&dyn RunRecord>,
     build: impl Fn(&Job<'_>) -> Result<(), JobError> + Send + Sync + 'static,
 ) -> Result<(), JobError> {
+    check(&config).map_err(JobError::refused)?;
     let storage: Arc<dyn CheckpointStorage> = match &config.checkpoints.directory {
         Some(directory) => {
             let opened = LocalStorage::open(directory);
@@ -169,6 +181,27 @@ pub(crate) fn execute_in_run(
     }
 }
 
+/// Checks what a program may have put into its configuration; the command line lets nothing else through.
+fn check(config: &JobConfig) -> Result<(), String> {
+    let JobConfig { workers, processes, process, max_parallelism, .. } = config;
+    if *workers == 0 || *processes == 0 {
+        return Err(format!(
+            "{workers} workers in {processes} processes: set workers and processes to 1 or more"
+        ));
+    }
+    if process >= processes {
+        return Err(format!("process {process} of {processes}: they are numbered from 0"));
+    }
+    if !(1..=MAX_PARALLELISM_LIMIT).contains(max_parallelism) {
+        return Err(format!(
+            "max_parallelism {max_parallelism}: set it to 1 to {MAX_PARALLELISM_LIMIT}"
+        ));
+    }
+    plan::validate(&config.checkpoints)?;
+    plan::validate_restart(&config.restart)?;
+    Ok(())
+}
+
 /// Wraps what a user's function builds into what the runtime asks for.
 pub(crate) fn builder(
     build: impl Fn(&Job<'_>) -> Result<(), JobError> + Send + Sync + 'static,
@@ -184,7 +217,8 @@ pub(crate) fn builder(
         if errors.is_empty() {
             return Ok(());
         }
-        Err(Failure { operator: None, what: errors.join("; "), restartable })
+        let kind = if restartable { FailureKind::Transient } else { FailureKind::Fatal };
+        Err(Failure { operator: None, what: errors.join("; "), kind })
     })
 }
 
@@ -195,11 +229,11 @@ fn run_process(
     run: Option<&dyn RunRecord>,
     build: &Arc<Build>,
 ) -> Result<(), Failure> {
-    let fatal = |what: String| Failure { operator: None, what, restartable: false };
+    let fatal = |what: String| Failure { operator: None, what, kind: FailureKind::Fatal };
     let network = |error: network::NetworkError| Failure {
         operator: None,
         what: describe(&error),
-        restartable: !error.is_configuration(),
+        kind: if error.is_configuration() { FailureKind::Fatal } else { FailureKind::PeerLost },
     };
     let secret = match &config.secret_file {
         Some(file) => Secret::load(file).map_err(network)?,

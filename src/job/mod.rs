@@ -1,6 +1,6 @@
 //! The API that users write against: a job, its streams, and how a program is run.
 //!
-//! A program calls [`run`] with a name and a function that builds its dataflow from a [`Job`]:
+//! A program calls [`run`](crate::run) with a name and a function that builds its dataflow from a [`Job`]:
 //!
 //! ```no_run
 //! use highwater::prelude::*;

@@ -45,7 +45,7 @@ impl<'scope, D: Record> Stream<'scope, D> {
         logic: impl FnMut(D, &mut Vec<O>) + 'static,
     ) -> Stream<'scope, O> {
         let Self { inner, job, origins } = self;
-        Stream { inner: stateless(inner, name, logic), job, origins }
+        Stream { inner: stateless(inner, job.context(), name, logic), job, origins }
     }
 
     /// Turns every record into another.

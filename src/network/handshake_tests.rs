@@ -1,3 +1,5 @@
+//! Tests of the handshake: who is let in, who is not, and what either learns.
+
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread;
@@ -253,7 +255,7 @@ fn a_peer_that_drips_bytes_gets_no_more_time_than_a_silent_one() {
                 break;
             }
             dripped += 1;
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(Duration::from_millis(10)); // A fault: a peer that is slow on purpose.
         }
         dripped
     });

@@ -1,3 +1,5 @@
+//! Tests of the heartbeat.
+
 use std::net::TcpListener;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;

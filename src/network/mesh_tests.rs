@@ -1,3 +1,5 @@
+//! Tests of the mesh: processes that come late, twice, wrongly or never.
+
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -14,7 +14,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,17 +32,23 @@ use crate::network::{Heartbeat, Mesh};
 use crate::protocol::restart::{Decision, RestartPolicy};
 use crate::runtime::board::Board;
 use crate::runtime::clock::Clock;
-use crate::runtime::context::{AttemptShared, Failure, WorkerContext};
+use crate::runtime::context::{AttemptShared, Failure, FailureKind, WorkerContext};
+use crate::runtime::coordination::TEMPORARY_AGE;
 use crate::runtime::counters::Counters;
 use crate::runtime::describe;
 use crate::runtime::driver::{AttemptControl, Driver, Request, Turns};
-use crate::runtime::executor::Executor;
+use crate::runtime::executor::{Executor, OnPanic};
 use crate::runtime::ledger::Ledger;
 use crate::runtime::restore::Restored;
 use crate::runtime::take_current_operator;
 use crate::runtime::time::Time;
 use crate::storage::CheckpointStorage;
 use crate::storage::job_store::{Claim, JobStore};
+
+/// How long the end of a job waits for storage to delete what is old.
+const END_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a restart waits for the history to be written.
+const FAILURE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Builds the dataflow of one worker.
 pub(crate) type Build =
@@ -68,28 +73,32 @@ pub(crate) struct Running(Arc<RunningState>);
 #[derive(Default)]
 struct RunningState {
     control: Mutex<Option<Arc<AttemptControl>>>,
-    cancelled: AtomicBool,
+    /// What was asked for last.
+    requested: Mutex<Option<Request>>,
 }
 
 impl Running {
     fn set(&self, control: Option<Arc<AttemptControl>>) {
         *self.0.control.lock().unwrap_or_else(PoisonError::into_inner) = control;
-        if self.cancelled() {
-            self.request(Request::Cancel); // It came while nothing ran.
+        // It came while nothing ran, or the attempt that it came to has failed.
+        if let Some(request) = self.requested() {
+            self.request(request);
         }
     }
 
     pub(crate) fn request(&self, request: Request) {
-        if request == Request::Cancel {
-            self.0.cancelled.store(true, Ordering::SeqCst);
-        }
+        *self.0.requested.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
         if let Some(control) = &*self.0.control.lock().unwrap_or_else(PoisonError::into_inner) {
             control.request(request);
         }
     }
 
+    fn requested(&self) -> Option<Request> {
+        *self.0.requested.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn cancelled(&self) -> bool {
-        self.0.cancelled.load(Ordering::SeqCst)
+        self.requested() == Some(Request::Cancel)
     }
 }
 
@@ -118,11 +127,11 @@ impl JobConfig {
 }
 
 fn fatal(what: impl Into<String>) -> Failure {
-    Failure { operator: None, what: what.into(), restartable: false }
+    Failure { operator: None, what: what.into(), kind: FailureKind::Fatal }
 }
 
 fn transient(what: impl Into<String>) -> Failure {
-    Failure { operator: None, what: what.into(), restartable: true }
+    Failure { operator: None, what: what.into(), kind: FailureKind::Transient }
 }
 
 /// Claims an attempt and decides what it starts from. `run_began` is the first attempt of this run of the program, if
@@ -139,7 +148,7 @@ pub(crate) fn claim(
     let failed = |error: &dyn std::error::Error| Failure {
         operator: None,
         what: describe(error),
-        restartable: run_began.is_some(),
+        kind: if run_began.is_some() { FailureKind::Transient } else { FailureKind::Fatal },
     };
     store
         .prepare(config.max_parallelism, env.clock.unix_ms())
@@ -233,12 +242,20 @@ pub(crate) fn run_attempt(
     build: &Arc<Build>,
 ) -> Result<(), Failure> {
     let control = Arc::new(AttemptControl::default());
-    let executor = match env.turns {
+    let executor = Arc::new(match env.turns {
         Some(_) => Executor::inline(),
-        None => Executor::threads(config.checkpoints.writer_threads, &control.cancelled)
-            .map_err(|error| fatal(format!("no thread could be started: {error}")))?,
-    };
-    let executor = Arc::new(executor);
+        None => {
+            let stop = Arc::clone(&control);
+            let on_panic: OnPanic = Arc::new(move |panic, lane| {
+                stop.cancel(panicked(panic, &format!("a {lane} thread")));
+            });
+            let threads = config.checkpoints.writer_threads;
+            Executor::threads(threads, &control.cancelled, &on_panic)
+                .map_err(|error| fatal(format!("no thread could be started: {error}")))?
+        }
+    });
+    let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
+    let claim = right.as_ref().map(|right| right.claim.clone());
     let own = config.process * config.workers;
     let shared = Arc::new(AttemptShared {
         config: config.clone(),
@@ -250,10 +267,11 @@ pub(crate) fn run_attempt(
         ledger: Ledger::new(config.parallelism(), own..own + config.workers),
         board: Board::default(),
         counters: Arc::clone(&env.counters),
-        store: JobStore::new(Arc::clone(&env.storage), config.name.clone()),
+        store: store.clone(),
         durable: config.durable(),
         restored,
     });
+    let executor = Arc::clone(&shared.executor);
     let heartbeats = mesh.is_some();
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;
     env.running.set(Some(Arc::clone(&control)));
@@ -282,14 +300,24 @@ pub(crate) fn run_attempt(
     env.running.set(None);
     let failure = control.take_failure();
     if failure.is_none() && finished == config.workers {
-        executor.finish();
+        // The process may end now: what storage was to delete would stay behind.
+        executor.finish(false, END_PATIENCE);
         if let Some(heartbeat) = heartbeat {
             heartbeat.stop();
         }
-        drop(guards.join());
+        // A peer that dies now makes timely's guard panic; the job is over all the same.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(guards.join())));
+        if let Some(claim) = claim
+            && let Err(error) = store.tidy(&claim)
+        {
+            tracing::warn!("leftovers of the attempt remain: {}", describe(&error));
+        }
         return Ok(());
     }
     executor.discard();
+    if claim.is_some() && env.turns.is_none() {
+        executor.finish(true, FAILURE_PATIENCE);
+    }
     if heartbeats {
         // The sockets' threads end with the process, which ends now.
         std::mem::forget(guards);
@@ -318,7 +346,11 @@ fn allocators(
         mesh.heartbeats,
         config.heartbeat.clone(),
         Arc::new(move |peer| {
-            lost.cancel(transient(format!("process {} is lost: {}", peer.process, peer.why)));
+            lost.cancel(Failure {
+                operator: None,
+                what: format!("process {} is lost: {}", peer.process, peer.why),
+                kind: FailureKind::PeerLost,
+            });
         }),
     )
     .map_err(|error| transient(describe(&error)))?;
@@ -354,6 +386,7 @@ fn run_worker(
         let ran = catch_unwind(AssertUnwindSafe(|| {
             let mut driver = Driver::new(&worker, shared, control);
             let context = Rc::clone(driver.context());
+            let _release = Release(Rc::clone(&context));
             worker.dataflow::<Time, _, _>(|scope| build(scope, &context))?;
             if let Some(Right { claim, retained }) = right {
                 driver.coordinate(claim, retained);
@@ -363,7 +396,8 @@ fn run_worker(
             }
             driver.run(&mut worker, turns)
         }));
-        let ran = ran.unwrap_or_else(|panic| Err(panicked(panic.as_ref(), index)));
+        let ran =
+            ran.unwrap_or_else(|panic| Err(panicked(panic.as_ref(), &format!("worker {index}"))));
         if let Err(failure) = &ran {
             tracing::debug!(worker = index, "attempt fails: {}", failure.what);
             if let Some(turns) = turns {
@@ -379,7 +413,7 @@ fn run_worker(
         finished
     }));
     let finished = ended.unwrap_or_else(|panic| {
-        let failure = panicked(panic.as_ref(), index);
+        let failure = panicked(panic.as_ref(), &format!("worker {index}"));
         if let Some(turns) = turns {
             turns.failed(&failure);
         }
@@ -392,15 +426,25 @@ fn run_worker(
     finished
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send), worker: usize) -> Failure {
+/// Takes a worker's context apart, however the worker ends.
+struct Release(Rc<WorkerContext>);
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+/// What became of a panic on `thread`, which must be the calling one.
+fn panicked(panic: &(dyn std::any::Any + Send), thread: &str) -> Failure {
     let message = panic
         .downcast_ref::<String>()
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("with a value that is no text");
     let what = match take_current_operator() {
-        Some(operator) => format!("operator {operator} on worker {worker} panicked: {message}"),
-        None => format!("worker {worker} panicked: {message}"),
+        Some(operator) => format!("operator {operator} on {thread} panicked: {message}"),
+        None => format!("{thread} panicked: {message}"),
     };
     transient(what)
 }
@@ -431,21 +475,23 @@ pub(crate) fn run_in_place(
             delete_if_cancelled(env, config);
             return Ok(());
         };
-        if !failure.restartable {
+        if !failure.restartable() {
             return Err(failure);
         }
         let random = env.turns.as_ref().map_or_else(random, |turns| turns.random());
         match policy.on_failure(env.clock.now(), random) {
             Decision::RestartAfter(delay) => {
                 env.counters.restarted();
-                tracing::error!("{}; restarting after {delay:?}", failure.what);
+                let operator = failure.operator.as_ref().map(tracing::field::display);
+                tracing::error!(operator, "{}; restarting after {delay:?}", failure.what);
                 sleep_unless_cancelled(delay, env);
                 if env.running.cancelled() {
                     return Ok(());
                 }
             }
             Decision::GiveUp { why } => {
-                return Err(fatal(format!("{}; not restarted: {why}", failure.what)));
+                let what = format!("{}; not restarted: {why}", failure.what);
+                return Err(Failure { what, kind: FailureKind::Fatal, ..failure });
             }
         }
     }
@@ -468,7 +514,10 @@ pub(crate) fn delete_if_cancelled(env: &Environment, config: &JobConfig) {
         return;
     }
     let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
-    let deleted = store.claim().and_then(|claim| store.retire(&claim, &[], &[]));
+    let deleted = store.claim().and_then(|claim| {
+        store.retire(&claim, &[], &[])?;
+        store.sweep(&claim, TEMPORARY_AGE)
+    });
     match deleted {
         Ok(_) => tracing::info!("checkpoints of the cancelled job are deleted"),
         Err(error) => tracing::warn!("checkpoints remain: {}", describe(&error)),

@@ -84,10 +84,13 @@ impl<D: Record> ParallelizationContract<Time, Batch<D>> for ByTarget {
     }
 }
 
+/// The queue of one worker.
+type Queue<D> = Box<dyn Push<Message<Time, Batch<D>>>>;
+
 /// Hands batches to the workers they name.
 pub(crate) struct TargetPusher<D> {
     /// For each worker: its queue, and whether something was pushed since the last flush.
-    targets: Vec<(Box<dyn Push<Message<Time, Batch<D>>>>, bool)>,
+    targets: Vec<(Queue<D>, bool)>,
 }
 
 impl<D> Push<Message<Time, Batch<D>>> for TargetPusher<D> {

@@ -49,7 +49,7 @@ impl Origin {
 pub(crate) struct Gate<B> {
     mode: CheckpointMode,
     open: Rc<Cell<Epoch>>,
-    waiting: VecDeque<(Epoch, B)>,
+    waiting: VecDeque<(Time, B)>,
     origins: Vec<Origin>,
     restored_event: i64,
 }
@@ -73,25 +73,33 @@ impl<B> Gate<B> {
     }
 
     /// The least event time that may still come; `i64::MAX` at end of input. Right after a restore a frontier begins
-    /// at the beginning of time; what users see of it does not go back (I9).
+    /// at the beginning of time; what users see of it does not go back (I9). What is held has left the frontier
+    /// behind and is still to come: its records would be late otherwise.
     pub(crate) fn event(&self, frontier: &MutableAntichain<Time>) -> i64 {
-        let least = frontier.frontier().iter().map(|time| time.event).min();
+        let held = self.waiting.iter().map(|(time, _)| time.event);
+        let least = frontier.frontier().iter().map(|time| time.event).chain(held).min();
         least.unwrap_or(i64::MAX).max(self.restored_event)
     }
 
     /// Whether a batch of `epoch` may be processed now.
+    ///
+    /// # Panics
+    /// If the barrier of `epoch` has passed (I3): what came before us has sent behind its own barrier.
     pub(crate) fn admits(&self, epoch: Epoch) -> bool {
-        epoch <= self.open.get() || self.mode == CheckpointMode::AtLeastOnce
+        let open = self.open.get();
+        assert!(epoch >= open, "I3: a batch of epoch {epoch} came when {open} was open");
+        epoch <= open || self.mode == CheckpointMode::AtLeastOnce
     }
 
     /// Holds a batch back.
-    pub(crate) fn hold(&mut self, epoch: Epoch, batch: B) {
-        self.waiting.push_back((epoch, batch));
+    pub(crate) fn hold(&mut self, time: Time, batch: B) {
+        self.waiting.push_back((time, batch));
     }
 
     /// Whether the barrier of the open epoch has passed all inputs. At end of input it never does: there is no
-    /// checkpoint any more.
-    pub(crate) fn barrier_passed(&self, frontiers: &[&MutableAntichain<Time>]) -> bool {
+    /// checkpoint any more, and what is still held is of no checkpoint either. It is dropped, since with it goes the
+    /// right to send, which would keep a cancelled job from its end.
+    pub(crate) fn barrier_passed(&mut self, frontiers: &[&MutableAntichain<Time>]) -> bool {
         let open = self.open.get();
         let mut ended = true;
         for frontier in frontiers {
@@ -101,6 +109,9 @@ impl<B> Gate<B> {
                     return false;
                 }
             }
+        }
+        if ended {
+            self.waiting.clear();
         }
         !ended
     }
@@ -116,7 +127,7 @@ impl<B> Gate<B> {
     /// The next batch that was held back and may be processed now, in the order of arrival.
     pub(crate) fn next_open(&mut self) -> Option<B> {
         let open = self.open.get();
-        let at = self.waiting.iter().position(|(epoch, _)| *epoch <= open)?;
+        let at = self.waiting.iter().position(|(time, _)| time.epoch() <= open)?;
         self.waiting.remove(at).map(|(_, batch)| batch)
     }
 }
@@ -139,7 +150,7 @@ mod tests {
     #[test]
     fn a_gate_opens_only_when_every_input_has_passed_its_epoch() {
         // I1
-        let gate = Gate::<()>::new(CheckpointMode::ExactlyOnce, Epoch(1), Vec::new());
+        let mut gate = Gate::<()>::new(CheckpointMode::ExactlyOnce, Epoch(1), Vec::new());
         assert!(!gate.admits(Epoch(2)));
         assert!(!gate.barrier_passed(&[&frontier(&[2]), &frontier(&[1])]));
         assert!(gate.barrier_passed(&[&frontier(&[2]), &frontier(&[2])]));
@@ -148,11 +159,19 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "I3")]
+    fn a_batch_from_behind_its_barrier_ends_the_attempt() {
+        let mut gate = Gate::<()>::new(CheckpointMode::ExactlyOnce, Epoch(1), Vec::new());
+        gate.advance();
+        gate.admits(Epoch(1));
+    }
+
+    #[test]
     fn what_a_gate_held_comes_out_in_the_order_of_arrival_and_of_epochs() {
         let mut gate = Gate::new(CheckpointMode::ExactlyOnce, Epoch(1), Vec::new());
-        gate.hold(Epoch(3), 'c');
-        gate.hold(Epoch(2), 'a');
-        gate.hold(Epoch(2), 'b');
+        gate.hold(Time::new(Epoch(3), 0), 'c');
+        gate.hold(Time::new(Epoch(2), 0), 'a');
+        gate.hold(Time::new(Epoch(2), 0), 'b');
         assert_eq!(gate.next_open(), None);
         gate.advance();
         assert_eq!(
@@ -161,5 +180,26 @@ mod tests {
         );
         gate.advance();
         assert_eq!(gate.next_open(), Some('c'));
+    }
+
+    #[test]
+    fn event_time_does_not_pass_what_a_gate_holds() {
+        let mut gate = Gate::new(CheckpointMode::ExactlyOnce, Epoch(1), Vec::new());
+        gate.hold(Time::new(Epoch(2), 100), ());
+        let mut later = MutableAntichain::new();
+        later.update_iter([(Time { epoch: 2, event: 500 }, 1)]);
+        assert_eq!(gate.event(&later), 100);
+        gate.advance();
+        assert_eq!(gate.next_open(), Some(()));
+        assert_eq!(gate.event(&later), 500);
+    }
+
+    #[test]
+    fn what_a_gate_holds_at_the_end_of_input_does_not_keep_the_job_from_its_end() {
+        let capability = Rc::new(());
+        let mut gate = Gate::new(CheckpointMode::ExactlyOnce, Epoch(1), Vec::new());
+        gate.hold(Time::new(Epoch(2), 0), Rc::clone(&capability));
+        assert!(!gate.barrier_passed(&[&frontier(&[])]));
+        assert_eq!(Rc::strong_count(&capability), 1);
     }
 }

@@ -22,7 +22,9 @@ use crate::runtime::scope_name;
 use crate::runtime::time::Time;
 
 /// Records that a channel releases in one step, at the most.
-const RELEASE_RECORDS_MAX: usize = 1 << 16;
+///
+/// What a record costs shows only after a step; so this also bounds how long one step takes when records become slow.
+const RELEASE_RECORDS_MAX: usize = 1 << 13;
 
 /// A batch in the queue: what is left of it, and the right to send at its time.
 struct Waiting<D> {

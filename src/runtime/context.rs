@@ -1,7 +1,8 @@
 //! What the operators of one worker share: its epoch, who takes part in checkpoints, and what they have handed in.
 
+use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::runtime::counters::Counters;
 use crate::runtime::executor::{Executor, Lane, Task};
 use crate::runtime::ledger::Ledger;
 use crate::runtime::mailbox::Mailbox;
+use crate::runtime::pool::Pool;
 use crate::runtime::restore::Restored;
 use crate::storage::job_store::JobStore;
 
@@ -86,6 +88,10 @@ pub(crate) trait SourceControl {
     fn assign(&self, splits: Vec<Vec<u8>>);
     /// Stops reading, and moves event time to its end.
     fn drain(&self);
+    /// Called when a moment that the source asked to be called at has come.
+    fn tick(&self, now: Duration);
+    /// When it wants to be called again.
+    fn deadline(&self) -> Option<Duration>;
 }
 
 /// A sink instance, as the driver sees it.
@@ -107,8 +113,27 @@ pub(crate) trait SinkControl {
 pub(crate) struct Failure {
     pub(crate) operator: Option<Name>,
     pub(crate) what: String,
+    pub(crate) kind: FailureKind,
+}
+
+/// What a failure means for what comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    /// No restart can help.
+    Fatal,
+    /// Another attempt could go better.
+    Transient,
+    /// Another process is gone; the cause is to be looked for there.
+    PeerLost,
+    /// A newer attempt has taken over.
+    Fenced,
+}
+
+impl Failure {
     /// Whether another attempt could go better.
-    pub(crate) restartable: bool,
+    pub(crate) fn restartable(&self) -> bool {
+        matches!(self.kind, FailureKind::Transient | FailureKind::PeerLost)
+    }
 }
 
 /// What the operators of one worker share. Lives on the worker's thread.
@@ -132,11 +157,15 @@ pub(crate) struct WorkerContext {
     pub(crate) sinks: RefCell<Vec<Rc<dyn SinkControl>>>,
     pub(crate) outgoing: RefCell<Vec<(Option<usize>, Control)>>,
     failure: RefCell<Option<Failure>>,
+    /// The epoch that the final checkpoint closes, while one is in progress or complete.
+    final_epoch: Cell<Option<Epoch>>,
     finish: Cell<bool>,
     /// How long the last step of the worker took, and its number.
     pub(crate) last_step: Cell<(u64, Duration)>,
     /// Bytes that channels of this worker have released, since the attempt began.
     pub(crate) taken_bytes: Cell<u64>,
+    /// By the type of record.
+    pools: RefCell<HashMap<TypeId, Rc<dyn Any>>>,
     /// Tasks that no lane had room for.
     backlog: RefCell<Vec<(Lane, Task)>>,
 }
@@ -166,15 +195,24 @@ impl WorkerContext {
             sinks: RefCell::default(),
             outgoing: RefCell::default(),
             failure: RefCell::default(),
+            final_epoch: Cell::new(None),
             finish: Cell::new(false),
             last_step: Cell::new((0, Duration::ZERO)),
             taken_bytes: Cell::new(0),
+            pools: RefCell::default(),
             backlog: RefCell::default(),
         }
     }
 
     pub(crate) fn config(&self) -> &JobConfig {
         &self.shared.config
+    }
+
+    /// The worker's empty buffers for one type of record.
+    pub(crate) fn pool<D: 'static>(&self) -> Pool<D> {
+        let mut pools = self.pools.borrow_mut();
+        let pool = pools.entry(TypeId::of::<D>()).or_insert_with(|| Rc::new(Pool::<D>::default()));
+        pool.downcast_ref::<Pool<D>>().expect("kept under the type of its records").clone()
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -314,7 +352,7 @@ impl WorkerContext {
         self.fail(Failure {
             operator: Some(operator.clone()),
             what: crate::runtime::describe(error),
-            restartable: true,
+            kind: FailureKind::Transient,
         });
     }
 
@@ -324,6 +362,20 @@ impl WorkerContext {
 
     pub(crate) fn take_failure(&self) -> Option<Failure> {
         self.failure.borrow_mut().take()
+    }
+
+    /// The epoch that the final checkpoint closes. What is read beyond it would be read again by the next run, and
+    /// seen twice in sinks that show their records at once.
+    pub(crate) fn final_epoch(&self) -> Option<Epoch> {
+        self.final_epoch.get()
+    }
+
+    /// A final checkpoint begins, or was aborted: then the job goes on until the next.
+    pub(crate) fn set_final(&self, epoch: Option<Epoch>) {
+        self.final_epoch.set(epoch);
+        for activator in self.origins.borrow().iter() {
+            activator.activate();
+        }
     }
 
     /// The job is over: sources let go of their capabilities.
@@ -338,9 +390,21 @@ impl WorkerContext {
         self.finish.get()
     }
 
-    /// Hands a task to a lane, now or as soon as there is room.
+    /// Lets go of the operators, which hold this context: nothing of the attempt would be freed otherwise, its
+    /// threads included.
+    pub(crate) fn release(&self) {
+        self.sources.take();
+        self.sinks.take();
+        self.assemblies.take();
+        self.assembled.take();
+        self.backlog.take();
+    }
+
+    /// Hands a task to a lane, now or as soon as there is room, behind those that wait for room already.
     pub(crate) fn submit(&self, lane: Lane, task: Task) {
-        if let Err(task) = self.shared.executor.submit(lane, task) {
+        if self.backlog.borrow().iter().any(|(waiting, _)| *waiting == lane) {
+            self.backlog.borrow_mut().push((lane, task));
+        } else if let Err(task) = self.shared.executor.submit(lane, task) {
             self.backlog.borrow_mut().push((lane, task));
         }
     }

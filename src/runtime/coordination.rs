@@ -1,8 +1,8 @@
 //! Worker 0's second job: it carries out what the coordinator decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::format::manifest::{Manifest, ManifestKind, PartRef};
@@ -11,17 +11,17 @@ use crate::ids::Epoch;
 use crate::protocol::abort::{AbortReason, JobFailure, Outcome};
 use crate::protocol::coordinator::{Coordinator, CoordinatorSetup, Effect, Event};
 use crate::runtime::clock::Clock;
-use crate::runtime::context::{Failure, WorkerContext};
+use crate::runtime::context::{Failure, FailureKind, WorkerContext};
 use crate::runtime::control::Control;
 use crate::runtime::describe;
 use crate::runtime::executor::Lane;
 use crate::runtime::mailbox::Letter;
-use crate::storage::job_store::{Claim, JobStore, JobStoreError};
+use crate::storage::job_store::{Claim, HISTORY_MAX, JobStore, JobStoreError};
 
 type Part = (PartRef, WorkerTimings);
 
 /// Temporary files older than this are of writers that are dead.
-const TEMPORARY_AGE: Duration = Duration::from_secs(600);
+pub(crate) const TEMPORARY_AGE: Duration = Duration::from_secs(600);
 
 /// What is known of a checkpoint until it is recorded.
 #[derive(Default)]
@@ -39,7 +39,11 @@ pub(crate) struct Coordination {
     context: Rc<WorkerContext>,
     progress: BTreeMap<Epoch, Progress>,
     effects: Vec<Effect<Part>>,
+    unrecorded: Unrecorded,
 }
+
+/// Records of the history that are not written yet. On a full disk they wait, and those that tell of it most of all.
+type Unrecorded = Arc<Mutex<VecDeque<CheckpointRecord>>>;
 
 impl Coordination {
     pub(crate) fn new(claim: Claim, retained: Vec<Epoch>, context: &Rc<WorkerContext>) -> Self {
@@ -57,8 +61,14 @@ impl Coordination {
         });
         let claim = Arc::new(claim);
         let context = Rc::clone(context);
-        let coordination =
-            Self { machine, claim, context, progress: BTreeMap::new(), effects: Vec::new() };
+        let coordination = Self {
+            machine,
+            claim,
+            context,
+            progress: BTreeMap::new(),
+            effects: Vec::new(),
+            unrecorded: Unrecorded::default(),
+        };
         coordination.housekeeping("removing what dead attempts left", |store, claim| {
             store.sweep(claim, TEMPORARY_AGE).map(drop)
         });
@@ -116,7 +126,7 @@ impl Coordination {
                 let progress = Progress { triggered_unix_ms, ..Progress::default() };
                 self.progress.insert(epoch, progress);
                 self.context.shared.counters.set_in_progress(self.progress.len() as u32);
-                self.context.send(None, Control::Begin { epoch });
+                self.context.send(None, Control::Begin { epoch, last });
             }
             Effect::Publish { epoch, last, parts } => self.publish(epoch, last, parts),
             Effect::Complete { epoch, last } => {
@@ -148,7 +158,10 @@ impl Coordination {
             Effect::Fail { reason } => self.context.fail(Failure {
                 operator: None,
                 what: reason.to_string(),
-                restartable: !matches!(reason, JobFailure::Fenced { .. }),
+                kind: match reason {
+                    JobFailure::Fenced { .. } => FailureKind::Fenced,
+                    _ => FailureKind::Transient,
+                },
             }),
         }
     }
@@ -175,8 +188,11 @@ impl Coordination {
         self.io(move |store, claim| {
             let start = clock.now();
             // A job that keeps nothing has nothing to publish; its final checkpoint only orders the commits.
-            let result =
-                if durable { publish_for_certain(store, claim, &manifest, &*clock) } else { Ok(()) };
+            let result = if durable {
+                publish_for_certain(store, claim, &manifest, &*clock)
+            } else {
+                Ok(())
+            };
             let publish_us = clock.now().saturating_sub(start).as_micros() as u64;
             mailbox.post(Letter::Publish { epoch, publish_us, result });
         });
@@ -204,6 +220,7 @@ impl Coordination {
         };
         if outcome.result.is_ok() {
             tracing::info!(
+                job = %self.context.config().name,
                 attempt = record.attempt.0,
                 epoch = record.epoch.0,
                 bytes = record.bytes,
@@ -213,7 +230,19 @@ impl Coordination {
             );
         }
         self.context.shared.counters.checkpoint(&record, outcome.ended - outcome.triggered);
-        self.housekeeping("writing the checkpoint history", move |store, _| store.record(&record));
+        let unrecorded = Arc::clone(&self.unrecorded);
+        self.housekeeping("writing the checkpoint history", move |store, _| {
+            let mut unrecorded = unrecorded.lock().unwrap_or_else(PoisonError::into_inner);
+            unrecorded.push_back(record);
+            if unrecorded.len() > HISTORY_MAX {
+                unrecorded.pop_front();
+            }
+            while let Some(record) = unrecorded.front() {
+                store.record(record)?;
+                unrecorded.pop_front();
+            }
+            Ok(())
+        });
     }
 
     /// Does something that matters to nobody's correctness. A failure is logged.

@@ -21,7 +21,7 @@ use crate::ids::{Epoch, Name};
 use crate::protocol::abort::AbortReason;
 use crate::protocol::coordinator::Event;
 use crate::protocol::flow::Budget;
-use crate::runtime::context::{Assembled, AttemptShared, Failure, WorkerContext};
+use crate::runtime::context::{Assembled, AttemptShared, Failure, FailureKind, WorkerContext};
 use crate::runtime::control::{Control, ControlPlane};
 use crate::runtime::coordination::Coordination;
 use crate::runtime::executor::{Executor, Lane};
@@ -39,8 +39,8 @@ const BUDGET_INTERVAL: Duration = Duration::from_millis(10);
 /// What someone outside asks a running attempt for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// A final checkpoint, then the end.
-    Stop,
+    /// A final checkpoint, then the end. `drain`: event time moves to its end first.
+    Stop { drain: bool },
     /// The end.
     Cancel,
 }
@@ -210,8 +210,11 @@ impl Driver {
     /// Everything between two steps.
     fn turn(&mut self) -> Result<(), Failure> {
         while let Some(frame) = self.control.receive() {
-            let (from, control) =
-                frame.map_err(|what| Failure { operator: None, what, restartable: true })?;
+            let (from, control) = frame.map_err(|what| Failure {
+                operator: None,
+                what,
+                kind: FailureKind::Transient,
+            })?;
             self.frame(from, control);
         }
         while let Ok(letter) = self.letters.try_recv() {
@@ -229,6 +232,9 @@ impl Driver {
         for sink in self.context.sinks.borrow().iter() {
             sink.tick(now);
         }
+        for source in self.context.sources.borrow().iter() {
+            source.tick(now);
+        }
         self.start_part();
         self.context.submit_backlog();
         self.flow_control(now);
@@ -240,7 +246,13 @@ impl Driver {
     fn frame(&mut self, from: usize, control: Control) {
         let context = &self.context;
         match control {
-            Control::Begin { epoch } => context.begin(epoch),
+            Control::Begin { epoch, last } => {
+                // Before sources hear of it: they read no further than the final barrier.
+                if last {
+                    context.set_final(Some(epoch));
+                }
+                context.begin(epoch);
+            }
             Control::Complete { epoch, last } => {
                 context.end(epoch);
                 for sink in context.sinks.borrow().iter() {
@@ -262,6 +274,9 @@ impl Driver {
                     );
                 }
                 context.end(epoch);
+                if context.final_epoch() == Some(epoch) {
+                    context.set_final(None);
+                }
             }
             Control::Drain => {
                 for source in context.sources.borrow().iter() {
@@ -310,7 +325,7 @@ impl Driver {
                 requests.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
             };
             match request {
-                Some(Request::Stop) => self.coordinator(Event::Stop { drain: false }),
+                Some(Request::Stop { drain }) => self.coordinator(Event::Stop { drain }),
                 Some(Request::Cancel) => self.coordinator(Event::Cancel),
                 None => return,
             }
@@ -331,7 +346,7 @@ impl Driver {
                             context.fail(Failure {
                                 operator: operator.clone(),
                                 what: why.clone(),
-                                restartable: true,
+                                kind: FailureKind::Transient,
                             });
                         }
                         let operator = operator.map(|name| name.to_string());
@@ -423,9 +438,16 @@ impl Driver {
         let now = self.context.now();
         let coordinator = self.coordination.as_ref().and_then(Coordination::deadline);
         let sinks = self.context.sinks.borrow();
-        let deadlines = sinks.iter().filter_map(|sink| sink.deadline()).chain(coordinator);
+        let sources = self.context.sources.borrow();
+        let deadlines = sinks.iter().filter_map(|sink| sink.deadline());
+        let deadlines = deadlines.chain(sources.iter().filter_map(|source| source.deadline()));
+        let deadlines = deadlines.chain(coordinator);
         let first = deadlines.map(|deadline| deadline.saturating_sub(now)).min();
         let mut park = first.unwrap_or(PARK_MAX).min(PARK_MAX);
+        // The sender may be waiting for it, and then nothing else would wake us.
+        if self.context.shared.ledger.has_unreported(self.context.index) {
+            park = park.min(self.report_at.saturating_sub(now));
+        }
         if self.context.backlogged() || !self.waiting_parts.is_empty() {
             park = park.min(Duration::from_millis(1));
         }

@@ -22,9 +22,11 @@ use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession};
 
 use crate::connect::Record;
 use crate::format::{SectionHeader, SectionKind};
-use crate::ids::Name;
+use crate::ids::{InvalidName, Name};
+use crate::protocol::key_groups::key_groups;
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{Contribution, SectionTask, WorkerContext};
+use crate::runtime::pool::Pool;
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
 use crate::runtime::states::States;
@@ -68,7 +70,8 @@ where
     hashes: Vec<u64>,
     out: Vec<O>,
     out_max: usize,
-    _record: std::marker::PhantomData<fn(K, V)>,
+    inputs: Pool<(K, V)>,
+    outputs: Pool<O>,
 }
 
 impl<K, V, S, O, F> Processor<K, V, S, O, F>
@@ -90,6 +93,10 @@ where
         self.hashes.clear();
         self.hashes.extend(records.iter().map(|(key, _)| stable_hash(key)));
         S::prefetch(&self.tables, &self.hashes);
+        // The buffer goes away with every batch.
+        if self.out.capacity() == 0 {
+            self.out = self.outputs.take();
+        }
         let mut session = output.session_with_builder(capability);
         for ((key, value), hash) in records.drain(..).zip(&self.hashes) {
             let mut state = S::access(&mut self.tables, *hash, &key);
@@ -97,12 +104,13 @@ where
             (self.logic)(&key, value, &mut state, &mut context);
             if self.out.len() >= self.out_max {
                 session.give_container(&mut self.out);
-                self.out.reserve_exact(self.out_max);
+                self.out = self.outputs.take();
             }
         }
         if !self.out.is_empty() {
             session.give_container(&mut self.out);
         }
+        self.inputs.give(std::mem::take(records));
     }
 }
 
@@ -137,7 +145,8 @@ where
         hashes: Vec::new(),
         out: Vec::new(),
         out_max: batch_records::<O>(),
-        _record: std::marker::PhantomData,
+        inputs: context.pool(),
+        outputs: context.pool(),
     };
     let operator = scope_name(name.as_str());
     let name = name.clone();
@@ -152,7 +161,8 @@ where
                 if gate.admits(epoch) {
                     processor.process(&capability, records, event, &mut output);
                 } else {
-                    gate.hold(epoch, (capability.retain(0), std::mem::take(records)));
+                    let time = *capability.time();
+                    gate.hold(time, (capability.retain(0), std::mem::take(records)));
                 }
             });
             while gate.barrier_passed(&[frontier]) {
@@ -190,7 +200,7 @@ fn freeze<K: Key, S: States<K>>(
 /// What a state is, as the program declares it.
 #[derive(Clone, Debug)]
 pub struct StateDeclaration {
-    pub(crate) name: Name,
+    pub(crate) name: Result<Name, InvalidName>,
     pub(crate) type_name: String,
     pub(crate) type_version: u32,
 }
@@ -199,7 +209,8 @@ impl StateDeclaration {
     pub(crate) fn header(&self, operator: &Name) -> SectionHeader {
         SectionHeader {
             operator: operator.clone(),
-            state: self.name.clone(),
+            // A wrong name is an error of the build; such a job never runs.
+            state: self.name.clone().unwrap_or_else(|_| Name::new("_").expect("a constant name")),
             kind: SectionKind::KeyedValue,
             type_name: self.type_name.clone(),
             type_version: self.type_version,
@@ -209,5 +220,5 @@ impl StateDeclaration {
 
 /// The key groups of this worker.
 pub(crate) fn owned_groups(context: &WorkerContext) -> Range<u16> {
-    crate::key_groups(context.config().max_parallelism, context.peers, context.index)
+    key_groups(context.config().max_parallelism, context.peers, context.index)
 }

@@ -55,6 +55,12 @@ impl Ledger {
         if at.load(Ordering::Relaxed) == 0 { 0 } else { at.swap(0, Ordering::Relaxed) as u64 }
     }
 
+    /// Whether worker `to` has taken something that it has not reported.
+    pub(crate) fn has_unreported(&self, to: usize) -> bool {
+        let row = &self.unreported[to * self.peers..(to + 1) * self.peers];
+        row.iter().any(|bytes| bytes.load(Ordering::Relaxed) > 0)
+    }
+
     /// A report of worker `to` in another process: it has taken `bytes` that `from` had sent, and has room for
     /// `budget` bytes.
     pub(crate) fn reported(&self, from: usize, to: usize, bytes: u64, budget: u64) {
@@ -123,10 +129,12 @@ mod tests {
         let sender = Ledger::new(2, 0..1);
         sender.sent(0, 1, 70);
         receiver.taken(0, 1, 70);
+        assert!(receiver.has_unreported(1) && !receiver.has_unreported(0));
         let bytes = receiver.take_unreported(0, 1);
         sender.reported(0, 1, bytes, 500);
         assert_eq!(sender.outstanding(0, 1), 0);
         assert_eq!(sender.budget(1), 500);
         assert_eq!(receiver.take_unreported(0, 1), 0);
+        assert!(!receiver.has_unreported(1));
     }
 }

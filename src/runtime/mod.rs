@@ -20,6 +20,7 @@ pub mod keyed;
 pub(crate) mod ledger;
 pub(crate) mod mailbox;
 pub(crate) mod pace;
+pub(crate) mod pool;
 pub(crate) mod restore;
 pub(crate) mod router;
 pub(crate) mod sink;
@@ -27,6 +28,8 @@ pub(crate) mod snapshot;
 pub(crate) mod source;
 pub(crate) mod stateless;
 pub mod states;
+#[cfg(test)]
+mod tests;
 pub mod time;
 
 thread_local! {

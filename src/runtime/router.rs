@@ -14,6 +14,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use crate::connect::Record;
 use crate::runtime::batch::Batch;
 use crate::runtime::context::WorkerContext;
+use crate::runtime::pool::Pool;
 use crate::runtime::scope_name;
 use crate::runtime::time::Time;
 
@@ -23,6 +24,9 @@ pub(crate) const fn batch_records<D>() -> usize {
     let records = (16 << 10) / size;
     if records < 16 { 16 } else { records }
 }
+
+/// What a batch takes beside its records, with its place in a queue. Units: bytes.
+const BATCH_BYTES: u64 = 128;
 
 /// Where the records of one input batch go.
 pub(crate) trait Route<D, R>: 'static {
@@ -34,13 +38,13 @@ pub(crate) trait Route<D, R>: 'static {
 pub(crate) struct Targets<R> {
     filling: Vec<Vec<R>>,
     full: Vec<(u32, Vec<R>)>,
-    capacity: usize,
+    pool: Pool<R>,
 }
 
 impl<R> Targets<R> {
-    fn new(peers: usize) -> Self {
+    fn new(peers: usize, pool: Pool<R>) -> Self {
         let filling = (0..peers).map(|_| Vec::new()).collect();
-        Self { filling, full: Vec::new(), capacity: batch_records::<R>() }
+        Self { filling, full: Vec::new(), pool }
     }
 
     /// Number of workers.
@@ -49,15 +53,22 @@ impl<R> Targets<R> {
     }
 
     /// Adds a record for a worker.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn give(&mut self, target: usize, record: R) {
         let filling = &mut self.filling[target];
-        if filling.capacity() == 0 {
-            filling.reserve_exact(self.capacity);
+        // One test a record: a target without a buffer is full too.
+        if filling.len() == filling.capacity() {
+            Self::renew(filling, target, &mut self.full, &self.pool);
         }
         filling.push(record);
-        if filling.len() >= self.capacity {
-            self.full.push((target as u32, std::mem::take(filling)));
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn renew(filling: &mut Vec<R>, target: usize, full: &mut Vec<(u32, Vec<R>)>, pool: &Pool<R>) {
+        let filled = std::mem::replace(filling, pool.take());
+        if !filled.is_empty() {
+            full.push((target as u32, filled));
         }
     }
 
@@ -76,7 +87,8 @@ impl<R> Targets<R> {
 }
 
 /// Estimates what a batch weighs: the size of its records, and for records that own memory what the first one would
-/// take on the wire, which is about what it owns.
+/// take on the wire, which is about what it owns. The batch itself counts too: a queue of batches of few records, or of
+/// records without size, takes memory as well.
 fn weigh<R: Record>(records: &[R]) -> u64 {
     let mut each = size_of::<R>() as u64;
     if std::mem::needs_drop::<R>() {
@@ -84,7 +96,7 @@ fn weigh<R: Record>(records: &[R]) -> u64 {
             records.first().and_then(|first| postcard::experimental::serialized_size(first).ok());
         each += first.unwrap_or(0) as u64;
     }
-    each * records.len() as u64
+    BATCH_BYTES + each * records.len() as u64
 }
 
 /// Builds a router.
@@ -101,13 +113,18 @@ pub(crate) fn router<'scope, D: Record, R: Record>(
     let context = Rc::clone(context);
     let scope = scope_name(name);
     builder.build(move |_capabilities| {
-        let mut targets = Targets::new(context.peers);
+        let inputs = context.pool::<D>();
+        let mut targets = Targets::new(context.peers, context.pool());
         move |_frontiers| {
             let _scope = scope.enter();
             let mut output = output.activate();
             let mut send = |targets: &mut Targets<R>, capability: &InputCapability<Time>| {
                 let mut session = output.session_with_builder(capability);
                 for (target, records) in targets.full.drain(..) {
+                    // Timely does not count a message without records, so a barrier would not wait for it.
+                    if records.is_empty() {
+                        continue;
+                    }
                     let weight = weigh(&records);
                     context.shared.ledger.sent(context.index, target as usize, weight);
                     let from = context.index as u32;
@@ -122,6 +139,7 @@ pub(crate) fn router<'scope, D: Record, R: Record>(
                     send(&mut targets, &before);
                 }
                 route.route(records, &mut targets);
+                inputs.give(std::mem::take(records));
                 send(&mut targets, &capability);
                 current = Some(capability);
             });
@@ -132,4 +150,15 @@ pub(crate) fn router<'scope, D: Record, R: Record>(
         }
     });
     routed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::weigh;
+
+    #[test]
+    fn records_without_size_weigh_something_too() {
+        assert!(weigh(&[()]) > 0);
+        assert!(weigh(&["a".repeat(1000)]) > 1000 + weigh::<String>(&[]));
+    }
 }

@@ -44,7 +44,12 @@ use crate::runtime::scope_name;
 use crate::runtime::time::Time;
 
 /// Attempts to commit before the job fails; it is restarted and commits again.
-const COMMIT_ATTEMPTS: u32 = 10;
+pub(crate) const COMMIT_ATTEMPTS: u32 = 10;
+
+/// How long a commit waits that has failed so many times.
+pub(crate) fn commit_delay(failures: u32) -> Duration {
+    Duration::from_millis(50 << failures.min(7))
+}
 
 /// A pre-committed transaction. Whoever writes a part first finishes the pre-commit, also for barriers whose own
 /// checkpoint was aborted before its part was written.
@@ -120,9 +125,11 @@ where
         let committer = Arc::clone(&self.committer);
         let mailbox = self.context.mailbox.clone();
         let sink = self.index;
+        let name = self.name.to_string();
         self.context.submit(
             Lane::Commits,
             Box::new(move || {
+                let _scope = scope_name(&name).enter();
                 let mut committer = committer.lock().unwrap_or_else(PoisonError::into_inner);
                 let result = slots.iter().try_for_each(|slot| committer.commit(&resolve(slot)?));
                 mailbox.post(Letter::Commit { sink, result: result.map(|()| through) });
@@ -168,7 +175,7 @@ where
                     commits.context.fail_operator(&commits.name, &error);
                     return;
                 }
-                let delay = Duration::from_millis(50 << commits.failures.min(7));
+                let delay = commit_delay(commits.failures);
                 tracing::warn!(
                     operator = %commits.name, worker = commits.context.index,
                     failures = commits.failures, "commit failed, trying again in {delay:?}: {text}"
@@ -237,6 +244,7 @@ pub(crate) fn sink<'scope, S: Sink>(
     let context = Rc::clone(context);
     let operator = scope_name(name.as_str());
     let name = name.clone();
+    let inputs = context.pool::<S::Record>();
     builder.build(move |_capabilities| {
         move |frontiers| {
             let _scope = operator.enter();
@@ -245,8 +253,9 @@ pub(crate) fn sink<'scope, S: Sink>(
                 let epoch = capability.time().epoch();
                 if gate.admits(epoch) {
                     write(&mut writer, records, &context, &name);
+                    inputs.give(std::mem::take(records));
                 } else {
-                    gate.hold(epoch, std::mem::take(records));
+                    gate.hold(*capability.time(), std::mem::take(records));
                 }
             });
             while gate.barrier_passed(&[frontier]) && !context.failed() {

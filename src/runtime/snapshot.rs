@@ -8,7 +8,7 @@ use crate::format::part::{PartHeader, PartWriter, SectionIndex};
 use crate::format::record::WorkerTimings;
 use crate::ids::Name;
 use crate::runtime::context::{Assembled, AttemptShared, SectionFailure};
-use crate::runtime::describe;
+use crate::runtime::{describe, scope_name};
 
 /// A part could not be made.
 #[derive(Debug)]
@@ -49,6 +49,7 @@ pub(crate) fn write_part(
     let mut writer = PartWriter::new(output, &header).map_err(broken)?;
     for (header, task) in assembled.sections {
         let operator = header.operator.clone();
+        let _scope = scope_name(operator.as_str()).enter();
         let written = writer
             .section(&header)
             .map_err(SectionFailure::from)

@@ -11,7 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,7 @@ use crate::runtime::context::{Contribution, SectionTask, SourceControl, WorkerCo
 use crate::runtime::control::Control;
 use crate::runtime::event_time::EventTime;
 use crate::runtime::pace::Pace;
+use crate::runtime::pool::Pool;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
@@ -40,8 +41,11 @@ use crate::runtime::time::Time;
 const READ_RECORDS_MAX: usize = 8192;
 /// How long a source waits that flow control has stopped.
 const BLOCKED_WAIT: Duration = Duration::from_micros(500);
-/// How long a source waits for a gate at the most. The gate activates it when it opens.
+/// How long a source waits at the most for a gate, or for the end of the job. Both activate it.
 const GATED_WAIT: Duration = Duration::from_millis(100);
+
+/// An idle source looks at the others this much less often while they do not move either. Units: watermark intervals.
+const IDLE_INTERVALS: u32 = 10;
 
 /// A split as checkpoints keep it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -105,9 +109,12 @@ struct OpenSplit<S: Source> {
     wait_until: Duration,
 }
 
-/// What the driver tells a source instance.
+/// What the driver tells a source instance, and when it is to run again.
 #[derive(Default)]
 struct Orders {
+    /// One moment, not a timer of timely's: that keeps every timer it is given, one more for each activation, and knows
+    /// nothing of our clock.
+    wake_at: Cell<Option<Duration>>,
     assigned: RefCell<Option<Vec<Vec<u8>>>>,
     drain: Cell<bool>,
     activator: RefCell<Option<Activator>>,
@@ -121,6 +128,15 @@ impl SourceControl for Orders {
     fn drain(&self) {
         self.drain.set(true);
         self.activate();
+    }
+    fn tick(&self, now: Duration) {
+        if self.wake_at.get().is_some_and(|at| at <= now) {
+            self.wake_at.set(None);
+            self.activate();
+        }
+    }
+    fn deadline(&self) -> Option<Duration> {
+        self.wake_at.get()
     }
 }
 
@@ -141,6 +157,8 @@ struct Reading<S: Source> {
     origin: Origin,
     orders: Rc<Orders>,
     waker: Waker,
+    /// A waker was called since the last read.
+    woken: Arc<AtomicBool>,
     event_time: EventTime<S::Record>,
     /// `None` until the splits are known.
     splits: Option<(Vec<OpenSplit<S>>, SplitWatermarks)>,
@@ -148,8 +166,11 @@ struct Reading<S: Source> {
     epoch: Epoch,
     event: i64,
     tick_at: Duration,
+    /// Something was read, or a split ended, since the last tick.
+    unticked: bool,
     finished: bool,
     pace: Pace,
+    pool: Pool<S::Record>,
 }
 
 /// Builds a source.
@@ -180,8 +201,11 @@ where
     *orders.activator.borrow_mut() = Some(activator);
     context.sources.borrow_mut().push(Rc::clone(&orders) as Rc<dyn SourceControl>);
     let sync = scope.worker().sync_activator_for(address.to_vec());
-    // A worker that is gone need not be woken.
+    let woken = Arc::new(AtomicBool::new(false));
+    let wake = Arc::clone(&woken);
     let waker: Waker = Arc::new(move || {
+        wake.store(true, Ordering::Release);
+        // A worker that is gone need not be woken.
         let _ = sync.activate();
     });
     let mut reading = Reading {
@@ -193,14 +217,17 @@ where
         origin: origin.clone(),
         orders,
         waker,
+        woken,
         event_time,
         splits: None,
         next: 0,
         epoch: context.shared.first_epoch,
         event,
         tick_at: Duration::ZERO,
+        unticked: false,
         finished: false,
         pace: Pace::new(context, READ_RECORDS_MAX),
+        pool: context.pool(),
     };
     let started = match splits {
         Some(kept) => reading.open(kept),
@@ -295,14 +322,14 @@ where
             capability.downgrade(&Time::new(self.epoch, self.event));
         }
         let wait = if self.finished { None } else { self.read(capability, &mut give)? };
-        self.tick(capability);
-        if let Some(wait) = wait {
-            let wait = if self.event_time.timestamp.is_some() && !wait.is_zero() {
-                wait.min(self.context.config().watermark_interval)
-            } else {
-                wait
-            };
-            self.origin.activator().activate_after(wait);
+        let tick = self.tick(capability);
+        match wait {
+            None => self.orders.wake_at.set(None),
+            Some(Duration::ZERO) => self.origin.activator().activate(),
+            Some(wait) => {
+                let at = self.context.now().saturating_add(wait);
+                self.orders.wake_at.set(Some(tick.map_or(at, |tick| at.min(tick))));
+            }
         }
         Ok(())
     }
@@ -314,13 +341,19 @@ where
         give: &mut impl FnMut(&Capability<Time>, &mut Vec<S::Record>),
     ) -> Result<Option<Duration>, ConnectError> {
         let context = Rc::clone(&self.context);
+        let pool = &self.pool;
         let Some((splits, watermarks)) = &mut self.splits else { return Ok(None) };
         let now = context.now();
-        let gated = self.epoch > self.origin.limit();
+        let ending = context.final_epoch().is_some_and(|last| self.epoch > last);
+        let gated = ending || self.epoch > self.origin.limit();
         let blocked = gated || context.shared.ledger.blocked(context.index);
         watermarks.set_blocked(blocked, now);
         if blocked {
             return Ok(Some(if gated { GATED_WAIT } else { BLOCKED_WAIT }));
+        }
+        if self.woken.swap(false, Ordering::Acquire) {
+            // Which split it was is not known; asking one in vain is cheap.
+            splits.iter_mut().for_each(|open| open.wait_until = Duration::ZERO);
         }
         let mut room = self.pace.quantum(&context);
         let count = splits.len();
@@ -338,18 +371,22 @@ where
                 waiting += 1;
                 continue;
             }
-            let mut records = Vec::with_capacity(batch_records::<S::Record>());
-            let records_max = room.min(records.capacity());
+            let mut records = pool.take();
+            let records_max = room.min(batch_records::<S::Record>());
             let status = reader.read(&mut records, records_max)?;
             let read = records.len();
+            // A read without records counts too, or a reader that says `More` for long would keep the worker.
+            room = room.saturating_sub(read.max(1));
             if read > 0 {
-                room = room.saturating_sub(read);
                 self.pace.released(read);
                 context.shared.counters.source_records.fetch_add(read as u64, Ordering::Relaxed);
                 if let Some(timestamp) = &self.event_time.timestamp {
                     watermarks.observe(self.next, records.iter().map(timestamp), now);
+                    self.unticked = true;
                 }
                 give(capability, &mut records);
+            } else {
+                pool.give(records);
             }
             match status {
                 ReadStatus::More => waiting = 0,
@@ -362,6 +399,7 @@ where
                     open.split = reader.split();
                     open.reader = None;
                     watermarks.finish(self.next);
+                    self.unticked = true;
                 }
             }
         }
@@ -372,15 +410,19 @@ where
         Ok(Some(if all_wait { wait.min(Duration::from_secs(1)) } else { Duration::ZERO }))
     }
 
-    /// Moves event time on.
-    fn tick(&mut self, capability: &mut Capability<Time>) {
-        let Some((_, watermarks)) = &mut self.splits else { return };
+    /// Moves event time on. Returns when there may be something to move on again, if no record comes.
+    fn tick(&mut self, capability: &mut Capability<Time>) -> Option<Duration> {
+        let (_, watermarks) = self.splits.as_mut()?;
         let now = self.context.now();
+        let interval = self.context.config().watermark_interval;
         let ended = self.finished || watermarks.status().finished || self.orders.drain.get();
         if !ended && now < self.tick_at {
-            return;
+            let due = self.unticked || watermarks.status().idle;
+            let idle = watermarks.next_idle().map(|idle| idle.max(self.tick_at));
+            return if due { Some(self.tick_at) } else { idle };
         }
-        self.tick_at = now + self.context.config().watermark_interval;
+        self.unticked = false;
+        self.tick_at = now + interval;
         watermarks.advance(now);
         let mut status = watermarks.status();
         if status.idle
@@ -395,7 +437,8 @@ where
             event = i64::MAX;
         }
         self.context.set_status(self.number, status);
-        if event > self.event {
+        let moved = event > self.event;
+        if moved {
             self.event = event;
             self.context.shared.counters.set_watermark(status.watermark);
             capability.downgrade(&Time::new(self.epoch, event));
@@ -404,6 +447,11 @@ where
             self.finished = true;
             self.context.source_finished();
         }
+        if status.idle {
+            // It follows the others: closely while they move, else only to see whether they do.
+            return Some(now + if moved { interval } else { interval * IDLE_INTERVALS });
+        }
+        self.splits.as_ref()?.1.next_idle().map(|idle| idle.max(self.tick_at))
     }
 
     /// Writes down where every split stands.

@@ -7,6 +7,7 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::connect::Record;
+use crate::runtime::context::WorkerContext;
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
 use crate::runtime::time::Time;
@@ -14,6 +15,7 @@ use crate::runtime::time::Time;
 /// Takes the records of a batch and pushes what comes of them.
 pub(crate) fn stateless<'scope, D: Record, O: Record>(
     stream: Stream<'scope, Time, Vec<D>>,
+    context: &WorkerContext,
     name: &str,
     mut logic: impl FnMut(D, &mut Vec<O>) + 'static,
 ) -> Stream<'scope, Time, Vec<O>> {
@@ -22,6 +24,7 @@ pub(crate) fn stateless<'scope, D: Record, O: Record>(
     let mut output = OutputBuilder::<_, NoopBuilder<Vec<O>>>::from(output);
     let mut input = builder.new_input(stream, Pipeline);
     let operator = scope_name(name);
+    let (inputs, outputs) = (context.pool::<D>(), context.pool::<O>());
     let out_max = batch_records::<O>();
     builder.build(move |_capabilities| {
         let mut out = Vec::new();
@@ -29,16 +32,21 @@ pub(crate) fn stateless<'scope, D: Record, O: Record>(
             let _scope = operator.enter();
             let mut output = output.activate();
             input.for_each(|capability, records| {
+                if out.capacity() == 0 {
+                    out = outputs.take();
+                }
                 let mut session = output.session_with_builder(&capability);
                 for record in records.drain(..) {
                     logic(record, &mut out);
                     if out.len() >= out_max {
                         session.give_container(&mut out);
+                        out = outputs.take();
                     }
                 }
                 if !out.is_empty() {
                     session.give_container(&mut out);
                 }
+                inputs.give(std::mem::take(records));
             });
         }
     });

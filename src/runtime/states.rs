@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::format::FormatError;
-use crate::ids::Name;
+use crate::ids::{InvalidName, Name};
 use crate::runtime::keyed::StateDeclaration;
 use crate::state::{Backend, BackendTable, Frozen, Key, StateBackend, StateValue, ValueTable};
 
@@ -53,7 +53,7 @@ mod sealed {
 
 /// Declares a value state: at most one `V` for each key.
 pub struct Value<V> {
-    name: Name,
+    name: Result<Name, InvalidName>,
     version: u32,
     _value: PhantomData<fn() -> V>,
 }
@@ -65,14 +65,11 @@ impl<V> fmt::Debug for Value<V> {
 }
 
 impl<V: StateValue> Value<V> {
-    /// A value state named `name` inside its operator.
-    ///
-    /// # Panics
-    /// If `name` is not a [`Name`](crate::ids::Name): it is a constant of the program.
+    /// A value state named `name` inside its operator. If that is not a [`Name`](crate::ids::Name), the job cannot be
+    /// built.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        let name = Name::new(name).unwrap_or_else(|error| panic!("state name: {error}"));
-        Self { name, version: 1, _value: PhantomData }
+        Self { name: Name::new(name), version: 1, _value: PhantomData }
     }
 
     /// The version of `V` that this program keeps; 1 unless set. A checkpoint of another version is refused.

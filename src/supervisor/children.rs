@@ -76,6 +76,7 @@ impl Crew {
     ) -> io::Result<()> {
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
+        tracing::info!(process, pid = child.id(), "started a process of the job");
         self.members.push(Member { child, pid, ended: None });
         let wait = move || {
             // Only waits. The process stays a zombie until the supervisor reaps it, so that its

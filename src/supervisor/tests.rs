@@ -1,3 +1,5 @@
+//! Tests of the supervisor, with real processes.
+
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

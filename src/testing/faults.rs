@@ -112,7 +112,7 @@ impl Faults {
         }
         self.stop = None;
         self.stops -= 1;
-        Some(if self.random.chance(0.3) { Request::Cancel } else { Request::Stop })
+        Some(if self.random.chance(0.3) { Request::Cancel } else { Request::Stop { drain: false } })
     }
 
     /// Nothing goes wrong any more.

@@ -198,6 +198,9 @@ impl Committer for FileCommitter {
         let fs = &*self.fs;
         let place = Place::new(&self.directory, &self.context.job, &self.context.operator);
         let Leftovers { pending: abandoned, temporary } = self.leftovers(&place, kept)?;
+        if abandoned.is_empty() && temporary.is_empty() {
+            return Ok(()); // The first attempt does not even find a directory.
+        }
         for (series, sequences) in &abandoned {
             let mut ledger = Ledger::read(fs, &place, *series)?;
             if ledger.forget(|sequence| sequences.contains(&sequence)) {

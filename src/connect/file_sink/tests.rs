@@ -1,3 +1,5 @@
+//! Tests of the file sink: kills and power cuts between any two operations on the file system.
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -141,6 +143,14 @@ fn a_lost_transaction_is_an_error_that_names_the_file() {
     std::fs::rename(target.path().join("away"), hidden.join("1-1-0-0.pending")).unwrap();
     committer.commit(&transaction).unwrap();
     assert_eq!(target.visible(), [1]);
+}
+
+#[test]
+fn the_first_attempt_has_nothing_to_abandon_and_makes_nothing() {
+    let directory = Directory::new();
+    let mut sink = FileSink::<u64>::lines(directory.path().join("new"));
+    sink.committer(&context(1, 0, 1)).unwrap().abandon_others(&[]).unwrap();
+    assert!(!directory.path().join("new").exists());
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Tests of parts: what comes back, what is read, what damage does.
+
 use std::cell::Cell;
 use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::rc::Rc;

@@ -1,3 +1,5 @@
+//! Tests of event time at the sources.
+
 use super::*;
 
 fn at(seconds: u64) -> Duration {

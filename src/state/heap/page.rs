@@ -244,16 +244,10 @@ impl<K: Eq, V> Page<K, V> {
         self.find(hash, key).map(|position| &mut self.entries[position].value)
     }
 
-    /// The value of a key, or else that of an entry which is added.
+    /// The value of the entry at a position that [`Page::find`] has told.
     #[inline]
-    pub(super) fn get_or_push(&mut self, hash: u64, key: &K, value: impl FnOnce() -> V) -> &mut V
-    where
-        K: Clone,
-    {
-        match self.find(hash, key) {
-            Some(position) => &mut self.entries[position].value,
-            None => self.push(hash, key.clone(), value()),
-        }
+    pub(super) fn value_at(&mut self, position: usize) -> &mut V {
+        &mut self.entries[position].value
     }
 
     pub(super) fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
@@ -262,7 +256,7 @@ impl<K: Eq, V> Page<K, V> {
 
     /// The position of a key.
     #[inline]
-    fn find(&self, hash: u64, key: &K) -> Option<usize> {
+    pub(super) fn find(&self, hash: u64, key: &K) -> Option<usize> {
         let mask = self.index.len() - 1;
         let tag = tag(hash);
         let mut slot = self.home(hash);

@@ -66,6 +66,13 @@ impl<K: Key, V: StateValue> Table<K, V> {
         (self.pages[number].own(), &mut self.len)
     }
 
+    /// Adds an entry whose key is not here yet.
+    #[inline(never)]
+    fn push_new(&mut self, hash: u64, key: &K, value: V) -> &mut V {
+        self.len += 1;
+        self.page_with_room(hash).0.push(hash, key.clone(), value)
+    }
+
     /// Splits the page of this hash until it has room, unless the directory would have to grow out
     /// of bounds.
     #[cold]
@@ -223,12 +230,12 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
 
     #[inline]
     fn get_or_insert_with(&mut self, hash: u64, key: &K, value: &mut dyn FnMut() -> V) -> &mut V {
-        // A full page may be split although the key is there; so there is only one search.
-        let (page, len) = self.page_with_room(hash);
-        page.get_or_push(hash, key, || {
-            *len += 1;
-            value()
-        })
+        let number = self.page_number(hash);
+        let page = self.pages[number].own();
+        match page.find(hash, key) {
+            Some(position) => self.pages[number].own().value_at(position),
+            None => self.push_new(hash, key, value()),
+        }
     }
 
     fn insert(&mut self, hash: u64, key: &K, value: V) -> Option<V> {

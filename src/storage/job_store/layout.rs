@@ -102,7 +102,10 @@ fn parse_attempt(name: &str) -> Option<Place> {
 
 fn parse_part(epoch: &str, name: &str) -> Option<Place> {
     let (attempt, worker) = name.strip_suffix(".part")?.split_once('-')?;
-    number(worker)?;
+    // Workers count from 0, attempts and epochs from 1.
+    if worker != "0" {
+        number(worker)?;
+    }
     Some(Place::Data(Attempt(number(attempt)?), Epoch(number(epoch)?)))
 }
 
@@ -113,9 +116,9 @@ fn parse_shared(name: &str) -> Option<Place> {
     Some(Place::Data(Attempt(attempt), Epoch(epoch)))
 }
 
+/// Reads an attempt or an epoch: from 1.
 pub(super) fn number(text: &str) -> Option<u64> {
-    let canonical = text == "0" || !text.starts_with('0');
-    let canonical = canonical && text.bytes().all(|b| b.is_ascii_digit());
+    let canonical = !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
     // The last number is left out, so that there is always a next one.
     text.parse().ok().filter(|n| canonical && *n < u64::MAX)
 }
@@ -179,6 +182,8 @@ mod tests {
             "chk/1/manifest/x",
             "chk/1/1.part",
             "chk/1/1-+2.part",
+            "chk/1/1-00.part",
+            "chk/1/0-1.part",
             "shared/1-2",
         ] {
             assert_eq!(parse(other), Place::Other, "{other}");

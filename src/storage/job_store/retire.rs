@@ -88,6 +88,17 @@ impl JobStore {
         Ok(released)
     }
 
+    /// Removes what this attempt and earlier ones wrote and no checkpoint references: what was still being written when a
+    /// checkpoint was given up. The attempt must be over: a part of a checkpoint in progress would go as well.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Fenced`] if a newer attempt has claimed: nothing is deleted. After others call again.
+    pub fn tidy(&self, claim: &Claim) -> Result<Released, JobStoreError> {
+        let blobs = self.storage.list(Some(&self.job_path()))?;
+        self.check_unfenced(claim.attempt)?;
+        self.delete_unwanted(&blobs, |_| false, |attempt, _| attempt <= claim.attempt)
+    }
+
     /// Deletes the parts of a checkpoint of this attempt that was aborted. If its manifest is there after all, nothing.
     ///
     /// # Errors

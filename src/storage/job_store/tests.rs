@@ -1,3 +1,5 @@
+//! Tests of what a job keeps in its store: attempts against each other, deaths and failures at any call.
+
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Mutex;

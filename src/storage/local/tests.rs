@@ -1,3 +1,5 @@
+//! Tests of the store in a directory.
+
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
 

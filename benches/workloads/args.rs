@@ -1,0 +1,193 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use highwater::cli::parse_duration;
+use serde_json::Value;
+
+use crate::Measured;
+
+/// Measures whole jobs.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "workloads")]
+pub struct Args {
+    /// What to run.
+    pub workload: Option<Workload>,
+    /// Number of records; a number that makes the run last some seconds if not given.
+    #[arg(long)]
+    pub records: Option<u64>,
+    /// Number of keys.
+    #[arg(long)]
+    pub keys: Option<u64>,
+    /// Worker threads of each process.
+    #[arg(long)]
+    pub workers: Option<usize>,
+    /// Number of processes.
+    #[arg(long, default_value_t = 1)]
+    pub processes: usize,
+    /// Time between checkpoints, or `off`.
+    #[arg(long, default_value = "1s")]
+    pub checkpoint_interval: Interval,
+    /// Records that go through the keys in order, at full speed.
+    #[arg(long)]
+    pub load: Option<u64>,
+    /// Records a second after the load.
+    #[arg(long)]
+    pub rate: Option<u64>,
+    /// Print the JSON object alone.
+    #[arg(long)]
+    pub json: bool,
+    /// Compare with bare timely, in one run.
+    #[arg(long)]
+    pub compare: bool,
+    /// How often each side of a comparison is run.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// How long to measure, in seconds.
+    #[arg(long)]
+    pub seconds: Option<u64>,
+    /// How a job is made to fail.
+    #[arg(long, value_enum, default_value = "panic")]
+    pub mode: Mode,
+    /// Time before a restart.
+    #[arg(long, default_value = "0", value_parser = parse_duration)]
+    pub restart_delay: Duration,
+    /// Where a process that the bench has started leaves its report.
+    #[arg(long, hide = true)]
+    pub report_dir: Option<PathBuf>,
+    /// Addresses of the processes of a bare timely run.
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub addresses: Vec<String>,
+    /// Index of this process of a bare timely run.
+    #[arg(long, hide = true, default_value_t = 0)]
+    pub process: usize,
+}
+
+/// What to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Workload {
+    /// A count and a sum for each key.
+    KeyedCount,
+    /// The same work without Highwater.
+    RawTimelyKeyedCount,
+    /// Latency of every record, at a rate.
+    Latency,
+    /// The time from a failure to output again.
+    Recovery,
+    /// What a job without input costs.
+    Idle,
+    /// Whether memory stays bounded before a slow sink.
+    Memory,
+}
+
+/// How a job is made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// A user's function panics, in one process.
+    Panic,
+    /// One of several processes is killed.
+    Kill,
+}
+
+impl Workload {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        let value = self.to_possible_value().expect("no workload is skipped");
+        value.get_name().to_owned()
+    }
+}
+
+/// Time between checkpoints; `None`: there are none but the final one.
+#[derive(Clone, Copy, Debug)]
+pub struct Interval(pub Option<Duration>);
+
+impl std::str::FromStr for Interval {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            Ok(Self(None))
+        } else {
+            parse_duration(text).map(|time| Self(Some(time)))
+        }
+    }
+}
+
+impl std::fmt::Display for Interval {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(interval) => write!(f, "{}ms", interval.as_millis()),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+impl Args {
+    /// Number of keys, 1,000 unless given.
+    pub fn keys(&self) -> u64 {
+        self.keys.unwrap_or(1_000).max(1)
+    }
+
+    /// Number of records, or one that lasts some seconds.
+    pub fn keyed_count_records(&self) -> u64 {
+        let lasting = if self.keys() <= 100_000 { 400_000_000 } else { 200_000_000 };
+        self.records.unwrap_or(lasting)
+    }
+
+    /// Workers of each process: 2 of one process, 1 of several, unless given.
+    pub fn workers(&self) -> usize {
+        self.workers.unwrap_or(if self.processes > 1 { 1 } else { 2 }).max(1)
+    }
+
+    /// The arguments by which another process does the same.
+    pub fn to_arguments(&self) -> Vec<OsString> {
+        let workload = self.workload.expect("only workloads start processes");
+        let mut arguments = vec![OsString::from(workload.name())];
+        let mut add = |flag: &str, value: OsString| {
+            arguments.extend([OsString::from(flag), value]);
+        };
+        let numbers = [
+            ("--records", self.records),
+            ("--keys", self.keys),
+            ("--load", self.load),
+            ("--rate", self.rate),
+            ("--seconds", self.seconds),
+            ("--workers", self.workers.map(|workers| workers as u64)),
+            ("--processes", Some(self.processes as u64)),
+            ("--process", Some(self.process as u64)),
+        ];
+        for (flag, number) in numbers {
+            if let Some(number) = number {
+                add(flag, number.to_string().into());
+            }
+        }
+        let mode = self.mode.to_possible_value().expect("no mode is skipped");
+        add("--mode", mode.get_name().into());
+        add("--checkpoint-interval", self.checkpoint_interval.to_string().into());
+        if let Some(directory) = &self.report_dir {
+            add("--report-dir", directory.into());
+        }
+        if !self.addresses.is_empty() {
+            add("--addresses", self.addresses.join(",").into());
+        }
+        arguments
+    }
+
+    /// Runs these arguments in a fresh process and takes what it reports.
+    pub fn run_in_process(&self) -> Measured {
+        let program = std::env::current_exe().map_err(|error| format!("own program: {error}"))?;
+        let mut command = Command::new(program);
+        command.args(self.to_arguments()).stdin(Stdio::null()).stderr(Stdio::inherit());
+        let output = command.output().map_err(|error| format!("starting a run: {error}"))?;
+        if !output.status.success() {
+            return Err(format!("a run ended with {}", output.status));
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let last = text.lines().last().unwrap_or_default();
+        serde_json::from_str::<Value>(last).map_err(|error| format!("report of a run: {error}"))
+    }
+}

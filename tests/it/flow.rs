@@ -1,0 +1,83 @@
+//! Flow control bounds memory, however slow the end of a job is.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use highwater::prelude::*;
+
+use crate::support::{Background, Scratch};
+
+const CHILD: &str = "HIGHWATER_TEST_FLOW_CHILD";
+/// How often the child looks at its memory.
+const SAMPLES: u64 = 6;
+
+/// Units: bytes that this process has in memory.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib << 10
+}
+
+/// An unlimited generator and a sink that sleeps, for six seconds; says what it measured every second. Runs in a process
+/// of its own, because memory is a process's.
+#[test]
+fn unlimited_generator_child() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut config = scratch.config(2);
+    config.checkpoints.interval = Some(Duration::from_millis(500));
+    let job = Background::start(config, |job| {
+        job.source("numbers", Generator::unbounded(|i| (i, format!("some text of record {i}"))))
+            .key_by(|(n, _)| n % 1_000)
+            .process("count", Value::<u64>::new("count"), |_, record, count, out| {
+                *count.or_default() += 1;
+                out.emit(record);
+            })
+            .rebalance()
+            // Fault: a slow operator.
+            .inspect(|_| std::thread::sleep(Duration::from_millis(1)))
+            .sink("out", Discard::new());
+        Ok(())
+    });
+    let start = Instant::now();
+    for second in 1..=SAMPLES {
+        // Pace: one sample a second.
+        std::thread::sleep(Duration::from_secs(second).saturating_sub(start.elapsed()));
+        let counters = job.handle.counters();
+        let waiting = counters.source_records() - counters.sink_records();
+        let taken = counters.sink_records();
+        println!("sample {second} {} {waiting} {taken}", resident_bytes());
+    }
+    job.handle.cancel();
+    job.end().unwrap();
+}
+
+#[test]
+fn memory_stays_where_it_is_while_a_sink_is_slower_than_its_source() {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "flow::unlimited_generator_child", "--nocapture"])
+        .env(CHILD, "1")
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{:?}", output.status);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let samples: Vec<Vec<u64>> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("sample "))
+        .map(|line| line.split(' ').map(|word| word.parse().unwrap()).collect())
+        .collect();
+    assert_eq!(samples.len() as u64, SAMPLES, "{text}");
+    for sample in &samples {
+        println!("{sample:?}");
+        // A record is 80 bytes or so. The budget begins at 1 MiB for each pair of workers, and there are two exchanges.
+        assert!(sample[2] < 200_000, "{} records wait", sample[2]);
+    }
+    let (second, sixth) = (&samples[1], &samples[5]);
+    assert!(sixth[3] > second[3], "the sink has taken records");
+    let grown = sixth[1].saturating_sub(second[1]);
+    assert!(grown < 32 << 20, "memory has grown by {grown} bytes");
+}

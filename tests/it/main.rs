@@ -1,0 +1,17 @@
+//! Whole jobs, in this process: what comes out is compared with what an independent computation says, and after every
+//! test the checkpoint directory holds what is reachable and nothing else.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod at_least_once;
+mod build_errors;
+mod concurrency;
+mod event_time;
+mod failure;
+mod files;
+mod flow;
+mod lifecycle;
+mod operators;
+mod restore;
+mod storage_faults;
+mod support;
