@@ -51,6 +51,8 @@ pub(super) struct Faults {
     /// Bounded, since a restore has to commit everything that was pending without a single error.
     commit_errors_left: u32,
     death: Death,
+    /// Whether the life is frozen when it should die, and for how many turns.
+    freeze: Option<u64>,
     panic: Option<(Moment, u64)>,
     /// How many times the job is still to be stopped, and after how many turns the next time.
     stops: u32,
@@ -68,6 +70,7 @@ impl Faults {
             storage_errors_left: STORAGE_ERRORS_MAX,
             commit_errors_left: COMMIT_ERRORS_MAX,
             death: Death::Never,
+            freeze: None,
             panic: None,
             stops: 0,
             stop: None,
@@ -99,6 +102,7 @@ impl Faults {
             6 => Death::At(Moment::Task, random.scaled(1, 200)),
             _ => Death::AfterLast { within: random.scaled(1, 60) },
         };
+        self.freeze = random.chance(0.3).then(|| random.scaled(1, 1000));
         self.stop = (self.stops > 0).then(|| random.scaled(1, 1500));
         self.plan_panic();
     }
@@ -148,6 +152,11 @@ impl Faults {
             self.death = Death::Never;
         }
         dies
+    }
+
+    /// Whether the life that should die is only frozen, and for how many turns.
+    pub(super) fn freezes(&mut self) -> Option<u64> {
+        self.freeze.take()
     }
 
     /// The final checkpoint is published.

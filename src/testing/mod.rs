@@ -17,7 +17,7 @@ pub use source::{Trickle, TrickleReader, TrickleSplit};
 
 /// A place in a program where the simulator may let the worker panic. Outside of a simulation it does nothing.
 pub fn point(name: &str) {
-    if let Some(world) = world::current() {
-        world.moment(faults::Moment::Point, name);
+    if let Some(seat) = world::current() {
+        seat.moment(faults::Moment::Point, name);
     }
 }

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::Random;
@@ -14,6 +15,7 @@ use crate::job::execute::builder;
 use crate::job::{Job, JobError};
 use crate::runtime::attempt::{Build, Environment, Running, run_in_place};
 use crate::runtime::clock::Clock;
+use crate::runtime::context::Failure;
 use crate::runtime::counters::Counters;
 use crate::runtime::driver::Turns;
 use crate::storage::fault::FaultStorage;
@@ -137,7 +139,6 @@ impl Simulation {
             .errors(self.storage_errors, self.commit_errors);
         let world = World::new(
             random.fork(2),
-            *self.workers.end(),
             self.turns_max,
             faults,
             Arc::clone(&counters),
@@ -151,12 +152,16 @@ impl Simulation {
             memory,
             counters,
             crashes: Vec::new(),
+            frozen: Vec::new(),
             simulation: self,
         };
         let mut result = lives.run(&build);
+        lives.drain();
         if result.is_ok() {
             lives.world.heal();
-            result = lives.live(false, &build).unwrap_or(Ok(()));
+            result = lives.live(false, &build).unwrap_or_else(|| {
+                Err(JobError::refused("the job did not end when it was started once more"))
+            });
         }
         lives.outcome(result)
     }
@@ -170,6 +175,8 @@ struct Lives {
     memory: MemoryStorage,
     counters: Arc<Counters>,
     crashes: Vec<String>,
+    /// Processes that stand still.
+    frozen: Vec<JoinHandle<std::thread::Result<Result<(), Failure>>>>,
 }
 
 impl Lives {
@@ -191,31 +198,50 @@ impl Lives {
             configure(&mut config);
         }
         let running = Running::default();
-        self.world.live(mortal, config.checkpoints.writer_threads, &running);
-        let world = Arc::clone(&self.world);
-        let storage = FaultStorage::new(Arc::new(self.memory.clone()), move |point| {
-            world.storage_call(point)
+        let life = self.world.live(mortal, config.checkpoints.writer_threads, &running);
+        let storage = FaultStorage::new(Arc::new(self.memory.clone()), {
+            let life = Arc::clone(&life);
+            move |point| life.storage_call(point)
         });
         let env = Environment {
-            clock: Arc::clone(&self.world) as Arc<dyn Clock>,
+            clock: Arc::clone(&life) as Arc<dyn Clock>,
             storage: Arc::new(storage),
             counters: Arc::clone(&self.counters),
-            turns: Some(Arc::clone(&self.world) as Arc<dyn Turns>),
+            turns: Some(Arc::clone(&life) as Arc<dyn Turns>),
             running,
         };
-        // The dead unwind.
-        let ended = catch_unwind(AssertUnwindSafe(|| run_in_place(&env, &config, build)));
-        match (self.world.killed(), ended) {
-            (Some(how), _) => {
-                self.crashes.push(how);
-                if self.world.tell().unexpected.is_empty() {
-                    return None;
-                }
-                Some(Err(JobError::refused("the simulation was ended")))
-            }
-            (None, Ok(Ok(()))) if self.world.stopped() => None,
-            (None, Ok(result)) => Some(result.map_err(JobError::from)),
-            (None, Err(panic)) => resume_unwind(panic),
+        let (build, ends) = (Arc::clone(build), Arc::clone(&life));
+        let process = std::thread::spawn(move || {
+            // The dead unwind.
+            let ended = catch_unwind(AssertUnwindSafe(|| run_in_place(&env, &config, &build)));
+            ends.end();
+            ended
+        });
+        let (ended, how) = life.wait();
+        let stopped = life.stopped();
+        self.crashes.extend(how.clone());
+        if !ended {
+            self.frozen.push(process);
+            return None;
+        }
+        let result = process.join().expect("the panics of a process are caught");
+        if how.is_some() {
+            let end = || Err(JobError::refused("the simulation was ended"));
+            return (!self.world.tell().unexpected.is_empty()).then(end);
+        }
+        match result {
+            Ok(Ok(())) if stopped => None,
+            Ok(result) => Some(result.map_err(JobError::from)),
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+
+    /// Lets the frozen lives go on to their end.
+    fn drain(&mut self) {
+        self.world.drain();
+        for process in self.frozen.drain(..) {
+            // They may have come to any end.
+            drop(process.join());
         }
     }
 

@@ -1,10 +1,9 @@
 //! A sink at whose commits something may go wrong.
 
 use std::fmt;
-use std::sync::Arc;
 
 use super::faults::Moment;
-use super::world::{self, INJECTED, World};
+use super::world::{self, INJECTED};
 use crate::connect::{Committer, ConnectError, Sink, SinkContext};
 
 /// A sink that lets the simulator fail its commits, or kill the process just before or just after one. Outside of a
@@ -22,7 +21,6 @@ impl<S: Sink> FaultSink<S> {
 /// Commits for a [`FaultSink`].
 pub struct FaultCommitter<C> {
     inner: C,
-    world: Option<Arc<World>>,
 }
 
 impl<C> fmt::Debug for FaultCommitter<C> {
@@ -42,7 +40,7 @@ impl<S: Sink> Sink for FaultSink<S> {
     }
 
     fn committer(&mut self, context: &SinkContext) -> Result<Self::Committer, ConnectError> {
-        Ok(FaultCommitter { inner: self.0.committer(context)?, world: world::current() })
+        Ok(FaultCommitter { inner: self.0.committer(context)? })
     }
 }
 
@@ -50,14 +48,15 @@ impl<C: Committer> Committer for FaultCommitter<C> {
     type Transaction = C::Transaction;
 
     fn commit(&mut self, transaction: &C::Transaction) -> Result<(), ConnectError> {
-        let Some(world) = &self.world else { return self.inner.commit(transaction) };
-        world.moment(Moment::Commit, "before a commit");
-        if world.commit_fails() {
+        // Not that of whom the committer was made for: tasks run on any worker's thread.
+        let Some(seat) = world::current() else { return self.inner.commit(transaction) };
+        seat.moment(Moment::Commit, "before a commit");
+        if seat.commit_fails() {
             return Err(ConnectError::new(format!("a commit without effect, {INJECTED}")));
         }
         self.inner.commit(transaction)?;
-        world.moment(Moment::Commit, "after a commit");
-        if world.commit_fails() {
+        seat.moment(Moment::Commit, "after a commit");
+        if seat.commit_fails() {
             return Err(ConnectError::new(format!("a commit with effect, {INJECTED}")));
         }
         Ok(())

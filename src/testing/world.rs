@@ -10,17 +10,21 @@
 //! this storage call or this turn on nothing has an effect; all workers abandon what they do, the tasks of their
 //! executor are dropped. The next life finds what was in storage, and what the sinks had committed.
 //!
+//! Instead of killed a life may be *frozen*, at the same moments: it stands still, is taken for dead, and the next life
+//! begins. Later it thaws and goes on where it was, in turn with the workers of the newest life. It may do no harm (I7).
+//! Outside of its workers' turns it does nothing any more: it claims no attempt.
+//!
 //! # Time
 //! The clock moves on with turns only. If nothing at all happens for many turns it jumps, so that a job that waits for
 //! a timeout does not need a million turns.
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Random;
-use super::faults::{Death, Faults, Moment};
+use super::faults::{Faults, Moment};
 use super::trace::Trace;
 use crate::format::manifest::Manifest;
 use crate::runtime::attempt::Running;
@@ -39,33 +43,62 @@ pub(super) const INJECTED: &str = "injected by the simulator";
 const QUIET_TURNS: u64 = 100;
 /// How far it jumps. A checkpoint that is on its way needs not so many turns that it would expire by this.
 const QUIET_JUMP: Duration = Duration::from_millis(100);
+/// Turns that thawed lives get once the job has ended. Then they are killed.
+const DRAIN_TURNS: u64 = 400;
 
 thread_local! {
-    static CURRENT: RefCell<Option<Arc<World>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Arc<Seat>>> = const { RefCell::new(None) };
 }
 
-/// The simulated machine that the calling thread runs on, if it does.
-pub(super) fn current() -> Option<Arc<World>> {
+/// Where the calling worker sits in a simulated machine, if it does.
+pub(super) fn current() -> Option<Arc<Seat>> {
     CURRENT.with(|current| current.borrow().clone())
+}
+
+/// The place of one worker thread in a simulated machine.
+pub(super) struct Seat {
+    life: Arc<Life>,
+    number: usize,
+}
+
+/// One life of the simulated process.
+pub(super) struct Life {
+    world: Arc<World>,
+    number: usize,
 }
 
 /// The simulated machine. One for each run of a simulation.
 pub(super) struct World {
-    me: Weak<Self>,
     state: Mutex<State>,
-    /// One for each worker.
-    baton: Vec<Condvar>,
+    /// Wakes who waits for the end of a life, or for its being frozen.
+    lives: Condvar,
     counters: Arc<Counters>,
     /// What is on the disk, beyond all faults.
     storage: MemoryStorage,
 }
 
-struct Worker {
+struct SeatState {
+    life: usize,
     arrived: bool,
     built: bool,
     left: bool,
     /// How likely it is to be drawn, against the others.
     weight: u64,
+    baton: Arc<Condvar>,
+}
+
+#[derive(Default)]
+struct LifeState {
+    /// The seats of the attempt that runs.
+    first_seat: usize,
+    snapshot_threads: usize,
+    running: Running,
+    killed: Option<String>,
+    /// How it was frozen, and the turn from which on it goes on.
+    frozen: Option<(String, u64)>,
+    /// Whether the job was asked to stop.
+    stopped: bool,
+    ended: bool,
 }
 
 struct State {
@@ -73,14 +106,16 @@ struct State {
     now: Duration,
     turns: u64,
     turns_max: u64,
-    workers: Vec<Worker>,
+    seats: Vec<SeatState>,
+    lives: Vec<LifeState>,
     holder: Option<usize>,
+    /// The job has ended: only thawed lives go on, until this turn.
+    drain_until: Option<u64>,
     reweigh_at: u64,
     /// The longest step of the clock. Units: microseconds.
     tick_us: u64,
     /// How much the clock moves when it is read. Units: microseconds.
     read_us: u64,
-    snapshot_threads: usize,
     progress: (u64, u64, u64, u64),
     quiet: u64,
     storage_calls: u64,
@@ -88,10 +123,6 @@ struct State {
     faults: Faults,
     /// A manifest that has been written since the last turn.
     manifest: Option<BlobPath>,
-    killed: Option<String>,
-    running: Running,
-    /// Whether the job was asked to stop in this life.
-    stopped: bool,
     unexpected: Vec<String>,
     trace: Trace,
 }
@@ -107,7 +138,6 @@ pub(super) struct Told {
 impl World {
     pub(super) fn new(
         mut random: Random,
-        workers_max: usize,
         turns_max: u64,
         faults: Faults,
         counters: Arc<Counters>,
@@ -120,31 +150,23 @@ impl World {
             now: Duration::ZERO,
             turns: 0,
             turns_max,
-            workers: Vec::new(),
+            seats: Vec::new(),
+            lives: Vec::new(),
             holder: None,
+            drain_until: None,
             reweigh_at: 0,
             tick_us,
             read_us,
-            snapshot_threads: 1,
             progress: (0, 0, 0, 0),
             quiet: 0,
             storage_calls: 0,
             tasks: 0,
             faults,
             manifest: None,
-            killed: None,
-            running: Running::default(),
-            stopped: false,
             unexpected: Vec::new(),
             trace: Trace::new(),
         };
-        Arc::new_cyclic(|me| Self {
-            me: me.clone(),
-            state: Mutex::new(state),
-            baton: (0..workers_max).map(|_| Condvar::new()).collect(),
-            counters,
-            storage,
-        })
+        Arc::new(Self { state: Mutex::new(state), lives: Condvar::new(), counters, storage })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -153,33 +175,41 @@ impl World {
     }
 
     /// Begins a life. `mortal`: it may end in a death.
-    pub(super) fn live(&self, mortal: bool, snapshot_threads: usize, running: &Running) {
+    pub(super) fn live(
+        self: &Arc<Self>,
+        mortal: bool,
+        snapshot_threads: usize,
+        running: &Running,
+    ) -> Arc<Life> {
         let mut state = self.state();
-        let state = &mut *state;
-        state.running = running.clone();
-        state.stopped = false;
-        state.killed = None;
-        state.workers.clear();
+        let number = state.lives.len();
+        let first_seat = state.seats.len();
+        state.lives.push(LifeState {
+            first_seat,
+            snapshot_threads: snapshot_threads.max(1),
+            running: running.clone(),
+            ..LifeState::default()
+        });
+        state.drain_until = None;
         state.holder = None;
-        state.snapshot_threads = snapshot_threads.max(1);
         state.faults.live(mortal);
-        let plan = state.faults.death();
-        state.trace.note(|| format!("a life begins: {plan}"));
-    }
-
-    /// How this life was ended, if it was.
-    pub(super) fn killed(&self) -> Option<String> {
-        self.state().killed.clone()
-    }
-
-    /// Whether the job was asked to stop in this life, so that it may have ended before its input did.
-    pub(super) fn stopped(&self) -> bool {
-        self.state().stopped
+        let death = state.faults.death();
+        state.trace.note(|| format!("life {number} begins, its end: {death:?}"));
+        Arc::new(Life { world: Arc::clone(self), number })
     }
 
     /// From here on nothing goes wrong any more.
     pub(super) fn heal(&self) {
         self.state().faults.none();
+    }
+
+    /// Lets the frozen lives go on, and kills them at last. The job has ended.
+    pub(super) fn drain(&self) {
+        let mut state = self.state();
+        let until = state.turns + DRAIN_TURNS;
+        state.drain_until = Some(until);
+        state.draw();
+        state.pass();
     }
 
     pub(super) fn tell(&self) -> Told {
@@ -192,68 +222,10 @@ impl World {
         }
     }
 
-    /// What becomes of a call to storage.
-    pub(super) fn storage_call(&self, point: &FaultPoint) -> FaultAction {
-        let mut state = self.state();
-        if state.killed.is_some() {
-            return dead(state);
-        }
-        state.storage_calls += 1;
-        let path = point.path.as_ref().map_or("", BlobPath::as_str);
-        let calls = state.storage_calls;
-        state.trace.event(1, &[point.op as u64, calls]);
-        state.trace.text(path);
-        state.trace.note(|| format!("  {:?} {path}", point.op));
-        let is_manifest = path.ends_with("/manifest");
-        let moment = match point.op {
-            FaultOp::Create if is_manifest => Moment::Manifest,
-            _ => Moment::StorageCall,
-        };
-        if state.faults.dies(moment) {
-            state.kill(format!("at {:?} {path}", point.op));
-            return dead(state);
-        }
-        if moment == Moment::Manifest {
-            state.manifest = point.path.clone();
-        }
-        // What goes wrong while a job is started ends it, as its operator would want: only a running one goes on.
-        let running = !state.workers.is_empty()
-            && state.workers.iter().all(|worker| worker.built && !worker.left);
-        let fails = running && state.faults.storage_fails();
-        if !fails || matches!(point.op, FaultOp::Open | FaultOp::ReadAt) {
-            return FaultAction::Proceed;
-        }
-        let action = match state.random.below(3) {
-            0 => FaultAction::FailIndeterminateAfterEffect,
-            1 => FaultAction::FailIndeterminateWithoutEffect,
-            _ => FaultAction::FailDeterminate(ErrorKind::StorageFull),
-        };
-        state.trace.note(|| format!("    {action:?}"));
-        action
-    }
-
-    /// A moment outside of the runtime, at which it may die: it does so here.
-    pub(super) fn moment(&self, moment: Moment, what: &str) {
-        let mut state = self.state();
-        if state.killed.is_some() {
-            dead(state);
-            return;
-        }
-        state.trace.event(2, &[moment as u64]);
-        state.trace.note(|| format!("  {what}"));
-        if state.faults.dies(moment) {
-            state.kill(what.to_owned());
-            dead(state);
-        } else if state.faults.panics(moment) {
-            state.trace.note(|| format!("  panic: {what}"));
-            drop(state);
-            panic_quietly();
-        }
-    }
-
-    /// Whether a commit is to fail.
-    pub(super) fn commit_fails(&self) -> bool {
-        self.state().faults.commit_fails()
+    /// Whether a manifest is there and is of a final checkpoint.
+    fn is_last(&self, path: &BlobPath) -> bool {
+        let bytes = self.storage.read(path, Manifest::BYTES_MAX);
+        bytes.is_ok_and(|bytes| Manifest::decode(&bytes).is_ok_and(|manifest| manifest.last))
     }
 }
 
@@ -273,34 +245,63 @@ fn panic_quietly() {
 }
 
 impl State {
-    fn kill(&mut self, how: String) {
-        self.trace.note(|| format!("killed {how}"));
-        self.trace.event(3, &[self.turns]);
-        self.killed = Some(how);
+    fn kill(&mut self, life: usize, how: String) {
+        self.trace.note(|| format!("life {life} is killed {how}"));
+        self.trace.event(3, &[self.turns, life as u64]);
+        self.lives[life].killed = Some(how);
+    }
+
+    /// Whether it is the life that the others make way for.
+    fn is_newest(&self, life: usize) -> bool {
+        life + 1 == self.lives.len() && self.drain_until.is_none()
+    }
+
+    /// Whether a worker may get the baton. Those of frozen lives wait until all workers of the newest are there: what
+    /// a process does before and after its workers' turns is not under the baton.
+    fn may_run(&self, seat: &SeatState) -> bool {
+        let life = &self.lives[seat.life];
+        if seat.left || !seat.arrived {
+            return false;
+        }
+        self.is_newest(seat.life)
+            || life.killed.is_some()
+            || self.drain_until.is_some()
+            || life.frozen.as_ref().is_some_and(|(_, thaws)| *thaws <= self.turns)
     }
 
     /// Draws the next holder of the baton.
     fn draw(&mut self) {
-        if self.workers.iter().any(|worker| !worker.arrived) {
-            return;
+        self.holder = None;
+        if let (Some(newest), None) = (self.lives.last(), self.drain_until) {
+            let seats = &self.seats[newest.first_seat..];
+            if seats.iter().any(|seat| !seat.arrived) || seats.iter().all(|seat| seat.left) {
+                return;
+            }
         }
         if self.turns >= self.reweigh_at {
             self.reweigh_at = self.turns + self.random.scaled(1, 200);
-            for worker in &mut self.workers {
-                worker.weight = self.random.pick(&[1, 4, 16]);
+            for seat in &mut self.seats {
+                seat.weight = self.random.pick(&[1, 4, 16]);
             }
         }
-        let weights = self.workers.iter().map(|worker| if worker.left { 0 } else { worker.weight });
-        let mut at = self.random.below(weights.clone().sum());
-        self.holder = weights.enumerate().find_map(|(worker, weight)| {
+        let weight = |seat: &SeatState| if self.may_run(seat) { seat.weight } else { 0 };
+        let weights: Vec<u64> = self.seats.iter().map(weight).collect();
+        let mut at = self.random.below(weights.iter().sum());
+        self.holder = weights.into_iter().enumerate().find_map(|(seat, weight)| {
             let here = at < weight;
             at = at.saturating_sub(weight);
-            here.then_some(worker)
+            here.then_some(seat)
         });
     }
 
+    fn pass(&self) {
+        if let Some(holder) = self.holder {
+            self.seats[holder].baton.notify_one();
+        }
+    }
+
     /// Counts a turn and moves the clock on.
-    fn turn(&mut self, worker: usize, progress: (u64, u64)) {
+    fn turn(&mut self, seat: usize, progress: (u64, u64)) {
         self.turns += 1;
         let progress = (progress.0, progress.1, self.storage_calls, self.tasks);
         self.quiet = if progress == self.progress { self.quiet + 1 } else { 0 };
@@ -311,54 +312,208 @@ impl State {
             self.now += QUIET_JUMP;
         }
         let now_us = self.now.as_micros() as u64;
-        self.trace.event(4, &[worker as u64, now_us, progress.0, progress.1]);
-        self.trace.note(|| format!("turn of {worker} at {now_us} us, {progress:?}"));
+        self.trace.event(4, &[seat as u64, now_us, progress.0, progress.1]);
+        self.trace.note(|| format!("turn of {seat} at {now_us} us, {progress:?}"));
     }
 }
 
-impl Turns for World {
+impl Life {
+    fn seat(&self, state: &State, worker: usize) -> usize {
+        state.lives[self.number].first_seat + worker
+    }
+
+    /// Waits until the life has ended or is frozen. Returns how it was killed or frozen, if it was.
+    pub(super) fn wait(&self) -> (bool, Option<String>) {
+        let mut state = self.world.state();
+        loop {
+            let life = &state.lives[self.number];
+            if life.ended {
+                return (true, life.killed.clone());
+            }
+            if let Some((how, _)) = &life.frozen {
+                return (false, Some(how.clone()));
+            }
+            state = self.world.lives.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The process has ended.
+    pub(super) fn end(&self) {
+        self.world.state().lives[self.number].ended = true;
+        self.world.lives.notify_all();
+    }
+
+    /// Whether the job was asked to stop in this life, so that it may have ended before its input did.
+    pub(super) fn stopped(&self) -> bool {
+        self.world.state().lives[self.number].stopped
+    }
+
+    /// The life dies at this moment: it is killed, or frozen for a while. A thread that comes back from here goes on.
+    fn die<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        seat: Option<usize>,
+        how: String,
+    ) -> MutexGuard<'a, State> {
+        let (Some(seat), Some(turns)) = (seat, state.faults.freezes()) else {
+            state.kill(self.number, how);
+            return state;
+        };
+        let thaws = state.turns + turns;
+        state.trace.note(|| format!("life {} is frozen {how}, until turn {thaws}", self.number));
+        state.lives[self.number].frozen = Some((format!("frozen {how}"), thaws));
+        state.holder = None;
+        self.world.lives.notify_all();
+        state = self.await_baton(state, seat);
+        state.trace.note(|| format!("life {} goes on", self.number));
+        state
+    }
+
+    fn await_baton<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        seat: usize,
+    ) -> MutexGuard<'a, State> {
+        let baton = Arc::clone(&state.seats[seat].baton);
+        while state.holder != Some(seat) {
+            state = baton.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state
+    }
+
+    /// What becomes of a call to storage.
+    pub(super) fn storage_call(&self, point: &FaultPoint) -> FaultAction {
+        let mut state = self.world.state();
+        let seat = current().map(|seat| seat.number);
+        let newest = state.is_newest(self.number);
+        if state.lives[self.number].killed.is_some() || self.is_aside(&state) {
+            return dead(state);
+        }
+        state.storage_calls += 1;
+        let path = point.path.as_ref().map_or("", BlobPath::as_str);
+        let calls = state.storage_calls;
+        state.trace.event(1, &[point.op as u64, calls]);
+        state.trace.text(path);
+        state.trace.note(|| format!("  {:?} {path}", point.op));
+        if !newest {
+            return FaultAction::Proceed;
+        }
+        let is_manifest = point.op == FaultOp::Create && path.ends_with("/manifest");
+        let moment = if is_manifest { Moment::Manifest } else { Moment::StorageCall };
+        if state.faults.dies(moment) {
+            state = self.die(state, seat, format!("at {:?} {path}", point.op));
+            return match state.lives[self.number].killed {
+                Some(_) => dead(state),
+                None => FaultAction::Proceed,
+            };
+        }
+        if is_manifest {
+            state.manifest = point.path.clone();
+        }
+        // What goes wrong while a job is started ends it, as its operator would want: only a running one goes on.
+        let seats = &state.seats[state.lives[self.number].first_seat..];
+        let running = !seats.is_empty() && seats.iter().all(|seat| seat.built && !seat.left);
+        if !running
+            || matches!(point.op, FaultOp::Open | FaultOp::ReadAt)
+            || !state.faults.storage_fails()
+        {
+            return FaultAction::Proceed;
+        }
+        let action = match state.random.below(3) {
+            0 => FaultAction::FailIndeterminateAfterEffect,
+            1 => FaultAction::FailIndeterminateWithoutEffect,
+            _ => FaultAction::FailDeterminate(ErrorKind::StorageFull),
+        };
+        state.trace.note(|| format!("    {action:?}"));
+        action
+    }
+}
+
+impl Seat {
+    /// A moment outside of the runtime, at which the process may die or the worker panic.
+    pub(super) fn moment(&self, moment: Moment, what: &str) {
+        let life = &self.life;
+        let mut state = life.world.state();
+        state.trace.event(2, &[moment as u64]);
+        state.trace.note(|| format!("  {what}"));
+        if state.is_newest(life.number) && state.lives[life.number].killed.is_none() {
+            if state.faults.dies(moment) {
+                state = life.die(state, Some(self.number), what.to_owned());
+            } else if state.faults.panics(moment) {
+                state.trace.note(|| format!("  panic: {what}"));
+                drop(state);
+                panic_quietly();
+                return;
+            }
+        }
+        if state.lives[life.number].killed.is_some() {
+            dead(state);
+        }
+    }
+
+    /// Whether a commit is to fail.
+    pub(super) fn commit_fails(&self) -> bool {
+        let mut state = self.life.world.state();
+        state.is_newest(self.life.number) && state.faults.commit_fails()
+    }
+}
+
+/// The turns of one life's workers.
+impl Turns for Life {
     fn start(&self, workers: usize) {
-        let mut state = self.state();
-        assert!(workers <= self.baton.len(), "the number of workers was drawn within its bounds");
-        let worker = || Worker { arrived: false, built: false, left: false, weight: 1 };
-        state.workers = (0..workers).map(|_| worker()).collect();
+        let mut state = self.world.state();
+        let life = self.number;
+        state.lives[life].first_seat = state.seats.len();
+        state.seats.extend((0..workers).map(|_| SeatState {
+            life,
+            arrived: false,
+            built: false,
+            left: false,
+            weight: 1,
+            baton: Arc::new(Condvar::new()),
+        }));
         state.holder = None;
     }
 
     fn begin(&self, worker: usize) -> bool {
-        CURRENT.with(|current| *current.borrow_mut() = self.me.upgrade());
-        let mut state = self.state();
-        if !state.workers[worker].arrived {
-            state.workers[worker].arrived = true;
+        let mut state = self.world.state();
+        let number = self.seat(&state, worker);
+        if !state.seats[number].arrived {
+            let life = Arc::new(Self { world: Arc::clone(&self.world), number: self.number });
+            CURRENT.with(|current| {
+                *current.borrow_mut() = Some(Arc::new(Seat { life, number }));
+            });
+            state.seats[number].arrived = true;
             state.draw();
-            self.pass(&state);
+            state.pass();
         }
-        while state.holder != Some(worker) {
-            state = self.baton[worker].wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.killed.is_some() {
+        state = self.await_baton(state, number);
+        if state.lives[self.number].killed.is_some() {
             return false;
         }
-        let progress = (self.counters.source_records(), self.counters.sink_records());
-        state.turn(worker, progress);
+        let progress = (self.world.counters.source_records(), self.world.counters.sink_records());
+        state.turn(number, progress);
+        if !state.is_newest(self.number) {
+            return self.thawed_turn(state);
+        }
         if state.turns > state.turns_max {
             let turns = state.turns;
             state.unexpected.push(format!("the job has not ended after {turns} turns"));
-            state.kill("since it does not end".to_owned());
+            state.kill(self.number, "since it does not end".to_owned());
             return false;
         }
-        if state.manifest.take().is_some_and(|path| self.is_last(&path)) {
+        if state.manifest.take().is_some_and(|path| self.world.is_last(&path)) {
             state.faults.last_published();
         }
         if state.faults.dies(Moment::Turn) {
-            let turns = state.turns;
-            state.kill(format!("at turn {turns}"));
-            return false;
+            let how = format!("at turn {}", state.turns);
+            state = self.die(state, Some(number), how);
+            return state.lives[self.number].killed.is_none();
         }
         if let Some(request) = state.faults.stops() {
-            state.stopped = true;
+            state.lives[self.number].stopped = true;
             state.trace.note(|| format!("{request:?} is requested"));
-            state.running.request(request);
+            state.lives[self.number].running.request(request);
         }
         if state.faults.panics(Moment::Turn) {
             drop(state);
@@ -369,13 +524,14 @@ impl Turns for World {
 
     fn tasks(&self, executor: &Executor) {
         let (mut count, threads) = {
-            let mut state = self.state();
-            (state.random.pick(&[0, 0, 1, 1, 2, 8]), state.snapshot_threads)
+            let mut state = self.world.state();
+            let threads = state.lives[self.number].snapshot_threads;
+            (state.random.pick(&[0, 0, 1, 1, 2, 8]), threads)
         };
+        let Some(seat) = current() else { return };
         while count > 0 {
             count -= 1;
-            let waiting = [Lane::Snapshots, Lane::Coordination, Lane::Commits];
-            let waiting: Vec<(Lane, usize)> = waiting
+            let waiting: Vec<(Lane, usize)> = [Lane::Snapshots, Lane::Coordination, Lane::Commits]
                 .into_iter()
                 .map(|lane| (lane, executor.waiting(lane)))
                 .filter(|(_, tasks)| *tasks > 0)
@@ -384,7 +540,7 @@ impl Turns for World {
                 return;
             }
             let (lane, place) = {
-                let mut state = self.state();
+                let mut state = self.world.state();
                 let (lane, tasks) = state.random.pick(&waiting);
                 // The other lanes have one thread.
                 let threads = if lane == Lane::Snapshots { threads } else { 1 };
@@ -395,92 +551,96 @@ impl Turns for World {
                 (lane, place as usize)
             };
             if let Some(task) = executor.take(lane, place) {
-                self.moment(Moment::Task, "before a task");
+                seat.moment(Moment::Task, "before a task");
                 task();
-                self.moment(Moment::Task, "after a task");
+                seat.moment(Moment::Task, "after a task");
             }
         }
     }
 
     fn end(&self, worker: usize) {
-        let mut state = self.state();
-        state.workers[worker].built = true;
+        let mut state = self.world.state();
+        let seat = self.seat(&state, worker);
+        state.seats[seat].built = true;
         state.draw();
-        self.pass(&state);
+        state.pass();
     }
 
     fn leave(&self, worker: usize) {
         CURRENT.with(|current| current.borrow_mut().take());
-        let mut state = self.state();
-        state.workers[worker].left = true;
-        state.workers[worker].arrived = true;
-        state.trace.event(6, &[worker as u64]);
-        if state.holder == Some(worker) || state.holder.is_none() {
-            state.draw();
-            self.pass(&state);
-        }
+        let mut state = self.world.state();
+        let seat = self.seat(&state, worker);
+        state.seats[seat].left = true;
+        state.trace.event(6, &[seat as u64]);
+        state.draw();
+        state.pass();
     }
 
     fn failed(&self, failure: &Failure) {
-        let mut state = self.state();
+        let mut state = self.world.state();
         let what = &failure.what;
-        state.trace.note(|| format!("failure: {what}"));
-        if state.killed.is_none() && !what.contains(INJECTED) && !what.contains("injected fault") {
+        state.trace.note(|| format!("failure in life {}: {what}", self.number));
+        // A thawed one may find that it is fenced, or that what it wants to read is gone.
+        let expected = state.lives[self.number].killed.is_some()
+            || what.contains(INJECTED)
+            || what.contains("injected fault")
+            || !state.is_newest(self.number) && !what.contains("panicked");
+        if !expected {
             state.unexpected.push(what.clone());
             // Another attempt would only hide it.
-            state.kill("since it fails".to_owned());
+            state.kill(self.number, "since it fails".to_owned());
         }
     }
 
     fn random(&self) -> f64 {
-        self.state().random.unit()
+        let mut state = self.world.state();
+        if self.is_aside(&state) { 0.5 } else { state.random.unit() }
     }
 }
 
-impl World {
-    /// Whether a manifest is there and is of a final checkpoint.
-    fn is_last(&self, path: &BlobPath) -> bool {
-        let bytes = self.storage.read(path, Manifest::BYTES_MAX);
-        bytes.is_ok_and(|bytes| Manifest::decode(&bytes).is_ok_and(|manifest| manifest.last))
+impl Life {
+    /// Whether the calling thread runs beside the baton, in a life that others have taken the place of: it must not
+    /// change anything any more.
+    fn is_aside(&self, state: &State) -> bool {
+        !state.is_newest(self.number) && current().is_none()
     }
 
-    fn pass(&self, state: &State) {
-        if let Some(holder) = state.holder {
-            self.baton[holder].notify_one();
+    /// A turn of a worker of a life that was frozen.
+    fn thawed_turn(&self, mut state: MutexGuard<'_, State>) -> bool {
+        if state.drain_until.is_some_and(|end| state.turns > end) {
+            state.kill(self.number, "for good".to_owned());
+            return false;
         }
+        true
     }
 }
 
-impl std::fmt::Debug for World {
+impl std::fmt::Debug for Life {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("World").field("turns", &self.state().turns).finish_non_exhaustive()
+        f.debug_struct("Life").field("number", &self.number).finish_non_exhaustive()
     }
 }
 
-impl Clock for World {
+impl Clock for Life {
     fn now(&self) -> Duration {
-        let mut state = self.state();
-        let read_us = state.read_us;
-        state.now += Duration::from_micros(read_us);
+        let mut state = self.world.state();
+        if !self.is_aside(&state) {
+            let read_us = state.read_us;
+            state.now += Duration::from_micros(read_us);
+        }
         state.now
     }
 
     fn unix_ms(&self) -> u64 {
-        self.state().now.as_millis() as u64
+        self.world.state().now.as_millis() as u64
     }
 
     fn sleep(&self, duration: Duration) {
-        self.state().now += duration;
-    }
-}
-
-/// How a life ends, in words.
-impl std::fmt::Display for Death {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Never => f.write_str("to the end"),
-            Self::At(moment, count) => write!(f, "until {moment:?} {count} more times"),
-            Self::AfterLast { within } => write!(f, "until {within} turns after the last manifest"),
+        let mut state = self.world.state();
+        if self.is_aside(&state) {
+            dead(state);
+            return;
         }
+        state.now += duration;
     }
 }
