@@ -185,8 +185,9 @@ impl JobStore {
             }
             Err(error) => return Err(error.into()),
         }
-        self.note_completed(claim, manifest.epoch)?;
         self.check_unfenced(claim.attempt)?;
+        // Only now it is certain that the checkpoint counts. Noted before, a void one would be missed for ever.
+        self.note_completed(claim, manifest.epoch)?;
         Ok(Published { path, manifest_bytes: bytes.len() as u64 })
     }
 

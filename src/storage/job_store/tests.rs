@@ -485,6 +485,32 @@ fn a_new_attempt_at_any_step_of_a_publication_finds_it_or_voids_it() {
 }
 
 #[test]
+fn a_first_checkpoint_that_a_new_attempt_voids_is_not_missed_later() {
+    for index in 0.. {
+        let storage = memory();
+        let raw = store(&storage);
+        let first = started(&raw).unwrap();
+        let manifest = write_checkpoint(&raw, &first, Epoch(1)).unwrap();
+        let second = Arc::new(Mutex::new(None));
+        let (claimer, slot) = (raw.clone(), second.clone());
+        let other = move || {
+            *slot.lock().unwrap() = Some(claimer.claim().unwrap());
+        };
+        let (published, ran) =
+            with_interruption(&storage, index, other, |store| store.publish(&first, &manifest));
+        if !ran {
+            published.unwrap();
+            break;
+        }
+        // The second attempt dies before its first checkpoint.
+        let second = second.lock().unwrap().take().unwrap();
+        raw.sweep(&second, OLD).unwrap();
+        let third = started(&raw).unwrap();
+        assert_eq!(raw.newest_of(&third).unwrap(), second.newest(), "at call {index}");
+    }
+}
+
+#[test]
 fn a_publication_at_any_step_of_a_claim_is_found_or_not_announced() {
     for index in 0.. {
         let storage = memory();
