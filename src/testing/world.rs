@@ -43,6 +43,8 @@ pub(super) const INJECTED: &str = "injected by the simulator";
 const QUIET_TURNS: u64 = 100;
 /// How far it jumps. A checkpoint that is on its way needs not so many turns that it would expire by this.
 const QUIET_JUMP: Duration = Duration::from_millis(100);
+/// How far it jumps while no checkpoint is on its way.
+const IDLE_JUMP: Duration = Duration::from_secs(2);
 /// Turns that thawed lives get once the job has ended. Then they are killed.
 const DRAIN_TURNS: u64 = 400;
 
@@ -301,7 +303,8 @@ impl State {
     }
 
     /// Counts a turn and moves the clock on.
-    fn turn(&mut self, seat: usize, progress: (u64, u64)) {
+    fn turn(&mut self, seat: usize, counters: &Counters) {
+        let progress = (counters.source_records(), counters.sink_records());
         self.turns += 1;
         let progress = (progress.0, progress.1, self.storage_calls, self.tasks);
         self.quiet = if progress == self.progress { self.quiet + 1 } else { 0 };
@@ -309,7 +312,8 @@ impl State {
         self.now += Duration::from_micros(self.random.between(10, self.tick_us));
         if self.quiet >= QUIET_TURNS {
             self.quiet = 0;
-            self.now += QUIET_JUMP;
+            let idle = counters.checkpoint_status().1 == 0;
+            self.now += if idle { IDLE_JUMP } else { QUIET_JUMP };
         }
         let now_us = self.now.as_micros() as u64;
         self.trace.event(4, &[seat as u64, now_us, progress.0, progress.1]);
@@ -491,8 +495,7 @@ impl Turns for Life {
         if state.lives[self.number].killed.is_some() {
             return false;
         }
-        let progress = (self.world.counters.source_records(), self.world.counters.sink_records());
-        state.turn(number, progress);
+        state.turn(number, &self.world.counters);
         if !state.is_newest(self.number) {
             return self.thawed_turn(state);
         }
