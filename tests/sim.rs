@@ -156,6 +156,10 @@ fn run<F>(seed: u64, sources: u64, build: F) -> Run
 where
     F: Fn(&Job<'_>, Shape, CheckpointMode) + Send + Sync + 'static,
 {
+    if std::env::var_os("HIGHWATER_LOG").is_some() {
+        // It may be there already.
+        let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).try_init();
+    }
     let mut random = Random::new(seed).fork(100);
     let shape = Shape::draw(&mut random, sources);
     let mode = mode(&mut random);

@@ -3,6 +3,8 @@
 use super::Random;
 use crate::runtime::driver::Request;
 
+/// Calls to storage that fail in a run, at the most.
+const STORAGE_ERRORS_MAX: u32 = 20;
 /// Commits that fail in a run, at the most.
 const COMMIT_ERRORS_MAX: u32 = 40;
 
@@ -44,6 +46,8 @@ pub(super) struct Faults {
     panics: u32,
     storage_errors: f64,
     commit_errors: f64,
+    /// Bounded, since a checkpoint makes dozens of calls, all of which have to succeed.
+    storage_errors_left: u32,
     /// Bounded, since a restore has to commit everything that was pending without a single error.
     commit_errors_left: u32,
     death: Death,
@@ -61,6 +65,7 @@ impl Faults {
             panics: 0,
             storage_errors: 0.0,
             commit_errors: 0.0,
+            storage_errors_left: STORAGE_ERRORS_MAX,
             commit_errors_left: COMMIT_ERRORS_MAX,
             death: Death::Never,
             panic: None,
@@ -168,7 +173,11 @@ impl Faults {
     }
 
     pub(super) fn storage_fails(&mut self) -> bool {
-        self.storage_errors > 0.0 && self.random.chance(self.storage_errors)
+        let fails = self.storage_errors_left > 0
+            && self.storage_errors > 0.0
+            && self.random.chance(self.storage_errors);
+        self.storage_errors_left -= u32::from(fails);
+        fails
     }
 
     pub(super) fn commit_fails(&mut self) -> bool {
