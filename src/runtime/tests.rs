@@ -72,6 +72,7 @@ fn run(fail_at: u64, action: FaultAction) -> Run {
                 passed += 1;
                 // Slow enough for a handful of checkpoints.
                 if passed % 30 == 0 {
+                    // Poll: the condition is looked at again.
                     std::thread::sleep(Duration::from_millis(1));
                 }
             })

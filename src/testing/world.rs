@@ -40,7 +40,7 @@ use crate::storage::{BlobPath, CheckpointStorage, MemoryStorage};
 pub(super) const INJECTED: &str = "injected by the simulator";
 
 /// Turns without any change after which the clock makes a jump.
-const QUIET_TURNS: u64 = 100;
+const QUIET_TURNS: u64 = 20;
 /// How far it jumps. A checkpoint that is on its way needs not so many turns that it would expire by this.
 const QUIET_JUMP: Duration = Duration::from_millis(100);
 /// How far it jumps while no checkpoint is on its way.

@@ -266,6 +266,7 @@ pub fn throttle<T>(records: u32) -> impl FnMut(&T) + 'static {
         passed += 1;
         if passed == records {
             passed = 0;
+            // Poll: the condition is looked at again.
             std::thread::sleep(Duration::from_millis(1));
         }
     }

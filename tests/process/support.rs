@@ -294,6 +294,7 @@ fn wait_or(mut met: impl FnMut() -> bool, what: impl FnOnce() -> String) {
         if start.elapsed() > WAIT_MAX {
             panic!("waited too long until {}", what());
         }
+        // Poll: the condition is looked at again.
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -324,6 +325,7 @@ impl Random {
     /// Lets a random time pass: what happens next is the fault that is tested, so it waits for nothing.
     pub fn pause(&mut self, max: Duration) {
         let micros = u64::try_from(max.as_micros()).unwrap();
+        // Fault: the moment of a kill is random.
         std::thread::sleep(Duration::from_micros(self.below(micros)));
     }
 }
