@@ -1,7 +1,7 @@
 //! The keyed count on bare timely dataflow, as a user of timely would write it: no state that survives, no
 //! checkpoints, no flow control.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -13,6 +13,7 @@ use timely::dataflow::Scope;
 use timely::dataflow::Stream;
 use timely::dataflow::channels::pact::{Exchange, Pipeline};
 use timely::dataflow::operators::generic::operator::{Operator, source};
+use timely::scheduling::Activator;
 use timely::{Config, WorkerConfig};
 
 use crate::Measured;
@@ -20,8 +21,19 @@ use crate::args::Args;
 use crate::counting;
 use crate::report::{self, Stopwatch};
 
-/// Records that a source makes in one activation. 1,024 to 65,536 were tried: see `benches/README.md`.
+/// Records that a source makes in one activation: as good as any of 1,024 to 65,536.
 const SOURCE_RECORDS: u64 = 8_192;
+
+/// Batches that a source may be ahead of the slowest worker's results. Without a bound, a worker that loses its
+/// processor for a moment finds a queue of hundreds of megabytes, and runs out of the cache from then on.
+const WINDOW_BATCHES: u64 = 16;
+
+/// What tells a source of what its results have reached: the batch that is not yet done on some worker.
+#[derive(Default)]
+struct Window {
+    done: Cell<u64>,
+    source: RefCell<Option<Activator>>,
+}
 
 type Built<T> = CapacityContainerBuilder<Vec<T>>;
 
@@ -53,9 +65,10 @@ fn run_here(args: &Args, communication: Communication) -> Measured {
         let totals = Rc::new(Cell::new((0, 0)));
         let (index, peers) = (worker.index() as u64, worker.peers() as u64);
         worker.dataflow::<u64, _, _>(|scope| {
-            let events =
-                events(scope, records, index, peers, move |i| counting::event(i, keys, load));
-            digest(count(events), Rc::clone(&totals));
+            let window = Rc::new(Window::default());
+            let event = move |i| counting::event(i, keys, load);
+            let events = events(scope, records, (index, peers), &window, event);
+            digest(count(events), window, Rc::clone(&totals));
         });
         while worker.has_dataflows() {
             worker.step_or_park(None);
@@ -75,24 +88,31 @@ fn run_here(args: &Args, communication: Communication) -> Measured {
 fn events<'scope>(
     scope: Scope<'scope, u64>,
     records: u64,
-    index: u64,
-    peers: u64,
+    (index, peers): (u64, u64),
+    window: &Rc<Window>,
     event: impl Fn(u64) -> (u64, u64) + 'static,
 ) -> Stream<'scope, u64, Vec<(u64, u64)>> {
     source::<_, Built<(u64, u64)>, _, _>(scope, "events", |capability, info| {
-        let activator = scope.activator_for(info.address);
+        let activator = scope.activator_for(Rc::clone(&info.address));
+        let window = Rc::clone(window);
+        *window.source.borrow_mut() = Some(scope.activator_for(info.address));
         let mut capability = Some(capability);
         let mut next = index;
         move |output| {
-            let Some(time) = &capability else { return };
+            let Some(time) = &mut capability else { return };
+            if *time.time() >= window.done.get() + WINDOW_BATCHES {
+                return; // The sink activates us.
+            }
             let end = records.min(next + SOURCE_RECORDS * peers);
-            let mut session = output.session(time);
+            let mut session = output.session(&*time);
             while next < end {
                 session.give(event(next));
                 next += peers;
             }
             drop(session);
             if next < records {
+                let batch = *time.time() + 1;
+                time.downgrade(&batch);
                 activator.activate();
             } else {
                 capability = None;
@@ -120,8 +140,18 @@ fn count<'scope>(
     })
 }
 
-fn digest(results: Stream<'_, u64, Vec<(u64, u64, u64)>>, totals: Rc<Cell<(u64, u64)>>) {
-    results.sink(Pipeline, "digest", move |(input, _)| {
+fn digest(
+    results: Stream<'_, u64, Vec<(u64, u64, u64)>>,
+    window: Rc<Window>,
+    totals: Rc<Cell<(u64, u64)>>,
+) {
+    results.sink(Pipeline, "digest", move |(input, frontier)| {
+        if let Some(done) = frontier.frontier().first()
+            && window.done.replace(*done) != *done
+            && let Some(source) = &*window.source.borrow()
+        {
+            source.activate();
+        }
         let (mut count, mut sum) = totals.get();
         input.for_each_time(|_, batches| {
             for batch in batches {
