@@ -16,8 +16,18 @@ const RECORDS: u64 = 20_000;
 const KEYS: u64 = 61;
 
 fn count(sink: Collect<(u64, u64)>) -> impl Fn(&Job<'_>) -> highwater::Result<()> {
+    count_at(u64::MAX, sink)
+}
+
+/// The same at so many records a second.
+fn count_at(
+    per_second: u64,
+    sink: Collect<(u64, u64)>,
+) -> impl Fn(&Job<'_>) -> highwater::Result<()> {
     move |job| {
-        job.source("numbers", Generator::new(RECORDS, |i| i))
+        let numbers = Generator::new(RECORDS, |i| i);
+        let paced = if per_second < u64::MAX { numbers.paced(0, per_second) } else { numbers };
+        job.source("numbers", paced)
             .inspect(throttle(20))
             .key_by(|n| n % KEYS)
             .process("count", Value::<u64>::new("count"), |key, _, count, out| {
@@ -36,7 +46,8 @@ fn stopped(retained: u32) -> (Scratch, JobConfig, Collect<(u64, u64)>) {
     config.checkpoints.retained = retained;
     config.checkpoints.inline_bytes_max = 0;
     let collect = Collect::new();
-    let job = Background::start(config.clone(), count(collect.clone()));
+    // Slow enough that even a busy machine stops it before its end.
+    let job = Background::start(config.clone(), count_at(RECORDS / 4, collect.clone()));
     job.wait_for_checkpoints(retained as usize + 1);
     job.handle.stop();
     job.end().unwrap();
