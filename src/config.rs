@@ -3,6 +3,7 @@
 //! Flags, environment and files are read by the `cli` room; here are the values, their defaults, and what makes
 //! them fit together.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -49,7 +50,7 @@ pub struct HeartbeatConfig {
 }
 
 /// How checkpoints hold records back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CheckpointMode {
     /// State reflects each record once.
     ExactlyOnce,
@@ -75,6 +76,11 @@ pub struct CheckpointConfig {
     pub interval: Option<Duration>,
     /// Whether records of a later epoch are held back.
     pub mode: CheckpointMode,
+    /// How long a barrier waits in a channel for what is queued before it, until it overtakes that: zero is unaligned
+    /// at once, `None` aligned always. Of no effect at least once: nothing waits for barriers there.
+    pub alignment_timeout: Option<Duration>,
+    /// The same for single channels, by name.
+    pub channel_alignment_timeouts: BTreeMap<Name, Option<Duration>>,
     /// A checkpoint that takes longer is aborted.
     pub timeout: Duration,
     /// Time from the end of one to the trigger of the next.
@@ -207,6 +213,8 @@ impl Default for CheckpointConfig {
             directory: None,
             interval: Some(Duration::from_secs(10)),
             mode: CheckpointMode::ExactlyOnce,
+            alignment_timeout: Some(Duration::from_millis(200)),
+            channel_alignment_timeouts: BTreeMap::new(),
             timeout: Duration::from_secs(600),
             min_pause: Duration::ZERO,
             concurrent_max: 1,

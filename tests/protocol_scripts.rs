@@ -140,10 +140,11 @@ fn event(text: &str) -> Option<Event<String>> {
     Some(match words[..] {
         ["tick"] => Event::Tick,
         ["trigger"] => Event::Trigger,
-        ["ack", n, worker] => Event::Ack {
+        ["ack", n, worker] | ["ack", n, worker, "in-flight"] => Event::Ack {
             epoch: epoch(n)?,
             worker: worker.parse().ok()?,
             part: format!("{n}.{worker}"),
+            in_flight: words.len() > 3,
         },
         ["decline", n, worker, ref why @ ..] => {
             let worker = worker.parse().ok()?;

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 const PAST: &str = include_str!("sim_seeds.txt");
 
+const JOBS: [fn(u64) -> Outcome; 5] = [count, union, broadcast, event_time, loops];
+
 /// A record of the source.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct Input {
@@ -254,6 +256,47 @@ fn broadcast(seed: u64) -> Outcome {
     run.outcome
 }
 
+/// Records go round a loop as often as their index says, counted each time; three inputs of one keyed operator, two of
+/// them of their own channels.
+fn loops(seed: u64) -> Outcome {
+    let target = Collect::new();
+    let seen = target.handle();
+    let run = run(seed, 2, move |job, shape, _| {
+        let second = job.source("second", shape.source(1)).map(|input| (input, 0));
+        let rounds = job
+            .source("first", shape.source(0))
+            .map(|input: Input| (input.clone(), input.index % 4))
+            .iterate("rounds", |head| {
+                let counted = head.key_by(|(input, _)| input.key).process(
+                    "round",
+                    Value::<u64>::new("count"),
+                    |_, record: (Input, u64), count, out| {
+                        point("round");
+                        *count.or_default() += 1;
+                        out.emit(record);
+                    },
+                );
+                let again = counted.clone().filter(|(_, left)| *left > 0);
+                let again = again.map(|(input, left)| (input, left - 1));
+                (again, counted.filter(|(_, left)| *left == 0))
+            });
+        let third = second.clone().filter(|(input, _)| input.index % 2 == 0).rebalance();
+        let odd = second.filter(|(input, _)| input.index % 2 == 1);
+        rounds
+            .key_by(|(input, _)| input.key)
+            .union(odd.key_by(|(input, _)| input.key))
+            .union(third.key_by(|(input, _)| input.key))
+            .process("count", Value::<u64>::new("count"), |key, (input, _), count, out| {
+                point("count");
+                *count.or_default() += 1;
+                out.emit((*key, *count.or_default(), input.id()));
+            })
+            .sink("out", FaultSink::new(target.clone()));
+    });
+    check(&run, &seen);
+    run.outcome
+}
+
 /// Two exchanges and two keyed operators one behind the other. No record is late, since event time grows in every split,
 /// and the watermark that a key sees never goes back (I9).
 fn event_time(seed: u64) -> Outcome {
@@ -314,6 +357,13 @@ fn broadcast_and_routed_records_are_committed_once() {
 }
 
 #[test]
+fn records_that_go_round_a_loop_and_those_of_three_inputs_are_committed_once() {
+    each_seed("loops", 500, PAST, |seed| {
+        drop(loops(seed));
+    });
+}
+
+#[test]
 fn watermarks_never_go_back_and_no_record_is_late() {
     each_seed("watermarks_never_go_back_and_no_record_is_late", 500, PAST, |seed| {
         drop(event_time(seed));
@@ -323,7 +373,7 @@ fn watermarks_never_go_back_and_no_record_is_late() {
 #[test]
 fn one_seed_gives_one_trace() {
     each_seed("one_seed_gives_one_trace", 100, PAST, |seed| {
-        let job = [count, union, broadcast, event_time][seed as usize % 4];
+        let job = JOBS[seed as usize % JOBS.len()];
         let (first, second) = (job(seed), job(seed));
         assert_eq!(first.trace, second.trace, "{first:?}\n{second:?}");
     });
@@ -334,8 +384,9 @@ fn one_seed_gives_one_trace() {
 fn the_seeds_put_crashes_everywhere() {
     let mut moments: BTreeMap<String, usize> = BTreeMap::new();
     let (mut restarts, mut completed, mut aborted) = (0, 0, 0);
-    for seed in 0..120 {
-        let outcome = [count, union, broadcast, event_time][seed as usize % 4](seed);
+    let mut in_flight = 0;
+    for seed in 0..150 {
+        let outcome = JOBS[seed as usize % JOBS.len()](seed);
         for crash in &outcome.crashes {
             let moment: Vec<&str> = crash.split(' ').take(2).collect();
             *moments.entry(moment.join(" ")).or_default() += 1;
@@ -343,11 +394,15 @@ fn the_seeds_put_crashes_everywhere() {
         restarts += outcome.restarts;
         completed += outcome.checkpoints;
         aborted += outcome.aborted;
+        in_flight += outcome.in_flight_records;
     }
-    println!("{moments:?}; {restarts} restarts, {completed} complete, {aborted} aborted");
+    println!(
+        "{moments:?}; {restarts} restarts, {completed} complete, {aborted} aborted, {in_flight} in flight"
+    );
     for moment in ["at turn", "at Create", "at List", "at Read", "at Write", "before a", "after a"]
     {
         assert!(moments.contains_key(moment), "no crash {moment}: {moments:?}");
     }
+    assert!(in_flight > 1000, "{in_flight} records in channel logs");
     assert!(restarts > 20 && completed > 500 && aborted > 20, "{restarts} {completed} {aborted}");
 }

@@ -1,6 +1,7 @@
 //! From layers of texts to one validated configuration: the only place where settings get their
 //! meaning.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -190,6 +191,10 @@ fn checkpoints(reader: &Reader<'_>) -> Result<CheckpointConfig, CliError> {
         directory: reader.optional("checkpoint-dir", path)?,
         interval: reader.value("checkpoint-interval", duration_or_off)?,
         mode: reader.choice("checkpoint-mode", &modes)?,
+        alignment_timeout: reader.value("alignment-timeout", duration_or_none)?,
+        channel_alignment_timeouts: reader
+            .optional("channel-alignment-timeouts", channel_timeouts)?
+            .unwrap_or_default(),
         timeout: reader.value("checkpoint-timeout", parse_duration)?,
         min_pause: reader.value("min-pause", duration_or_off)?.unwrap_or(Duration::ZERO),
         concurrent_max: reader.value("concurrent-checkpoints", number)?,
@@ -206,6 +211,29 @@ fn checkpoints(reader: &Reader<'_>) -> Result<CheckpointConfig, CliError> {
             usize::try_from(bytes).map_err(|_| format!("`{text}` is too large for this machine"))
         })?,
     })
+}
+
+fn duration_or_none(text: &str) -> Result<Option<Duration>, String> {
+    if text == "none" {
+        return Ok(None);
+    }
+    parse_duration(text).map(Some).map_err(|error| format!("{error}, or `none`"))
+}
+
+/// `name=time` or `name=none`, separated by commas.
+fn channel_timeouts(text: &str) -> Result<BTreeMap<Name, Option<Duration>>, String> {
+    let mut timeouts = BTreeMap::new();
+    for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+        let Some((name, timeout)) = pair.split_once('=') else {
+            return Err(format!("`{pair}` should be a channel and a time: `orders=1s`"));
+        };
+        let name = Name::new(name.trim()).map_err(|error| error.to_string())?;
+        let timeout = duration_or_none(timeout.trim())?;
+        if timeouts.insert(name.clone(), timeout).is_some() {
+            return Err(format!("channel {name} is given twice"));
+        }
+    }
+    Ok(timeouts)
 }
 
 fn restore(reader: &Reader<'_>, checkpoints: &CheckpointConfig) -> Result<RestoreConfig, CliError> {

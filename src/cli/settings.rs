@@ -106,7 +106,7 @@ const fn short(short: char, setting: Setting) -> Setting {
 use Kind::{Number, Switch, Text};
 
 /// All settings, in the order of help and of printed files.
-pub(crate) static SETTINGS: [Setting; 40] = [
+pub(crate) static SETTINGS: [Setting; 42] = [
     row(
         ["job-name", "job", "name"],
         Text,
@@ -191,6 +191,18 @@ pub(crate) static SETTINGS: [Setting; 40] = [
         Text,
         ["exactly-once|at-least-once", "exactly-once"],
         "Whether records behind a barrier wait; if they do not, a recovery may count some twice",
+    ),
+    row(
+        ["alignment-timeout", "checkpoints", "alignment-timeout"],
+        Text,
+        ["TIME|none", "200ms"],
+        "How long a barrier waits for the records queued before it until it overtakes them, which are then saved with the checkpoint; 0s: at once; none: for ever",
+    ),
+    row(
+        ["channel-alignment-timeouts", "checkpoints", "channel-alignment-timeouts"],
+        Text,
+        ["CHANNEL=TIME|none,...", ""],
+        "The same for single channels, by name",
     ),
     row(
         ["checkpoint-timeout", "checkpoints", "timeout"],

@@ -318,6 +318,7 @@ mod tests {
                 async_us: 4_000,
                 bytes: 90,
                 in_flight_bytes: 10,
+                in_flight_records: 2,
             }],
             bytes: 180,
             in_flight_bytes: 10,

@@ -12,7 +12,7 @@ use crate::ids::Name;
 
 /// A value for each setting that differs from its default, and the flags that must be there for it
 /// to mean anything.
-const SAMPLES: [(&str, &str, &[&str]); 40] = [
+const SAMPLES: [(&str, &str, &[&str]); 42] = [
     ("job-name", "another", &[]),
     ("max-parallelism", "256", &[]),
     ("workers", "3", &[]),
@@ -26,6 +26,8 @@ const SAMPLES: [(&str, &str, &[&str]); 40] = [
     ("checkpoint-dir", "state dir/\"x\" # y", &[]),
     ("checkpoint-interval", "off", &[]),
     ("checkpoint-mode", "at-least-once", &[]),
+    ("alignment-timeout", "none", &[]),
+    ("channel-alignment-timeouts", "orders=1s,key_by-2=none", &[]),
     ("checkpoint-timeout", "1m30s", &[]),
     ("min-pause", "1s", &[]),
     ("concurrent-checkpoints", "2", &[]),

@@ -39,7 +39,7 @@ pub struct CheckpointRecord {
     pub workers: Vec<WorkerTimings>,
     /// Units: bytes of all parts.
     pub bytes: u64,
-    /// Units: bytes that waited in channels when it began.
+    /// Units: bytes of the channel logs in the parts: what barriers have overtaken.
     pub in_flight_bytes: u64,
     /// Number of entries of all parts.
     pub entries: u64,
@@ -71,8 +71,10 @@ pub struct WorkerTimings {
     pub async_us: u64,
     /// Units: bytes of its part.
     pub bytes: u64,
-    /// Units: bytes that waited in channels when it began.
+    /// Units: bytes of the channel logs in its part: what barriers have overtaken.
     pub in_flight_bytes: u64,
+    /// Number of records in them.
+    pub in_flight_records: u64,
 }
 
 impl JobRecord {
@@ -139,6 +141,7 @@ mod tests {
             async_us: 4_000,
             bytes: 900,
             in_flight_bytes: 10,
+            in_flight_records: 2,
         };
         let record = CheckpointRecord {
             epoch: Epoch(9),

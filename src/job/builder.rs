@@ -12,6 +12,8 @@ use crate::format::SectionHeader;
 use crate::format::codec;
 use crate::ids::{InvalidName, Name};
 use crate::job::stream::Stream;
+use crate::runtime::channel::ChannelSpec;
+use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log};
 use crate::runtime::context::WorkerContext;
 use crate::runtime::event_time::EventTime;
 use crate::runtime::keyed::{Context, keyed, owned_groups};
@@ -34,6 +36,16 @@ pub enum BuildError {
         "the name {0} is used twice; sources, stateful operators and sinks need names unique in the job: state is found again by it"
     )]
     Duplicate(Name),
+    /// A setting is for a channel that the job does not have.
+    #[error(
+        "an alignment timeout is set for channel {name}, which the job does not have; it has: {channels}"
+    )]
+    NoChannel {
+        /// The name in the settings.
+        name: Name,
+        /// The names in the job.
+        channels: String,
+    },
     /// The job reads nothing.
     #[error("the job has no source")]
     NoSource,
@@ -62,6 +74,7 @@ struct BuildState {
     errors: Vec<BuildError>,
     declared: Vec<SectionHeader>,
     exchanges: usize,
+    channels: Vec<Name>,
     sources: u32,
 }
 
@@ -116,10 +129,45 @@ impl<'scope> Job<'scope> {
         &self.context
     }
 
-    pub(crate) fn exchange_name(&self, kind: &str) -> String {
-        let mut state = self.state.borrow_mut();
-        state.exchanges += 1;
-        format!("{kind}-{}", state.exchanges)
+    /// What a channel is built with: its name, its settings, and what a checkpoint holds of it.
+    pub(crate) fn channel_spec<D: Record>(
+        &self,
+        kind: &str,
+        name: Option<&str>,
+        placement: &Placement<D>,
+    ) -> ChannelSpec<D> {
+        let automatic = {
+            let mut state = self.state.borrow_mut();
+            state.exchanges += 1;
+            format!("{kind}-{}", state.exchanges)
+        };
+        let name = self.name(name.unwrap_or(&automatic));
+        let headers = log_headers::<D>(&name);
+        let [records, least] = &headers;
+        let held = [least, records].map(|header| self.restorable(header));
+        let restored = match held[1] {
+            None => RestoredLog::default(),
+            Some(restored) => read_log(restored, &headers, placement, &self.context)
+                .unwrap_or_else(|error| {
+                    self.error(error);
+                    RestoredLog::default()
+                }),
+        };
+        let checkpoints = &self.context.config().checkpoints;
+        let own = checkpoints.channel_alignment_timeouts.get(&name);
+        let general = match placement {
+            // Replicas that a barrier finds at different records cannot be told apart or put together at another
+            // parallelism. A program that does not mind says so, by the channel's name.
+            Placement::Replica => None,
+            _ => checkpoints.alignment_timeout,
+        };
+        let alignment_timeout = own.copied().unwrap_or(general);
+        self.state.borrow_mut().channels.push(name.clone());
+        let group_of = match placement {
+            Placement::Keyed(group_of) => Some(*group_of),
+            _ => None,
+        };
+        ChannelSpec { name, alignment_timeout, group_of, restored }
     }
 
     /// What is wrong with the job, once it is built.
@@ -128,6 +176,11 @@ impl<'scope> Job<'scope> {
         let mut errors = std::mem::take(&mut state.errors);
         if state.sources == 0 {
             errors.push(BuildError::NoSource);
+        }
+        let configured = self.context.config().checkpoints.channel_alignment_timeouts.keys();
+        for name in configured.filter(|name| !state.channels.contains(name)) {
+            let channels = state.channels.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+            errors.push(BuildError::NoChannel { name: name.clone(), channels });
         }
         if let Some(restored) = &self.context.shared.restored {
             let restore = &self.context.config().restore;
@@ -215,7 +268,7 @@ impl<'scope> Job<'scope> {
         };
         let (inner, origin) =
             source(self.scope, &self.context, &name, number, from, start, event_time);
-        Stream { inner, job: self.clone(), origins: vec![origin] }
+        Stream { inner, job: self.clone(), origins: vec![origin], channel: None }
     }
 
     pub(crate) fn add_keyed<K, V, S, O, F>(
@@ -254,9 +307,9 @@ impl<'scope> Job<'scope> {
                 self.error(error);
             }
         }
-        let Stream { inner, job, origins } = stream;
+        let Stream { inner, job, origins, channel } = stream;
         let inner = keyed(inner, origins.clone(), &self.context, &name, states, tables, logic);
-        Stream { inner, job, origins }
+        Stream { inner, job, origins, channel }
     }
 
     pub(crate) fn add_sink<S: Sink>(&self, stream: Stream<'scope, S::Record>, name: &str, mut to: S)

@@ -1,6 +1,8 @@
 //! Streams of records, and what can be done with them.
 
+use std::cell::RefCell;
 use std::fmt;
+use std::rc::Rc;
 
 use timely::dataflow::operators::Concat;
 
@@ -10,7 +12,8 @@ use crate::job::Job;
 use crate::protocol::key_groups::{key_group, owner};
 use crate::runtime::batch::Batch;
 use crate::runtime::chain::Origin;
-use crate::runtime::channel::channel;
+use crate::runtime::channel::{channel, feedback};
+use crate::runtime::channel_log::{GroupOf, Placement, RouteBy};
 use crate::runtime::keyed::Context;
 use crate::runtime::router::{Route, Targets, router};
 use crate::runtime::stateless::stateless;
@@ -28,6 +31,8 @@ pub struct Stream<'scope, D: Record> {
     pub(crate) job: Job<'scope>,
     /// The heads of the chains that feed it.
     pub(crate) origins: Vec<Origin>,
+    /// What the next exchange is to be called.
+    pub(crate) channel: Option<String>,
 }
 
 impl<D: Record> fmt::Debug for Stream<'_, D> {
@@ -44,8 +49,8 @@ impl<'scope, D: Record> Stream<'scope, D> {
         name: &str,
         logic: impl FnMut(D, &mut Vec<O>) + 'static,
     ) -> Stream<'scope, O> {
-        let Self { inner, job, origins } = self;
-        Stream { inner: stateless(inner, job.context(), name, logic), job, origins }
+        let Self { inner, job, origins, channel } = self;
+        Stream { inner: stateless(inner, job.context(), name, logic), job, origins, channel }
     }
 
     /// Turns every record into another.
@@ -84,17 +89,59 @@ impl<'scope, D: Record> Stream<'scope, D> {
     pub fn union(self, other: Self) -> Self {
         let mut origins = self.origins;
         origins.extend(other.origins);
-        Self { inner: self.inner.concat(other.inner), job: self.job, origins }
+        Self {
+            inner: self.inner.concat(other.inner),
+            job: self.job,
+            origins,
+            channel: self.channel,
+        }
     }
 
-    fn exchange<R: Record>(self, kind: &str, route: impl Route<D, R>) -> Stream<'scope, R> {
-        let Self { inner, job, origins } = self;
-        let name = job.exchange_name(kind);
+    /// Names the channel of the exchange that follows; without it, a channel is called by its kind and its place in
+    /// the program: `key_by-1`. Settings of single channels, the checkpoint history and metrics go by that name, and so
+    /// does a checkpoint that holds records on their way: a job with other exchanges cannot restore those.
+    #[must_use]
+    pub fn channel_name(mut self, name: &str) -> Self {
+        self.channel = Some(name.to_owned());
+        self
+    }
+
+    fn exchange<R: Record>(
+        self,
+        kind: &str,
+        route: impl Route<D, R>,
+        placement: &Placement<R>,
+    ) -> Stream<'scope, R> {
+        let Self { inner, job, origins, channel: name } = self;
+        let spec = job.channel_spec(kind, name.as_deref(), placement);
         let routed: timely::dataflow::Stream<'scope, Time, Batch<R>> =
-            router(inner, job.context(), &name, route);
+            router(inner, job.context(), spec.name.as_str(), route);
         let (inner, origin) =
-            channel(routed, job.context(), &name, Origin::restored_event(&origins));
-        Stream { inner, job, origins: vec![origin] }
+            channel(routed, job.context(), spec, Origin::restored_event(&origins));
+        Stream { inner, job, origins: vec![origin], channel: None }
+    }
+
+    /// A loop: `body` gets the records of this stream together with those that come back, and returns what goes round
+    /// once more, and what leaves the loop. Records that go round stay on their worker; `body` may exchange them.
+    /// Exactly-once, through crashes while records go round. `name` is unique in the job.
+    ///
+    /// What goes round does not hold event time back: behind the loop it may be late. Nor does it end by itself: a job
+    /// whose input has ended goes on until nothing goes round any more.
+    pub fn iterate<O: Record>(
+        self,
+        name: &str,
+        body: impl FnOnce(Self) -> (Self, Stream<'scope, O>),
+    ) -> Stream<'scope, O> {
+        let Self { inner, job, mut origins, channel } = self;
+        let spec = job.channel_spec("iterate", Some(name), &Placement::<D>::Anywhere);
+        let loop_name = spec.name.clone();
+        let (back, origin, edge) = feedback(inner.scope(), job.context(), spec);
+        origins.push(origin);
+        let head = Self { inner: inner.concat(back), job: job.clone(), origins, channel };
+        let (again, out) = body(head);
+        let stay = Stay { index: job.context().index };
+        edge.connect(router(again.inner, job.context(), loop_name.as_str(), stay));
+        out
     }
 
     /// Sends every record to the worker that owns its key. Records of one key from one worker keep their order.
@@ -113,26 +160,34 @@ impl<'scope, D: Record> Stream<'scope, D> {
             .map(|group| owner(KeyGroup(group), max_parallelism, peers) as u32)
             .collect();
         let route = ByKey { split, owners, max_parallelism };
-        KeyedStream { stream: self.exchange("key_by", route) }
+        let group_of: GroupOf<(K, V)> = |(key, _), groups| key_group(stable_hash(key), groups);
+        KeyedStream { stream: self.exchange("key_by", route, &Placement::Keyed(group_of)) }
     }
 
     /// Spreads the records evenly over the workers, batch by batch.
     #[must_use]
     pub fn rebalance(self) -> Self {
         let next = self.job.context().index;
-        self.exchange("rebalance", InTurn { next })
+        self.exchange("rebalance", InTurn { next }, &Placement::Anywhere)
     }
 
     /// Sends every record to every worker.
+    ///
+    /// No barrier overtakes here unless an alignment timeout is set for this channel by name: workers share out what all
+    /// of them see, and if each were restored at a record of its own, another number of workers could share it out no
+    /// more. With such a timeout each worker goes on where it was; with more workers than before a new one continues as
+    /// one that was there, and with fewer those that are gone take what they had not processed with them.
     #[must_use]
     pub fn broadcast(self) -> Self {
-        self.exchange("broadcast", ToAll)
+        self.exchange("broadcast", ToAll, &Placement::Replica)
     }
 
     /// Sends every record to the worker that `target` says, of the number of workers that it is given (modulo that
-    /// number).
+    /// number). Restored at another parallelism, records that were on their way are routed again.
     pub fn route(self, target: impl FnMut(&D, usize) -> usize + 'static) -> Self {
-        self.exchange("route", ByFunction(target))
+        let target = Rc::new(RefCell::new(target));
+        let placement = Placement::Routed(Rc::clone(&target) as RouteBy<D>);
+        self.exchange("route", ByFunction(target), &placement)
     }
 
     /// Goes through plain timely dataflow and back: whatever `f` builds must emit nothing at an epoch whose barrier
@@ -142,8 +197,8 @@ impl<'scope, D: Record> Stream<'scope, D> {
         self,
         f: impl FnOnce(Timely<'scope, D>) -> Timely<'scope, O>,
     ) -> Stream<'scope, O> {
-        let Self { inner, job, origins } = self;
-        Stream { inner: f(inner), job, origins }
+        let Self { inner, job, origins, channel } = self;
+        Stream { inner: f(inner), job, origins, channel }
     }
 
     /// Ends in a sink. `name` is unique in the job, and identifies the sink's transactions in checkpoints.
@@ -174,6 +229,27 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
         F: FnMut(&K, V, &mut S::Access<'_>, &mut Context<'_, O>) + 'static,
     {
         self.stream.job.clone().add_keyed(self.stream, name, states, logic)
+    }
+
+    /// Turns every value into another. The records stay keyed, and where they are.
+    pub fn map_values<W: Record>(
+        self,
+        mut f: impl FnMut(&K, V) -> W + 'static,
+    ) -> KeyedStream<'scope, K, W> {
+        let stream = self.stream.map(move |(key, value)| {
+            let value = f(&key, value);
+            (key, value)
+        });
+        KeyedStream { stream }
+    }
+
+    /// All records of both streams, keyed as they were. The watermark of the result is the lesser of both.
+    ///
+    /// With [`KeyedStream::map_values`] to bring them to one type, an operator can take two inputs or more: each keeps a
+    /// channel of its own, and a barrier has to come through all of them.
+    #[must_use]
+    pub fn union(self, other: Self) -> Self {
+        Self { stream: self.stream.union(other.stream) }
     }
 
     /// The records as a stream of pairs. They stay where they are, but further operators know nothing of the key.
@@ -222,13 +298,25 @@ impl<D: Record> Route<D, D> for ToAll {
     }
 }
 
-struct ByFunction<F>(F);
+/// Keeps records on their worker.
+struct Stay {
+    index: usize,
+}
+
+impl<D: Record> Route<D, D> for Stay {
+    fn route(&mut self, input: &mut Vec<D>, to: &mut Targets<D>) {
+        to.give_batch(self.index, std::mem::take(input));
+    }
+}
+
+struct ByFunction<F: ?Sized>(Rc<RefCell<F>>);
 
 impl<D: Record, F: FnMut(&D, usize) -> usize + 'static> Route<D, D> for ByFunction<F> {
     fn route(&mut self, input: &mut Vec<D>, to: &mut Targets<D>) {
         let peers = to.peers();
+        let mut target_of = self.0.borrow_mut();
         for record in input.drain(..) {
-            let target = (self.0)(&record, peers) % peers;
+            let target = target_of(&record, peers) % peers;
             to.give(target, record);
         }
     }

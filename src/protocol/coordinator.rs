@@ -20,6 +20,7 @@
 //! | Ending     | none in progress        | Ending     | begin the final one, after its delay |
 //! | Ending     | the final one complete  | Committing | complete, record, retire             |
 //! | Ending     | the final one aborted   | Ending     | abort, record; later a new one       |
+//! | Ending     | it holds records in flight, input has ended | Ending | complete, not as the last; later a new one |
 //! | Committing | last `WorkerCommitted`  | Over       | finish                               |
 //! | not Over   | `Cancel`                | Over       | abort those in progress, finish      |
 //! | not Over   | too many failures       | Over       | abort those in progress, fail        |
@@ -104,6 +105,9 @@ pub const EPOCHS_RESERVED_MIN: u64 = 100;
 /// doubles from the first to the second.
 const RETRY_DELAY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
+/// Time between a final checkpoint that found records on their way and the next: doubles likewise.
+const IN_FLIGHT_DELAY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
 /// Decides over the checkpoints of one attempt. See the module's documentation for the contract.
 #[derive(Debug)]
 pub struct Coordinator<P> {
@@ -129,6 +133,8 @@ pub struct Coordinator<P> {
     /// A user's request that waits for a free slot.
     wanted: bool,
     final_retry: Retry,
+    /// The final checkpoint is tried again until nothing is on its way.
+    in_flight_retry: Retry,
 
     finished: BTreeSet<usize>,
     committed: BTreeMap<usize, Epoch>,
@@ -150,6 +156,10 @@ struct Pending<P> {
     /// The parts of `acked`, until they are handed to the publisher.
     parts: BTreeMap<usize, P>,
     last_ack: Option<(usize, Duration)>,
+    /// Whether any part holds records that were on their way.
+    in_flight: bool,
+    /// Whether the job ends with it; known when it is published.
+    last: bool,
 }
 
 impl<P> Pending<P> {
@@ -175,14 +185,16 @@ enum Reservation {
 struct Retry {
     not_before: Duration,
     delay: Duration,
+    delay_max: Duration,
 }
 
 impl Retry {
-    const NEW: Self = Self { not_before: Duration::ZERO, delay: RETRY_DELAY.0 };
+    const NEW: Self =
+        Self { not_before: Duration::ZERO, delay: RETRY_DELAY.0, delay_max: RETRY_DELAY.1 };
 
     fn failed(&mut self, now: Duration) {
         self.not_before = now.saturating_add(self.delay);
-        self.delay = (self.delay * 2).min(RETRY_DELAY.1);
+        self.delay = (self.delay * 2).min(self.delay_max);
     }
 }
 
@@ -230,6 +242,11 @@ impl<P> Coordinator<P> {
             last_end: None,
             wanted: false,
             final_retry: Retry::NEW,
+            in_flight_retry: Retry {
+                delay: IN_FLIGHT_DELAY.0,
+                delay_max: IN_FLIGHT_DELAY.1,
+                ..Retry::NEW
+            },
             finished: BTreeSet::new(),
             committed: BTreeMap::new(),
             last_completed: restored,
@@ -313,7 +330,9 @@ impl<P> Coordinator<P> {
             Event::Trigger => {
                 self.wanted |= matches!(self.phase, Phase::Running | Phase::Draining);
             }
-            Event::Ack { epoch, worker, part } => self.ack(now, epoch, worker, part),
+            Event::Ack { epoch, worker, part, in_flight } => {
+                self.ack(now, epoch, worker, part, in_flight);
+            }
             Event::Decline { epoch, worker, reason } => {
                 let declinable = worker < self.workers
                     && self.pending.get(&epoch).is_some_and(|p| !p.acked.contains(&worker));
@@ -355,7 +374,7 @@ impl<P> Coordinator<P> {
         }
     }
 
-    fn ack(&mut self, now: Duration, epoch: Epoch, worker: usize, part: P) {
+    fn ack(&mut self, now: Duration, epoch: Epoch, worker: usize, part: P, in_flight: bool) {
         if worker >= self.workers {
             return;
         }
@@ -365,6 +384,7 @@ impl<P> Coordinator<P> {
         if pending.acked.insert(worker) {
             pending.parts.insert(worker, part);
             pending.last_ack = Some((worker, now));
+            pending.in_flight |= in_flight;
         }
     }
 
@@ -435,7 +455,11 @@ impl<P> Coordinator<P> {
         if let Some((&epoch, pending)) = ready {
             let parts: Vec<(usize, P)> = std::mem::take(&mut pending.parts).into_iter().collect();
             assert_eq!(parts.len(), workers, "C2: publish only with all parts");
-            let last = pending.is_last();
+            // What is on its way at the end of input still has to come out: then this one is a checkpoint like any
+            // other, and there will be one more. After a stop it is what the next run goes on with.
+            let ended = self.finished.len() == workers;
+            let last = pending.is_last() && !(ended && pending.in_flight);
+            pending.last = last;
             self.publishing = Some(epoch);
             effects.push(Effect::Publish { epoch, last, parts });
         }
@@ -446,7 +470,10 @@ impl<P> Coordinator<P> {
         let pending = self.pending.remove(&epoch).expect("what is published is pending");
         assert_eq!(pending.acked.len(), self.workers, "C2: complete only with all parts");
         assert!(self.valid.last().is_none_or(|last| *last < epoch), "C3: epochs grow");
-        let last = pending.is_last();
+        let last = pending.last;
+        if pending.is_last() && !last {
+            self.in_flight_retry.failed(now);
+        }
         effects.push(Effect::Complete { epoch, last });
         self.record(now, epoch, &pending, Ok(()), effects);
         self.completed += 1;
@@ -576,7 +603,8 @@ impl<P> Coordinator<P> {
             }
             Phase::Ending => {
                 let alone = self.pending.is_empty();
-                alone.then_some((self.final_retry.not_before, Cause::End))
+                let not_before = self.final_retry.not_before.max(self.in_flight_retry.not_before);
+                alone.then_some((not_before, Cause::End))
             }
             Phase::Committing { .. } | Phase::Over => None,
         }
@@ -596,6 +624,8 @@ impl<P> Coordinator<P> {
             acked: BTreeSet::new(),
             parts: BTreeMap::new(),
             last_ack: None,
+            in_flight: false,
+            last: false,
         };
         effects.push(Effect::Begin { epoch, last: pending.is_last() });
         let before = self.pending.insert(epoch, pending);

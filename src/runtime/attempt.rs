@@ -271,6 +271,7 @@ pub(crate) fn run_attempt(
         durable: config.durable(),
         restored,
     });
+    env.counters.forget_channels();
     let executor = Arc::clone(&shared.executor);
     let heartbeats = mesh.is_some();
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;

@@ -1,22 +1,41 @@
-//! The receiving side of an exchange: all waiting data waits here.
+//! The receiving side of an exchange or of a feedback edge: all waiting data waits here.
 //!
 //! It pulls from the network at once, keeps batches in the queue of the [`protocol::channel`](crate::protocol::channel)
-//! machine, and releases them downstream in quanta that adapt to what the chain behind it can do in one step.
+//! machine, and releases them downstream in quanta that adapt to what the chain behind it can do in one step. It takes
+//! part in checkpoints: at every barrier it hands in its log, which is empty unless the barrier overtook something.
+//!
+//! # Capabilities
+//! Behind an exchange a batch keeps the capability that it came with; restamping delays it. Behind a feedback edge
+//! timely knows of no way from the input to the output (a cycle could not make progress), and the channel holds one
+//! capability of its own: at the epoch that it releases in, and at the end of event time, so that what goes round does
+//! not hold event time back.
+//!
+//! # Cost
+//! The worker thread hands the batches of a log over; a snapshot thread serializes them. Until it has, they are shared,
+//! and a batch that is released in the meantime is cloned.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 use timely::container::NoopBuilder;
-use timely::dataflow::Stream;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::dataflow::{Scope, Stream};
+use timely::progress::frontier::MutableAntichain;
+use timely::scheduling::Activator;
 
 use crate::connect::Record;
-use crate::protocol::channel::{Channel, Effect, Event};
+use crate::ids::{Epoch, Name};
+use crate::protocol::channel::{Channel, ChannelKind, Effect, Event};
 use crate::runtime::batch::{Batch, ByTarget};
 use crate::runtime::chain::{Origin, lowest_epoch};
-use crate::runtime::context::WorkerContext;
+use crate::runtime::channel_log::{ChannelLog, GroupOf, RestoredLog, SharedRecords};
+use crate::runtime::context::{ChannelControl, Contribution, WorkerContext};
+use crate::runtime::counters::ChannelCounters;
 use crate::runtime::pace::Pace;
 use crate::runtime::scope_name;
 use crate::runtime::time::Time;
@@ -26,98 +45,385 @@ use crate::runtime::time::Time;
 /// What a record costs shows only after a step; so this also bounds how long one step takes when records become slow.
 const RELEASE_RECORDS_MAX: usize = 1 << 13;
 
+/// What a channel is built with.
+pub(crate) struct ChannelSpec<D> {
+    pub(crate) name: Name,
+    /// How long a barrier waits for what is queued before it overtakes; `None`: for ever.
+    pub(crate) alignment_timeout: Option<Duration>,
+    /// The key group of a record, for what is logged of a keyed channel.
+    pub(crate) group_of: Option<GroupOf<D>>,
+    /// What a restored checkpoint has in the channel's logs for this worker.
+    pub(crate) restored: RestoredLog<D>,
+}
+
 /// A batch in the queue: what is left of it, and the right to send at its time.
 struct Waiting<D> {
     capability: Capability<Time>,
-    batch: Batch<D>,
+    records: SharedRecords<D>,
+    len: usize,
+    from: u32,
+    weight: u64,
+}
+
+/// When barriers overtake. The driver wakes the channel.
+struct Timers {
+    at: RefCell<VecDeque<(Duration, Epoch)>>,
+    activator: Activator,
+}
+
+impl ChannelControl for Timers {
+    fn tick(&self, now: Duration) {
+        if self.deadline().is_some_and(|at| at <= now) {
+            self.activator.activate();
+        }
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        self.at.borrow().front().map(|(at, _)| *at)
+    }
+}
+
+impl Timers {
+    fn fired(&self, now: Duration) -> Option<Epoch> {
+        let mut timers = self.at.borrow_mut();
+        let fired = timers.front().is_some_and(|(at, _)| *at <= now);
+        if fired { timers.pop_front().map(|(_, epoch)| epoch) } else { None }
+    }
+}
+
+/// The hands of the machine.
+struct Hands<D: Record> {
+    spec: ChannelSpec<D>,
+    context: Rc<WorkerContext>,
+    participant: usize,
+    machine: Channel<Waiting<D>>,
+    effects: Vec<Effect>,
+    timers: Rc<Timers>,
+    /// The logs of barriers that have not passed.
+    logs: BTreeMap<Epoch, (ChannelLog<D>, Duration)>,
+    /// The first epoch that the machine has not heard of.
+    unannounced: Epoch,
+    counters: Arc<ChannelCounters>,
+    held_since: Option<Duration>,
+}
+
+impl<D: Record> Hands<D> {
+    fn new(
+        kind: ChannelKind,
+        spec: ChannelSpec<D>,
+        context: &Rc<WorkerContext>,
+        activator: &Activator,
+    ) -> Self {
+        let first = context.shared.first_epoch;
+        let mode = context.config().checkpoints.mode;
+        let timers = Rc::new(Timers { at: RefCell::default(), activator: activator.clone() });
+        context.channels.borrow_mut().push(Rc::clone(&timers) as Rc<dyn ChannelControl>);
+        context.origin(activator.clone());
+        Self {
+            participant: context.participant(spec.name.clone()),
+            counters: context.shared.counters.channel(&spec.name, context.index),
+            spec,
+            context: Rc::clone(context),
+            machine: Channel::new(kind, mode, first),
+            effects: Vec::new(),
+            timers,
+            logs: BTreeMap::new(),
+            unannounced: first,
+            held_since: None,
+        }
+    }
+
+    /// Queues what was restored. `capability` is the output's first.
+    fn restore(&mut self, capability: &Capability<Time>) {
+        let epoch = self.context.shared.first_epoch;
+        for (event, records) in std::mem::take(&mut self.spec.restored.batches) {
+            let capability = capability.delayed(&Time::new(epoch, event));
+            let len = records.len();
+            self.counters.arrived(len as u64, 0);
+            let records = SharedRecords::Own(records);
+            // Nobody has sent it, so it is in nobody's balance.
+            self.machine.restore(Waiting { capability, records, len, from: 0, weight: 0 });
+        }
+    }
+
+    /// Tells the machine of the checkpoints that the worker knows to have begun.
+    fn announce(&mut self) {
+        while self.unannounced < self.context.epoch() {
+            self.step(Event::Begun(self.unannounced));
+            self.unannounced = self.unannounced.next();
+        }
+    }
+
+    fn arrived(&mut self, epoch: Epoch, batch: Batch<D>, capability: Capability<Time>) {
+        let Batch { records, from, weight, .. } = batch;
+        let len = records.len();
+        self.counters.arrived(len as u64, weight);
+        self.context.arrived(from as usize, weight);
+        let records = SharedRecords::Own(records);
+        let batch = Waiting { capability, records, len, from, weight };
+        self.step(Event::Batch { epoch, batch });
+    }
+
+    fn step(&mut self, event: Event<Waiting<D>>) {
+        self.machine.step(event, &mut self.effects);
+        if !self.effects.is_empty() {
+            self.carry_out();
+        }
+    }
+
+    /// Feeds the timers that have fired.
+    fn fire(&mut self) {
+        if self.timers.at.borrow().is_empty() {
+            return;
+        }
+        let now = self.context.now();
+        while let Some(epoch) = self.timers.fired(now) {
+            self.step(Event::Timer(epoch));
+        }
+    }
+
+    #[cold]
+    fn carry_out(&mut self) {
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::StartTimer(epoch) => {
+                    // A job that writes no checkpoints has no log to write either.
+                    if let Some(timeout) = self.spec.alignment_timeout
+                        && self.context.shared.durable
+                    {
+                        let at = self.context.now().saturating_add(timeout);
+                        self.timers.at.borrow_mut().push_back((at, epoch));
+                    }
+                }
+                Effect::Log { epoch, batches } => {
+                    let start = self.context.now();
+                    let (log, sync) = self.logs.entry(epoch).or_default();
+                    for (_, waiting) in self.machine.queue().range_mut(batches) {
+                        let event = waiting.capability.time().event;
+                        self.counters.logged(waiting.len as u64, waiting.weight);
+                        log.add(event, waiting.len, &mut waiting.records);
+                    }
+                    *sync += self.context.now().saturating_sub(start);
+                }
+                Effect::Restamp { batches, to } => {
+                    for (_, waiting) in self.machine.queue().range_mut(batches) {
+                        let event = waiting.capability.time().event;
+                        waiting.capability = waiting.capability.delayed(&Time::new(to, event));
+                    }
+                }
+                Effect::Passed { epoch, .. } => {
+                    let (log, sync) = self.logs.remove(&epoch).unwrap_or_default();
+                    let in_flight_records = log.records();
+                    let sections = if self.context.shared.durable {
+                        log.into_sections(
+                            &self.spec.name,
+                            self.spec.group_of,
+                            self.context.config().max_parallelism,
+                        )
+                    } else {
+                        Vec::new()
+                    };
+                    let contribution = Contribution { sections, sync, in_flight_records };
+                    self.context.hand_in(epoch, self.participant, contribution);
+                }
+            }
+        }
+    }
+
+    /// Keeps count of the time for which batches were held.
+    fn measure_held(&mut self) {
+        match (self.machine.ahead_batches() > 0, self.held_since) {
+            (true, None) => self.held_since = Some(self.context.now()),
+            (false, Some(since)) => {
+                self.held_since = None;
+                self.counters.held(self.context.now().saturating_sub(since));
+            }
+            _ => {}
+        }
+    }
+
+    /// Releases what a step has room for. Returns whether there is more that may be released.
+    fn release(
+        &mut self,
+        chain: &Origin,
+        pace: &mut Pace,
+        mut give: impl FnMut(&Capability<Time>, &mut Vec<D>),
+    ) -> bool {
+        let mut room = pace.quantum(&self.context);
+        self.counters.set_quantum(room);
+        // What is behind the final barrier is in its checkpoint; sinks must not see it before the job goes on from there.
+        let last = self.context.final_epoch().unwrap_or(Epoch(u64::MAX));
+        let limit = chain.limit().min(last);
+        let mut taken = (0, 0);
+        while room > 0 {
+            let Some((epoch, waiting)) = self.machine.queue().front_mut() else { break };
+            if *epoch > limit {
+                break; // A gate behind us has not taken its snapshot; it will activate us.
+            }
+            let Waiting { capability, records, len, from, weight: left } = waiting;
+            let take = (*len).min(room);
+            let whole = take == *len;
+            let weight = if whole { *left } else { *left * take as u64 / *len as u64 };
+            let mut records = records.take_first(take);
+            *len -= take;
+            *left -= weight;
+            if weight > 0 {
+                self.context.released(*from as usize, weight);
+            }
+            give(&*capability, &mut records);
+            room -= take;
+            taken = (taken.0 + take, taken.1 + weight);
+            if whole {
+                self.machine.queue().pop_front();
+            }
+        }
+        if taken.0 > 0 {
+            pace.released(taken.0);
+            self.counters.released(taken.0 as u64, taken.1);
+            if self.machine.next() < self.machine.open() {
+                self.step(Event::Released);
+            }
+        }
+        self.machine.queue().front().is_some_and(|(epoch, _)| *epoch <= limit)
+    }
+
+    fn frontier(&mut self, frontier: &MutableAntichain<Time>, before: &mut Option<Option<Epoch>>) {
+        let lowest = lowest_epoch(frontier);
+        if before.replace(lowest) != Some(lowest) {
+            self.step(Event::Frontier(lowest));
+        }
+    }
 }
 
 /// Builds a channel behind an exchange, and returns it with the head of the chain behind it.
 pub(crate) fn channel<'scope, D: Record>(
     stream: Stream<'scope, Time, Batch<D>>,
     context: &Rc<WorkerContext>,
-    name: &str,
+    spec: ChannelSpec<D>,
     restored_event: i64,
 ) -> (Stream<'scope, Time, Vec<D>>, Origin) {
     let scope = stream.scope();
-    let mut builder = OperatorBuilder::new(format!("{name}.channel"), scope);
+    let mut builder = OperatorBuilder::new(format!("{}.channel", spec.name), scope);
     let (output, released) = builder.new_output::<Vec<D>>();
     let mut output = OutputBuilder::<_, NoopBuilder<Vec<D>>>::from(output);
     let mut input = builder.new_input(stream, ByTarget);
     let activator = scope.activator_for(builder.operator_info().address);
-    let origin = Origin::new(activator, restored_event);
+    // What waits in logs, at any worker, is still to come.
+    let restored_event = restored_event.min(spec.restored.event);
+    let origin = Origin::new(activator.clone(), restored_event);
     let chain = origin.clone();
-    let context = Rc::clone(context);
-    let operator = scope_name(name);
-    builder.build(move |_capabilities| {
-        let mode = context.config().checkpoints.mode;
-        let mut machine = Channel::<Waiting<D>>::new(mode, context.shared.first_epoch);
-        let mut effects = Vec::new();
-        let mut pace = Pace::new(&context, RELEASE_RECORDS_MAX);
-        let frontier_epoch = Cell::new(None);
+    let operator = scope_name(spec.name.as_str());
+    let mut hands = Hands::new(ChannelKind::Exchange, spec, context, &activator);
+    builder.build(move |capabilities| {
+        for capability in &capabilities {
+            hands.restore(capability);
+        }
+        drop(capabilities);
+        let mut pace = Pace::new(&hands.context, RELEASE_RECORDS_MAX);
+        let mut frontier_epoch = None;
         move |frontiers| {
             let _scope = operator.enter();
+            hands.announce();
             input.for_each(|capability, batch| {
                 let epoch = capability.time().epoch();
                 // A record of a later epoch is news of a checkpoint, whichever comes first.
-                if epoch > context.epoch() {
-                    context.begin(epoch.before());
+                if epoch > hands.context.epoch() {
+                    hands.context.begin(epoch.before());
+                    hands.announce();
                 }
-                let capability = capability.retain(0);
-                let batch = Waiting { capability, batch: std::mem::take(batch) };
-                machine.step(Event::Batch { epoch, batch }, &mut effects);
+                hands.arrived(epoch, std::mem::take(batch), capability.retain(0));
             });
-            let lowest = lowest_epoch(&frontiers[0]);
-            if frontier_epoch.replace(Some(lowest)) != Some(lowest) {
-                machine.step(Event::Frontier(lowest), &mut effects);
+            hands.frontier(&frontiers[0], &mut frontier_epoch);
+            hands.fire();
+            hands.measure_held();
+            if hands.context.finishing() {
+                // What waits is in a checkpoint, or of no checkpoint.
+                hands.machine.clear();
             }
-            for effect in effects.drain(..) {
-                match effect {
-                    // The aligned part of the protocol: nothing is logged and no timer runs, so no barrier is
-                    // overtaken.
-                    Effect::StartTimer(_) | Effect::Passed { .. } => {}
-                    Effect::LogQueue { .. } | Effect::LogStraggler { .. } | Effect::CloseLog(_) => {
-                        unreachable!("no alignment timer runs")
-                    }
-                }
-            }
-            let mut room = pace.quantum(&context);
             let mut output = output.activate();
-            let limit = chain.limit();
-            while room > 0 {
-                let Some((epoch, waiting)) = machine.queue().front_mut() else { break };
-                if *epoch > limit {
-                    break; // A gate behind us has not taken its snapshot; it will activate us.
-                }
-                let Waiting { capability, batch } = waiting;
-                let all = batch.records.len();
-                let take = all.min(room);
-                let weight = if take == all {
-                    batch.weight
-                } else {
-                    batch.weight * take as u64 / all as u64
-                };
-                let mut records = if take == all {
-                    std::mem::take(&mut batch.records)
-                } else {
-                    let rest = batch.records.split_off(take);
-                    std::mem::replace(&mut batch.records, rest)
-                };
-                batch.weight -= weight;
-                context.shared.ledger.taken(batch.from as usize, context.index, weight);
-                output.session_with_builder(&*capability).give_container(&mut records);
-                room -= take;
-                pace.released(take);
-                context.taken_bytes.set(context.taken_bytes.get() + weight);
-                if take == all {
-                    machine.queue().pop_front();
-                }
-            }
-            let more = machine.queue().front().is_some_and(|(epoch, _)| *epoch <= limit);
+            let more = hands.release(&chain, &mut pace, |capability, records| {
+                output.session_with_builder(capability).give_container(records);
+            });
             if more {
                 chain.activator().activate();
             }
         }
     });
     (released, origin)
+}
+
+/// A feedback edge whose end is not known yet.
+pub(crate) struct Feedback<'scope, D: Record> {
+    builder: OperatorBuilder<'scope, Time>,
+    output: OutputBuilder<Time, NoopBuilder<Vec<D>>>,
+    hands: Hands<D>,
+    origin: Origin,
+}
+
+/// Begins a feedback edge: what comes out of it, and the head of the chain behind it.
+pub(crate) fn feedback<'scope, D: Record>(
+    scope: Scope<'scope, Time>,
+    context: &Rc<WorkerContext>,
+    spec: ChannelSpec<D>,
+) -> (Stream<'scope, Time, Vec<D>>, Origin, Feedback<'scope, D>) {
+    let mut builder = OperatorBuilder::new(format!("{}.feedback", spec.name), scope);
+    let (output, released) = builder.new_output::<Vec<D>>();
+    let output = OutputBuilder::<_, NoopBuilder<Vec<D>>>::from(output);
+    let activator = scope.activator_for(builder.operator_info().address);
+    let origin = Origin::new(activator.clone(), i64::MAX);
+    let hands = Hands::new(ChannelKind::Feedback, spec, context, &activator);
+    let feedback = Feedback { builder, output, hands, origin: origin.clone() };
+    (released, origin, feedback)
+}
+
+impl<'scope, D: Record> Feedback<'scope, D> {
+    /// Closes the loop.
+    pub(crate) fn connect(self, stream: Stream<'scope, Time, Batch<D>>) {
+        let Self { mut builder, mut output, mut hands, origin: chain } = self;
+        // No way through, as far as timely knows.
+        let mut input = builder.new_input_connection(stream, ByTarget, []);
+        let operator = scope_name(hands.spec.name.as_str());
+        builder.build(move |mut capabilities| {
+            let mut own = capabilities.pop();
+            if let Some(capability) = &mut own {
+                capability.downgrade(&Time::new(hands.machine.open(), i64::MAX));
+                hands.restore(capability);
+            }
+            let mut pace = Pace::new(&hands.context, RELEASE_RECORDS_MAX);
+            let mut frontier_epoch = None;
+            move |frontiers| {
+                let _scope = operator.enter();
+                if hands.context.finishing() {
+                    // What waits is in a checkpoint, or of no checkpoint.
+                    hands.machine.clear();
+                    own = None;
+                }
+                let Some(own) = &mut own else {
+                    input.for_each(|_, batch| drop(std::mem::take(batch)));
+                    return;
+                };
+                hands.announce();
+                input.for_each(|capability, batch| {
+                    let epoch = capability.time().epoch();
+                    if epoch > hands.context.epoch() {
+                        hands.context.begin(epoch.before());
+                        hands.announce();
+                    }
+                    let time = Time::new(hands.machine.open(), i64::MAX);
+                    hands.arrived(epoch, std::mem::take(batch), own.delayed(&time));
+                });
+                hands.frontier(&frontiers[0], &mut frontier_epoch);
+                if own.time().epoch() < hands.machine.open() {
+                    own.downgrade(&Time::new(hands.machine.open(), i64::MAX));
+                }
+                let mut output = output.activate();
+                let more = hands.release(&chain, &mut pace, |capability, records| {
+                    output.session_with_builder(capability).give_container(records);
+                });
+                if more {
+                    chain.activator().activate();
+                }
+            }
+        });
+    }
 }

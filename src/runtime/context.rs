@@ -62,6 +62,20 @@ pub(crate) struct Contribution {
     pub(crate) sections: Vec<(SectionHeader, SectionTask)>,
     /// How long the synchronous part took.
     pub(crate) sync: Duration,
+    /// Number of records on their way that the sections hold.
+    pub(crate) in_flight_records: u64,
+}
+
+impl Contribution {
+    /// Nothing, of a participant that has nothing to keep.
+    pub(crate) fn nothing() -> Self {
+        Self { sections: Vec::new(), sync: Duration::ZERO, in_flight_records: 0 }
+    }
+
+    /// State, and no records on their way.
+    pub(crate) fn state(sections: Vec<(SectionHeader, SectionTask)>, sync: Duration) -> Self {
+        Self { sections, sync, in_flight_records: 0 }
+    }
 }
 
 /// One worker's part of one checkpoint, complete.
@@ -72,13 +86,12 @@ pub(crate) struct Assembled {
     pub(crate) align: Duration,
     /// The synchronous parts of all participants.
     pub(crate) sync: Duration,
-    /// Bytes that waited before this worker when it learnt of the checkpoint.
-    pub(crate) in_flight_bytes: u64,
+    /// Number of records in the channel logs.
+    pub(crate) in_flight_records: u64,
 }
 
 struct Assembly {
     began: Duration,
-    in_flight_bytes: u64,
     handed_in: BTreeMap<usize, Contribution>,
 }
 
@@ -89,6 +102,14 @@ pub(crate) trait SourceControl {
     /// Stops reading, and moves event time to its end.
     fn drain(&self);
     /// Called when a moment that the source asked to be called at has come.
+    fn tick(&self, now: Duration);
+    /// When it wants to be called again.
+    fn deadline(&self) -> Option<Duration>;
+}
+
+/// A channel, as the driver sees it.
+pub(crate) trait ChannelControl {
+    /// Called when a moment that the channel asked to be called at has come.
     fn tick(&self, now: Duration);
     /// When it wants to be called again.
     fn deadline(&self) -> Option<Duration>;
@@ -154,6 +175,7 @@ pub(crate) struct WorkerContext {
     origins: RefCell<Vec<Activator>>,
     pub(crate) sources: RefCell<Vec<Rc<dyn SourceControl>>>,
     finished_sources: Cell<usize>,
+    pub(crate) channels: RefCell<Vec<Rc<dyn ChannelControl>>>,
     pub(crate) sinks: RefCell<Vec<Rc<dyn SinkControl>>>,
     pub(crate) outgoing: RefCell<Vec<(Option<usize>, Control)>>,
     failure: RefCell<Option<Failure>>,
@@ -162,8 +184,12 @@ pub(crate) struct WorkerContext {
     finish: Cell<bool>,
     /// How long the last step of the worker took, and its number.
     pub(crate) last_step: Cell<(u64, Duration)>,
-    /// Bytes that channels of this worker have released, since the attempt began.
+    /// Bytes that channels of this worker have released since the budget was set.
     pub(crate) taken_bytes: Cell<u64>,
+    /// Bytes that wait in channels of this worker.
+    pub(crate) queued_bytes: Cell<u64>,
+    /// Who has sent something since the budget was set.
+    pub(crate) heard_of: RefCell<Vec<bool>>,
     /// By the type of record.
     pools: RefCell<HashMap<TypeId, Rc<dyn Any>>>,
     /// Tasks that no lane had room for.
@@ -192,6 +218,7 @@ impl WorkerContext {
             origins: RefCell::default(),
             sources: RefCell::default(),
             finished_sources: Cell::new(0),
+            channels: RefCell::default(),
             sinks: RefCell::default(),
             outgoing: RefCell::default(),
             failure: RefCell::default(),
@@ -199,6 +226,8 @@ impl WorkerContext {
             finish: Cell::new(false),
             last_step: Cell::new((0, Duration::ZERO)),
             taken_bytes: Cell::new(0),
+            queued_bytes: Cell::new(0),
+            heard_of: RefCell::new(vec![false; peers]),
             pools: RefCell::default(),
             backlog: RefCell::default(),
         }
@@ -253,16 +282,32 @@ impl WorkerContext {
         }
     }
 
+    /// Whether a barrier is on its way through this worker. Its steps are short then: each costs the barrier one.
+    pub(crate) fn barrier_under_way(&self) -> bool {
+        !self.assemblies.borrow().is_empty()
+    }
+
+    /// A channel has taken a batch in.
+    pub(crate) fn arrived(&self, from: usize, weight: u64) {
+        self.queued_bytes.set(self.queued_bytes.get() + weight);
+        self.heard_of.borrow_mut()[from] = true;
+    }
+
+    /// A channel has released what `from` had sent.
+    pub(crate) fn released(&self, from: usize, weight: u64) {
+        self.queued_bytes.set(self.queued_bytes.get().saturating_sub(weight));
+        self.taken_bytes.set(self.taken_bytes.get() + weight);
+        self.shared.ledger.taken(from, self.index, weight);
+    }
+
     fn assembly<R>(&self, epoch: Epoch, with: impl FnOnce(&mut Assembly) -> R) -> Option<R> {
         if self.ended.borrow().contains(&epoch) {
             return None;
         }
         let mut assemblies = self.assemblies.borrow_mut();
-        let assembly = assemblies.entry(epoch).or_insert_with(|| Assembly {
-            began: self.now(),
-            in_flight_bytes: self.shared.ledger.waiting(self.index).max(0) as u64,
-            handed_in: BTreeMap::new(),
-        });
+        let assembly = assemblies
+            .entry(epoch)
+            .or_insert_with(|| Assembly { began: self.now(), handed_in: BTreeMap::new() });
         Some(with(assembly))
     }
 
@@ -283,7 +328,7 @@ impl WorkerContext {
             epoch,
             align: self.now().saturating_sub(assembly.began),
             sync,
-            in_flight_bytes: assembly.in_flight_bytes,
+            in_flight_records: assembly.handed_in.values().map(|c| c.in_flight_records).sum(),
             sections: assembly.handed_in.into_values().flat_map(|c| c.sections).collect(),
         });
     }
@@ -394,6 +439,7 @@ impl WorkerContext {
     /// threads included.
     pub(crate) fn release(&self) {
         self.sources.take();
+        self.channels.take();
         self.sinks.take();
         self.assemblies.take();
         self.assembled.take();

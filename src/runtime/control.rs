@@ -36,6 +36,8 @@ pub(crate) enum Control {
     Finish,
     /// Worker 0 to one worker: the splits of a source that begins, serialized.
     Assign { source: u32, splits: Vec<Vec<u8>> },
+    /// To a receiver in another process: a source here waits until it has taken more.
+    Full,
     /// To a sender in another process: what was taken out of channels, and how much may be outstanding.
     Ledger { bytes: u64, budget: u64 },
     /// To all in other processes: where a source instance is in event time.

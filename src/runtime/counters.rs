@@ -1,11 +1,11 @@
 //! What a person sees of a running job. Shared by all attempts of a process.
 
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::format::record::{CheckpointOutcome, CheckpointRecord};
-use crate::ids::Epoch;
+use crate::ids::{Epoch, Name};
 
 /// Counts of one process.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Counters {
     watermark: AtomicI64,
     in_progress: AtomicU32,
     checkpoints: Mutex<Checkpoints>,
+    /// Of the attempt that runs now.
+    channels: Mutex<Vec<Arc<ChannelCounters>>>,
 }
 
 /// How checkpoints went, as this process saw it. Only the process of worker 0 sees them.
@@ -25,6 +27,10 @@ pub struct Checkpoints {
     pub completed: Vec<(Epoch, Duration, u64)>,
     /// Number of those that were aborted.
     pub aborted: u64,
+    /// Records that barriers have overtaken, in those that completed.
+    pub in_flight_records: u64,
+    /// What they take in storage. Units: bytes.
+    pub in_flight_bytes: u64,
 }
 
 impl Default for Counters {
@@ -36,6 +42,7 @@ impl Default for Counters {
             watermark: AtomicI64::new(i64::MIN),
             in_progress: AtomicU32::new(0),
             checkpoints: Mutex::default(),
+            channels: Mutex::default(),
         }
     }
 }
@@ -68,6 +75,23 @@ impl Counters {
         self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How the channels of this process stand, of the attempt that runs now.
+    pub fn channels(&self) -> Vec<ChannelStatus> {
+        let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.iter().map(|channel| channel.status()).collect()
+    }
+
+    pub(crate) fn channel(&self, name: &Name, worker: usize) -> Arc<ChannelCounters> {
+        let channel = Arc::new(ChannelCounters::new(name.clone(), worker));
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.push(Arc::clone(&channel));
+        channel
+    }
+
+    pub(crate) fn forget_channels(&self) {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// The newest complete checkpoint with the time it took, and the number of those in progress.
     pub(crate) fn checkpoint_status(&self) -> (Option<(Epoch, Duration)>, u32) {
         let checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,6 +115,9 @@ impl Counters {
         let mut checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
         match record.outcome {
             CheckpointOutcome::Complete => {
+                let records = record.workers.iter().map(|worker| worker.in_flight_records);
+                checkpoints.in_flight_records += records.sum::<u64>();
+                checkpoints.in_flight_bytes += record.in_flight_bytes;
                 checkpoints.completed.push((record.epoch, duration, record.bytes));
                 // A job runs for months; what is shown is the last ones.
                 if checkpoints.completed.len() > 10_000 {
@@ -98,6 +125,118 @@ impl Counters {
                 }
             }
             CheckpointOutcome::Aborted { .. } => checkpoints.aborted += 1,
+        }
+    }
+}
+
+/// How a channel stands at one worker. Rates are differences of two of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChannelStatus {
+    /// The channel.
+    pub name: Name,
+    /// The worker that receives from it.
+    pub worker: usize,
+    /// Records that wait to be released.
+    pub queued_records: u64,
+    /// What they weigh, by the senders' estimates. Units: bytes.
+    pub queued_bytes: u64,
+    /// Records that were released since the attempt began.
+    pub released_records: u64,
+    /// What they weighed. Units: bytes.
+    pub released_bytes: u64,
+    /// Records that the next step may release, at the most.
+    pub quantum: u64,
+    /// For how long records were held, in all, because their barrier had not arrived.
+    pub held: Duration,
+    /// Records that barriers have overtaken.
+    pub logged_records: u64,
+    /// What they weighed. Units: bytes.
+    pub logged_bytes: u64,
+}
+
+/// The counts of one channel at one worker. One writer.
+#[derive(Debug)]
+pub(crate) struct ChannelCounters {
+    name: Name,
+    worker: usize,
+    arrived: Count,
+    released: Count,
+    logged: Count,
+    quantum: AtomicU64,
+    held_us: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    records: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Count {
+    /// There is one writer, so nothing is locked.
+    fn add(&self, records: u64, bytes: u64) {
+        let add = |to: &AtomicU64, more| {
+            to.store(to.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        };
+        add(&self.records, records);
+        add(&self.bytes, bytes);
+    }
+
+    fn get(&self) -> (u64, u64) {
+        (self.records.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+impl ChannelCounters {
+    fn new(name: Name, worker: usize) -> Self {
+        Self {
+            name,
+            worker,
+            arrived: Count::default(),
+            released: Count::default(),
+            logged: Count::default(),
+            quantum: AtomicU64::new(0),
+            held_us: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn arrived(&self, records: u64, bytes: u64) {
+        self.arrived.add(records, bytes);
+    }
+
+    pub(crate) fn released(&self, records: u64, bytes: u64) {
+        self.released.add(records, bytes);
+    }
+
+    pub(crate) fn logged(&self, records: u64, bytes: u64) {
+        self.logged.add(records, bytes);
+    }
+
+    pub(crate) fn set_quantum(&self, records: usize) {
+        self.quantum.store(records as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn held(&self, time: Duration) {
+        self.held_us.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    fn status(&self) -> ChannelStatus {
+        // In this order, so that what is released in between is not counted as less than nothing.
+        let (released_records, released_bytes) = self.released.get();
+        let (arrived_records, arrived_bytes) = self.arrived.get();
+        let (logged_records, logged_bytes) = self.logged.get();
+        ChannelStatus {
+            name: self.name.clone(),
+            worker: self.worker,
+            queued_records: arrived_records.saturating_sub(released_records),
+            queued_bytes: arrived_bytes.saturating_sub(released_bytes),
+            released_records,
+            released_bytes,
+            quantum: self.quantum.load(Ordering::Relaxed),
+            held: Duration::from_micros(self.held_us.load(Ordering::Relaxed)),
+            logged_records,
+            logged_bytes,
         }
     }
 }

@@ -20,7 +20,7 @@ use timely::worker::Worker;
 use crate::ids::{Epoch, Name};
 use crate::protocol::abort::AbortReason;
 use crate::protocol::coordinator::Event;
-use crate::protocol::flow::Budget;
+use crate::protocol::flow::{BUDGET_BYTES_MIN, Budget};
 use crate::runtime::context::{Assembled, AttemptShared, Failure, FailureKind, WorkerContext};
 use crate::runtime::control::{Control, ControlPlane};
 use crate::runtime::coordination::Coordination;
@@ -35,6 +35,9 @@ const PARK_MAX: Duration = Duration::from_millis(250);
 const REPORT_INTERVAL: Duration = Duration::from_millis(1);
 /// How often the in-flight budget is set anew.
 const BUDGET_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long a worker that has sent something counts as a sender.
+const SENDER_MEMORY: Duration = Duration::from_secs(1);
 
 /// What someone outside asks a running attempt for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +130,8 @@ pub(crate) struct Driver {
     budget: Budget,
     budget_at: Duration,
     report_at: Duration,
+    /// When each worker was last heard of, as a sender of records.
+    heard_at: Vec<Option<Duration>>,
     steps: u64,
 }
 
@@ -155,6 +160,7 @@ impl Driver {
             budget: Budget::new(flow),
             budget_at: Duration::ZERO,
             report_at: Duration::ZERO,
+            heard_at: vec![None; worker.peers()],
             steps: 0,
         }
     }
@@ -235,6 +241,9 @@ impl Driver {
         for source in self.context.sources.borrow().iter() {
             source.tick(now);
         }
+        for channel in self.context.channels.borrow().iter() {
+            channel.tick(now);
+        }
         self.start_part();
         self.context.submit_backlog();
         self.flow_control(now);
@@ -260,6 +269,9 @@ impl Driver {
                 }
                 if last {
                     self.last = Some(epoch);
+                } else if context.final_epoch() == Some(epoch) {
+                    // Something was still on its way.
+                    context.set_final(None);
                 }
             }
             Control::Abort { epoch } => {
@@ -290,11 +302,14 @@ impl Driver {
             Control::Ledger { bytes, budget } => {
                 context.shared.ledger.reported(context.index, from, bytes, budget);
             }
+            Control::Full => context.shared.ledger.set_full(context.index),
             Control::Watermark { source, worker, status } => {
                 context.shared.board.set(source, worker as usize, status);
             }
             Control::Ack { epoch, part, timings } => {
-                self.coordinator(Event::Ack { epoch, worker: from, part: (part, timings) });
+                let in_flight = timings.in_flight_records > 0;
+                let part = (part, timings);
+                self.coordinator(Event::Ack { epoch, worker: from, part, in_flight });
             }
             Control::Decline { epoch, operator, why } => {
                 let reason = AbortReason::Declined { worker: from, operator, why };
@@ -391,19 +406,26 @@ impl Driver {
 
     /// Measures what this worker takes, and tells senders in other processes.
     fn flow_control(&mut self, now: Duration) {
-        let context = &self.context;
+        let context = Rc::clone(&self.context);
         let ledger = &context.shared.ledger;
         if now >= self.budget_at {
             self.budget_at = now + BUDGET_INTERVAL;
-            let waiting = ledger.waiting(context.index).max(0) as u64;
             let full = ledger.was_full(context.index);
-            self.budget.observe(context.taken_bytes.take(), waiting, full, now);
-            ledger.set_budget(context.index, self.budget.bytes());
+            let queued = context.queued_bytes.get();
+            self.budget.observe(context.taken_bytes.take(), queued, full, now);
+            let senders = self.senders(now);
+            let share = (self.budget.bytes() / senders as u64).max(BUDGET_BYTES_MIN);
+            ledger.set_budget(context.index, share.min(context.config().flow.in_flight_bytes_max));
         }
         if context.config().processes > 1 && now >= self.report_at {
             self.report_at = now + REPORT_INTERVAL;
             let workers = context.config().workers;
             let own = context.index / workers;
+            for receiver in (0..context.peers).filter(|receiver| receiver / workers != own) {
+                if ledger.was_full(receiver) {
+                    self.control.send(receiver, &Control::Full);
+                }
+            }
             for sender in (0..context.peers).filter(|sender| sender / workers != own) {
                 let bytes = ledger.take_unreported(sender, context.index);
                 if bytes > 0 {
@@ -412,6 +434,18 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Number of workers that have sent something lately. What may wait before us is shared out among them.
+    fn senders(&mut self, now: Duration) -> usize {
+        let mut heard_of = self.context.heard_of.borrow_mut();
+        for (heard, at) in heard_of.iter_mut().zip(&mut self.heard_at) {
+            if std::mem::take(heard) {
+                *at = Some(now);
+            }
+        }
+        let lately = |at: &&Option<Duration>| at.is_some_and(|at| now - at <= SENDER_MEMORY);
+        self.heard_at.iter().filter(lately).count().max(1)
     }
 
     fn report_last_commit(&mut self) {
@@ -441,6 +475,8 @@ impl Driver {
         let sources = self.context.sources.borrow();
         let deadlines = sinks.iter().filter_map(|sink| sink.deadline());
         let deadlines = deadlines.chain(sources.iter().filter_map(|source| source.deadline()));
+        let channels = self.context.channels.borrow();
+        let deadlines = deadlines.chain(channels.iter().filter_map(|channel| channel.deadline()));
         let deadlines = deadlines.chain(coordinator);
         let first = deadlines.map(|deadline| deadline.saturating_sub(now)).min();
         let mut park = first.unwrap_or(PARK_MAX).min(PARK_MAX);

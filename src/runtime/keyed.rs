@@ -11,7 +11,6 @@
 
 use std::ops::Range;
 use std::rc::Rc;
-use std::time::Duration;
 
 use timely::container::NoopBuilder;
 use timely::dataflow::Stream;
@@ -185,7 +184,7 @@ fn freeze<K: Key, S: States<K>>(
     context: &WorkerContext,
 ) -> Contribution {
     if !context.shared.durable {
-        return Contribution { sections: Vec::new(), sync: Duration::ZERO };
+        return Contribution::nothing();
     }
     let start = context.now();
     let frozen = S::freeze(tables);
@@ -194,7 +193,7 @@ fn freeze<K: Key, S: States<K>>(
         let task: SectionTask = Box::new(move |out| Ok(frozen.write(out)?));
         (header, task)
     });
-    Contribution { sections: sections.collect(), sync: context.now().saturating_sub(start) }
+    Contribution::state(sections.collect(), context.now().saturating_sub(start))
 }
 
 /// What a state is, as the program declares it.

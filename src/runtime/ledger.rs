@@ -88,20 +88,19 @@ impl Ledger {
         blocked
     }
 
-    /// Whether a sender had to wait for worker `to` since the last call. (Senders in other processes are not seen;
-    /// they are slower to starve a worker than one beside it.)
+    /// Whether a sender had to wait for worker `to` since the last call. Those in other processes say so.
     pub(crate) fn was_full(&self, to: usize) -> bool {
         self.full[to].swap(false, Ordering::Relaxed)
+    }
+
+    /// A sender in another process had to wait for worker `to`.
+    pub(crate) fn set_full(&self, to: usize) {
+        self.full[to].store(true, Ordering::Relaxed);
     }
 
     /// Bytes that `from` has sent to `to` and `to` has not taken out.
     pub(crate) fn outstanding(&self, from: usize, to: usize) -> i64 {
         self.outstanding[from * self.peers + to].load(Ordering::Relaxed)
-    }
-
-    /// Bytes that wait before worker `to`, of all senders that this process knows.
-    pub(crate) fn waiting(&self, to: usize) -> i64 {
-        (0..self.peers).map(|from| self.outstanding(from, to)).sum()
     }
 }
 
@@ -120,7 +119,7 @@ mod tests {
         assert!(!ledger.blocked(1));
         ledger.taken(0, 1, 50);
         assert!(!ledger.blocked(0));
-        assert_eq!(ledger.waiting(1), 50);
+        assert_eq!(ledger.outstanding(0, 1), 50);
     }
 
     #[test]

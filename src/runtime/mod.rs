@@ -8,6 +8,7 @@ pub(crate) mod batch;
 pub(crate) mod board;
 pub(crate) mod chain;
 pub(crate) mod channel;
+pub(crate) mod channel_log;
 pub(crate) mod clock;
 pub(crate) mod context;
 pub(crate) mod control;

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::format::manifest::Manifest;
 use crate::format::part::EntryBlock;
-use crate::format::{FormatError, SectionHeader};
+use crate::format::{FormatError, SectionHeader, SectionKind};
 use crate::ids::{Epoch, Name};
 use crate::storage::job_store::{JobStore, JobStoreError};
 
@@ -147,6 +147,9 @@ impl Restored {
         if !states.is_empty() && !allow_dropped {
             return Err(RestoreError::Dropped { epoch, states });
         }
+        // A channel has state only if a barrier has overtaken something.
+        let lasting = declared.iter().filter(|header| header.kind != SectionKind::ChannelLog);
+        let wanted: BTreeSet<Identity<'_>> = lasting.map(identity).collect();
         let states: Vec<String> = wanted.difference(&held).map(text).collect();
         if !states.is_empty() && !allow_new {
             return Err(RestoreError::New { epoch, states });
@@ -164,11 +167,26 @@ impl Restored {
         operator: &Name,
         state: &Name,
         groups: Range<u16>,
+        take: impl FnMut(u32, &EntryBlock<'_>) -> Result<(), FormatError>,
+    ) -> Result<(), RestoreError> {
+        self.for_each_block_of(operator, state, groups, |_| true, take)
+    }
+
+    /// As [`Restored::for_each_block`], of the parts of some workers only.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn for_each_block_of(
+        &self,
+        operator: &Name,
+        state: &Name,
+        groups: Range<u16>,
+        from_part: impl Fn(u32) -> bool,
         mut take: impl FnMut(u32, &EntryBlock<'_>) -> Result<(), FormatError>,
     ) -> Result<(), RestoreError> {
         let epoch = self.manifest.epoch;
         let unreadable = |source| RestoreError::Unreadable { epoch, source };
-        for part in &self.manifest.parts {
+        for part in self.manifest.parts.iter().filter(|part| from_part(part.worker)) {
             let wanted = (operator, state);
             if !part.sections.iter().any(|section| identity(&section.header) == wanted) {
                 continue;

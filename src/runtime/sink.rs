@@ -266,7 +266,7 @@ pub(crate) fn sink<'scope, S: Sink>(
                         let task = section::<S>(pre_commit, epoch, &commits.0);
                         let header = transactions_header::<S>(&name);
                         let sync = context.now().saturating_sub(start);
-                        let contribution = Contribution { sections: vec![(header, task)], sync };
+                        let contribution = Contribution::state(vec![(header, task)], sync);
                         context.hand_in(epoch, participant, contribution);
                     }
                     Err(error) => context.fail_operator(&name, &error),

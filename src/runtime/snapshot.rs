@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::format::FormatError;
 use crate::format::manifest::PartRef;
 use crate::format::part::{PartHeader, PartWriter, SectionIndex};
 use crate::format::record::WorkerTimings;
+use crate::format::{FormatError, SectionKind};
 use crate::ids::Name;
 use crate::runtime::context::{Assembled, AttemptShared, SectionFailure};
 use crate::runtime::{describe, scope_name};
@@ -66,13 +66,16 @@ pub(crate) fn write_part(
         why: describe(&error),
         fatal: false,
     })?;
+    let logged =
+        summary.sections.iter().filter(|section| section.header.kind == SectionKind::ChannelLog);
     let timings = WorkerTimings {
         worker: worker as u32,
         align_us: microseconds(assembled.align),
         sync_us: microseconds(assembled.sync),
         async_us: microseconds(shared.clock.now().saturating_sub(start)),
         bytes: summary.bytes,
-        in_flight_bytes: assembled.in_flight_bytes,
+        in_flight_bytes: logged.map(|section| section.bytes).sum(),
+        in_flight_records: assembled.in_flight_records,
     };
     let sections = summary.sections.iter().map(SectionIndex::summary).collect();
     Ok((PartRef { worker: worker as u32, place, sections }, timings))

@@ -457,7 +457,7 @@ where
     /// Writes down where every split stands.
     fn hand_in(&mut self) {
         if !self.context.shared.durable {
-            let nothing = Contribution { sections: Vec::new(), sync: Duration::ZERO };
+            let nothing = Contribution::nothing();
             self.context.hand_in(self.epoch, self.participant, nothing);
             return;
         }
@@ -479,6 +479,6 @@ where
         });
         let sections = vec![(splits_header::<S>(&self.name), task)];
         let sync = self.context.now().saturating_sub(start);
-        self.context.hand_in(self.epoch, self.participant, Contribution { sections, sync });
+        self.context.hand_in(self.epoch, self.participant, Contribution::state(sections, sync));
     }
 }

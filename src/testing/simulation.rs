@@ -260,6 +260,7 @@ impl Lives {
             restarts: self.counters.restarts(),
             checkpoints: self.counters.checkpoints().completed.len(),
             aborted: self.counters.checkpoints().aborted,
+            in_flight_records: self.counters.checkpoints().in_flight_records,
             turns: told.turns,
             time: told.now,
             trace: told.trace.digest(),
@@ -287,6 +288,8 @@ fn draw_config(random: &mut Random) -> JobConfig {
     config.flow.step_target = micros(random.pick(&[1, 100, 2_000, 5_000]));
     config.flow.in_flight_target = micros(random.pick(&[1_000, 20_000, 200_000]));
     config.flow.in_flight_bytes_max = random.pick(&[64, 512, 32 << 20]);
+    let timeouts = [None, Some(0), Some(0), Some(500), Some(5_000), Some(200_000)];
+    config.checkpoints.alignment_timeout = random.fork(3).pick(&timeouts).map(micros);
     config.watermark_interval = micros(random.scaled(100, 10_000));
     config.restart = RestartStrategy::ExponentialDelay {
         initial: micros(1_000),
@@ -314,6 +317,8 @@ pub struct Outcome {
     pub checkpoints: usize,
     /// Checkpoints that were aborted.
     pub aborted: u64,
+    /// Records that complete checkpoints had found on their way, in channels.
+    pub in_flight_records: u64,
     /// Turns of all workers.
     pub turns: u64,
     /// Simulated time.

@@ -83,7 +83,7 @@ impl Checker {
         }
         let known = |worker: &usize| *worker < self.setup.workers;
         match event {
-            Event::Ack { epoch, worker, part } if known(worker) => {
+            Event::Ack { epoch, worker, part, .. } if known(worker) => {
                 if let Some(pending) = self.pending.get_mut(epoch) {
                     pending.parts.entry(*worker).or_insert(*part);
                 }

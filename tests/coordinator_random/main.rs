@@ -136,7 +136,7 @@ impl World {
 
     fn part_of(&mut self, epoch: Epoch, worker: usize) {
         self.part += 1;
-        let ack = Event::Ack { epoch, worker, part: self.part };
+        let ack = Event::Ack { epoch, worker, part: self.part, in_flight: false };
         match self.random.below(100) {
             0..3 if self.chaos => {} // Never.
             3..6 if self.chaos => {
@@ -149,7 +149,7 @@ impl World {
             }
             6..10 => {
                 self.part += 1;
-                let again = Event::Ack { epoch, worker, part: self.part };
+                let again = Event::Ack { epoch, worker, part: self.part, in_flight: false };
                 self.underway.extend([ack, again]);
             }
             _ => self.underway.push(ack),
@@ -206,7 +206,7 @@ impl World {
             980..990 => {
                 let epoch = Epoch(self.random.below(300));
                 let worker = self.workers + self.random.below(2) as usize;
-                self.step(Event::Ack { epoch, worker, part: 0 });
+                self.step(Event::Ack { epoch, worker, part: 0, in_flight: false });
             }
             _ => {
                 let epoch = Epoch(self.random.below(300));

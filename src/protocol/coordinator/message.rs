@@ -39,6 +39,8 @@ pub enum Event<P> {
         worker: usize,
         /// Its part.
         part: P,
+        /// Whether it holds records that were on their way.
+        in_flight: bool,
     },
     /// A worker cannot take or store its part.
     Decline {
