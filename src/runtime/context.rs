@@ -25,6 +25,9 @@ use crate::runtime::pool::Pool;
 use crate::runtime::restore::Restored;
 use crate::storage::job_store::JobStore;
 
+/// How long after the beginning of a checkpoint steps are short.
+const HURRY_TIME: Duration = Duration::from_millis(100);
+
 /// What all workers of this process share in one attempt.
 pub(crate) struct AttemptShared {
     pub(crate) config: JobConfig,
@@ -165,6 +168,8 @@ pub(crate) struct WorkerContext {
     pub(crate) mailbox: Mailbox,
     /// The worker's epoch: its sources must be in this one.
     epoch: Cell<Epoch>,
+    /// When the newest checkpoint began, while it is in progress.
+    begun_at: Cell<Option<Duration>>,
     names: RefCell<BTreeSet<Name>>,
     participants: RefCell<Vec<Name>>,
     assemblies: RefCell<BTreeMap<Epoch, Assembly>>,
@@ -210,6 +215,7 @@ impl WorkerContext {
             shared,
             mailbox,
             epoch,
+            begun_at: Cell::new(None),
             names: RefCell::default(),
             participants: RefCell::default(),
             assemblies: RefCell::default(),
@@ -275,6 +281,7 @@ impl WorkerContext {
         while self.epoch.get() <= epoch {
             let closing = self.epoch.get();
             self.epoch.set(closing.next());
+            self.begun_at.set(Some(self.now()));
             self.assembly(closing, |_| ());
             for activator in self.origins.borrow().iter() {
                 activator.activate();
@@ -282,9 +289,11 @@ impl WorkerContext {
         }
     }
 
-    /// Whether a barrier is on its way through this worker. Its steps are short then: each costs the barrier one.
-    pub(crate) fn barrier_under_way(&self) -> bool {
+    /// Whether a barrier is on its way through this worker, or acks and announcements soon will be. Steps are short then:
+    /// each of these waits for the end of one. Writing a large state takes longer and does not wait for steps.
+    pub(crate) fn in_a_hurry(&self) -> bool {
         !self.assemblies.borrow().is_empty()
+            || self.begun_at.get().is_some_and(|begun| self.now() - begun < HURRY_TIME)
     }
 
     /// A channel has taken a batch in.
@@ -355,6 +364,9 @@ impl WorkerContext {
         let mut ended = self.ended.borrow_mut();
         assemblies.remove(&epoch);
         ended.insert(epoch);
+        if epoch.next() == self.epoch.get() {
+            self.begun_at.set(None);
+        }
         while ended.len() > 1024 {
             ended.pop_first();
         }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::format::record::{CheckpointOutcome, CheckpointRecord};
+use crate::format::record::{CheckpointOutcome, CheckpointRecord, WorkerTimings};
 use crate::ids::{Epoch, Name};
 
 /// Counts of one process.
@@ -20,11 +20,31 @@ pub struct Counters {
     channels: Mutex<Vec<Arc<ChannelCounters>>>,
 }
 
+/// A checkpoint that completed. The history in the checkpoint directory says more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CompletedCheckpoint {
+    /// Which.
+    pub epoch: Epoch,
+    /// From the trigger to the announcement.
+    pub duration: Duration,
+    /// Units: bytes of all parts.
+    pub bytes: u64,
+    /// Units: bytes of the channel logs among them.
+    pub in_flight_bytes: u64,
+    /// From a worker's learning of the checkpoint to its last snapshot: the longest of all workers.
+    pub align: Duration,
+    /// Writing a worker's part: the longest of all workers.
+    pub write: Duration,
+    /// Publishing the manifest.
+    pub publish: Duration,
+}
+
 /// How checkpoints went, as this process saw it. Only the process of worker 0 sees them.
 #[derive(Clone, Debug, Default)]
 pub struct Checkpoints {
-    /// Those that completed, in order: which, how long from the trigger, and how many bytes.
-    pub completed: Vec<(Epoch, Duration, u64)>,
+    /// Those that completed, in order; the last ten thousand at the most.
+    pub completed: Vec<CompletedCheckpoint>,
     /// Number of those that were aborted.
     pub aborted: u64,
     /// Records that barriers have overtaken, in those that completed.
@@ -95,7 +115,7 @@ impl Counters {
     /// The newest complete checkpoint with the time it took, and the number of those in progress.
     pub(crate) fn checkpoint_status(&self) -> (Option<(Epoch, Duration)>, u32) {
         let checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = checkpoints.completed.last().map(|(epoch, duration, _)| (*epoch, *duration));
+        let last = checkpoints.completed.last().map(|last| (last.epoch, last.duration));
         (last, self.in_progress.load(Ordering::Relaxed))
     }
 
@@ -118,7 +138,18 @@ impl Counters {
                 let records = record.workers.iter().map(|worker| worker.in_flight_records);
                 checkpoints.in_flight_records += records.sum::<u64>();
                 checkpoints.in_flight_bytes += record.in_flight_bytes;
-                checkpoints.completed.push((record.epoch, duration, record.bytes));
+                let longest = |of: fn(&WorkerTimings) -> u64| {
+                    Duration::from_micros(record.workers.iter().map(of).max().unwrap_or(0))
+                };
+                checkpoints.completed.push(CompletedCheckpoint {
+                    epoch: record.epoch,
+                    duration,
+                    bytes: record.bytes,
+                    in_flight_bytes: record.in_flight_bytes,
+                    align: longest(|worker| worker.align_us),
+                    write: longest(|worker| worker.async_us),
+                    publish: Duration::from_millis(record.publish_ms),
+                });
                 // A job runs for months; what is shown is the last ones.
                 if checkpoints.completed.len() > 10_000 {
                     checkpoints.completed.drain(..5_000);

@@ -43,7 +43,7 @@ impl Pace {
         self.records = 0;
         let records = self.quantum.records();
         // While a barrier is on its way, steps are what it waits for.
-        if context.barrier_under_way() && !self.each.is_zero() {
+        if !self.each.is_zero() && context.in_a_hurry() {
             let few = self.hurried.as_nanos() / self.each.as_nanos();
             return records.min(usize::try_from(few).unwrap_or(usize::MAX)).max(1);
         }
