@@ -11,6 +11,7 @@ use timely::scheduling::Activator;
 
 use crate::config::JobConfig;
 use crate::connect::ConnectError;
+use crate::format::record::{CheckpointPhase, CheckpointWait};
 use crate::format::{FormatError, SectionHeader, SectionOutput};
 use crate::ids::{Attempt, Epoch, Lineage, Name};
 use crate::protocol::watermark::InstanceStatus;
@@ -126,6 +127,8 @@ pub(crate) trait SinkControl {
     fn committed(&self, result: Result<Epoch, ConnectError>);
     /// Called when a moment that the sink asked to be called at has come.
     fn tick(&self, now: Duration);
+    /// The checkpoint that it is committing, its name, and since when.
+    fn committing(&self) -> Option<(Epoch, Name, Duration)>;
     /// The epoch up to which everything is committed, of what was complete.
     fn committed_through(&self) -> Epoch;
     /// When it wants to be called again.
@@ -170,6 +173,8 @@ pub(crate) struct WorkerContext {
     epoch: Cell<Epoch>,
     /// When the newest checkpoint began, while it is in progress.
     begun_at: Cell<Option<Duration>>,
+    /// When the last participant handed in, until that checkpoint is over.
+    handed_in_at: Cell<Option<Duration>>,
     names: RefCell<BTreeSet<Name>>,
     participants: RefCell<Vec<Name>>,
     assemblies: RefCell<BTreeMap<Epoch, Assembly>>,
@@ -216,6 +221,7 @@ impl WorkerContext {
             mailbox,
             epoch,
             begun_at: Cell::new(None),
+            handed_in_at: Cell::new(None),
             names: RefCell::default(),
             participants: RefCell::default(),
             assemblies: RefCell::default(),
@@ -296,6 +302,11 @@ impl WorkerContext {
             || self.begun_at.get().is_some_and(|begun| self.now() - begun < HURRY_TIME)
     }
 
+    /// When all participants had handed in what the newest checkpoint is made of, while it is not over.
+    pub(crate) fn handed_in_at(&self) -> Option<Duration> {
+        self.handed_in_at.get()
+    }
+
     /// A channel has taken a batch in.
     pub(crate) fn arrived(&self, from: usize, weight: u64) {
         self.queued_bytes.set(self.queued_bytes.get() + weight);
@@ -323,6 +334,15 @@ impl WorkerContext {
     /// A participant hands in what it has at the barrier of `epoch`.
     pub(crate) fn hand_in(&self, epoch: Epoch, participant: usize, contribution: Contribution) {
         let participants = self.participants.borrow().len();
+        if self.config().checkpoints.slow_after.is_some_and(|slow| contribution.sync >= slow) {
+            let wait = CheckpointWait {
+                phase: CheckpointPhase::Sync,
+                worker: self.index as u32,
+                operators: vec![self.participants.borrow()[participant].to_string()],
+                waited_ms: contribution.sync.as_millis() as u64,
+            };
+            self.send(Some(0), Control::Slow { epoch, wait });
+        }
         let complete = self.assembly(epoch, |assembly| {
             let before = assembly.handed_in.insert(participant, contribution);
             assert!(before.is_none(), "a participant hands in once a barrier");
@@ -332,6 +352,7 @@ impl WorkerContext {
             return;
         }
         let Some(assembly) = self.assemblies.borrow_mut().remove(&epoch) else { return };
+        self.handed_in_at.set(Some(self.now()));
         let sync = assembly.handed_in.values().map(|contribution| contribution.sync).sum();
         self.assembled.borrow_mut().push(Assembled {
             epoch,
@@ -344,6 +365,12 @@ impl WorkerContext {
 
     pub(crate) fn take_assembled(&self) -> Vec<Assembled> {
         std::mem::take(&mut self.assembled.borrow_mut())
+    }
+
+    /// The checkpoints whose barriers are on their way through this worker, each with the time it began.
+    pub(crate) fn aligning(&self) -> Vec<(Epoch, Duration)> {
+        let assemblies = self.assemblies.borrow();
+        assemblies.iter().map(|(epoch, assembly)| (*epoch, assembly.began)).collect()
     }
 
     /// The participants that have not handed in for `epoch`.
@@ -366,6 +393,7 @@ impl WorkerContext {
         ended.insert(epoch);
         if epoch.next() == self.epoch.get() {
             self.begun_at.set(None);
+            self.handed_in_at.set(None);
         }
         while ended.len() > 1024 {
             ended.pop_first();

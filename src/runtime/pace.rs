@@ -50,6 +50,11 @@ impl Pace {
         records
     }
 
+    /// What a record costs, if that is more than a step may take while a checkpoint is in progress.
+    pub(crate) fn slow_record(&self) -> Option<Duration> {
+        (self.each > self.hurried).then_some(self.each)
+    }
+
     /// Counts what was released.
     pub(crate) fn released(&mut self, records: usize) {
         self.records += records;
