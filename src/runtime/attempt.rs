@@ -264,14 +264,14 @@ pub(crate) fn run_attempt(
         first_epoch: start.first_epoch,
         clock: Arc::clone(&env.clock),
         executor: Arc::clone(&executor),
-        ledger: Ledger::new(config.parallelism(), own..own + config.workers),
+        ledger: Arc::new(Ledger::new(config.parallelism(), own..own + config.workers)),
         board: Board::default(),
         counters: Arc::clone(&env.counters),
         store: store.clone(),
         durable: config.durable(),
         restored,
     });
-    env.counters.forget_channels();
+    env.counters.begin_attempt(&shared.ledger);
     let executor = Arc::clone(&shared.executor);
     let heartbeats = mesh.is_some();
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;

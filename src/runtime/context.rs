@@ -37,7 +37,7 @@ pub(crate) struct AttemptShared {
     pub(crate) first_epoch: Epoch,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) executor: Arc<Executor>,
-    pub(crate) ledger: Ledger,
+    pub(crate) ledger: Arc<Ledger>,
     pub(crate) board: Board,
     pub(crate) counters: Arc<Counters>,
     pub(crate) store: JobStore,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::format::record::{CheckpointOutcome, CheckpointRecord, WorkerTimings};
 use crate::ids::{Epoch, Name};
+use crate::runtime::ledger::Ledger;
 
 /// Counts of one process.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub struct Counters {
     checkpoints: Mutex<Checkpoints>,
     /// Of the attempt that runs now.
     channels: Mutex<Vec<Arc<ChannelCounters>>>,
+    ledger: Mutex<Option<Arc<Ledger>>>,
 }
 
 /// A checkpoint that completed. The history in the checkpoint directory says more.
@@ -63,6 +65,7 @@ impl Default for Counters {
             in_progress: AtomicU32::new(0),
             checkpoints: Mutex::default(),
             channels: Mutex::default(),
+            ledger: Mutex::default(),
         }
     }
 }
@@ -108,8 +111,17 @@ impl Counters {
         channel
     }
 
-    pub(crate) fn forget_channels(&self) {
+    /// What the workers of this process have sent to each other and to those of other processes and what was not taken
+    /// out of channels yet, of the attempt that runs now.
+    pub fn balances(&self) -> Vec<Balance> {
+        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.as_ref().map_or_else(Vec::new, |ledger| ledger.balances())
+    }
+
+    /// An attempt begins.
+    pub(crate) fn begin_attempt(&self, ledger: &Arc<Ledger>) {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.ledger.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(ledger));
     }
 
     /// The newest complete checkpoint with the time it took, and the number of those in progress.
@@ -184,6 +196,20 @@ pub struct ChannelStatus {
     pub logged_records: u64,
     /// What they weighed. Units: bytes.
     pub logged_bytes: u64,
+}
+
+/// What is outstanding between two workers, all channels together: a source waits while it is not below the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Balance {
+    /// The worker that sends.
+    pub from: usize,
+    /// The worker that receives.
+    pub to: usize,
+    /// What was sent and not taken out of a channel. Units: bytes, by the sender's estimate.
+    pub outstanding_bytes: u64,
+    /// How much may be. Units: bytes.
+    pub budget_bytes: u64,
 }
 
 /// The counts of one channel at one worker. One writer.

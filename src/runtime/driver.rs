@@ -121,6 +121,9 @@ pub(crate) trait Turns: Send + Sync {
     fn random(&self) -> f64;
 }
 
+/// The part that is being written, since when, and whose section.
+type PartInProgress = (Epoch, Duration, Arc<Mutex<Option<Name>>>);
+
 /// Runs one worker to the end of the job, or of the attempt.
 pub(crate) struct Driver {
     context: Rc<WorkerContext>,
@@ -130,8 +133,7 @@ pub(crate) struct Driver {
     coordination: Option<Coordination>,
     /// Parts are written one at a time, in the order of their epochs.
     waiting_parts: VecDeque<Assembled>,
-    /// The part that is being written, since when, and whose section.
-    part: Option<(Epoch, Duration, Arc<Mutex<Option<Name>>>)>,
+    part: Option<PartInProgress>,
     /// The final checkpoint is complete: tell the coordinator when our sinks have committed it.
     last: Option<Epoch>,
     budget: Budget,
