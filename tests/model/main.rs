@@ -76,6 +76,15 @@ fn every_run_of_an_operator_with_two_inputs_reflects_every_record_once() {
 }
 
 #[test]
+fn every_run_without_an_alignment_timeout_comes_to_its_end_and_logs_nothing() {
+    let records: &[(usize, usize, &[usize])] = &[(0, 0, &[1]), (0, 0, &[1]), (1, 0, &[1])];
+    let plan = Plan::new(2, records).checkpoints(2).crashes(1).aligned();
+    let (_, explored) = holds("aligned", plan, 5_000);
+    let checkpoints = restorable(&explored);
+    assert!(checkpoints.len() > 5 && !checkpoints.iter().any(Parts::in_flight));
+}
+
+#[test]
 fn every_run_of_a_loop_reflects_every_round_of_every_record_once() {
     // I2: a record that goes round once, and one that does not
     let records: &[(usize, usize, &[usize])] = &[(0, 0, &[0, 1]), (1, 0, &[0])];

@@ -66,6 +66,8 @@ pub struct Plan {
     pub crashes: u8,
     /// What is promised.
     pub mode: CheckpointMode,
+    /// Whether there is an alignment timeout: without it no barrier overtakes behind an exchange.
+    pub timers: bool,
     /// Whether steps are left out that lead nowhere new; see [`crate::protocol`].
     pub reduced: bool,
     /// Judge only what comes out in the end, and not how.
@@ -94,6 +96,7 @@ impl Plan {
             checkpoints: 0,
             crashes: 0,
             mode: CheckpointMode::ExactlyOnce,
+            timers: true,
             reduced: true,
             outcome_only: false,
             fault: None,
@@ -107,6 +110,11 @@ impl Plan {
 
     pub fn crashes(mut self, crashes: u8) -> Self {
         self.crashes = crashes;
+        self
+    }
+
+    pub fn aligned(mut self) -> Self {
+        self.timers = false;
         self
     }
 

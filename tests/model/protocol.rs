@@ -87,7 +87,7 @@ pub enum Violation {
     I3,
     /// A barrier passed twice, or out of turn.
     I4,
-    /// A frontier went back.
+    /// A frontier went back, or a channel did not take it in.
     Frontier,
     /// Records of one source came out of order.
     Order,
@@ -273,7 +273,8 @@ impl Job {
         for effect in effects {
             match effect {
                 Effect::StartTimer(epoch) => {
-                    state.workers[worker].ports[port].timers |= 1 << epoch.0;
+                    let timer = u8::from(self.plan.timers) << epoch.0;
+                    state.workers[worker].ports[port].timers |= timer;
                 }
                 Effect::Log { epoch, batches } => {
                     self.log(state, worker, port, epoch.0 as u8, batches);
@@ -606,6 +607,10 @@ impl Model for Job {
             Step::Announce(worker) => self.announce(state, worker)?,
             Step::Observe { worker, port, frontier } => {
                 self.step(state, worker, port, Event::Frontier(Some(epoch(frontier))))?;
+                // It is told once: all barriers below have arrived.
+                let machine = &state.workers[worker].ports[port].machine;
+                let arrived = if port < inputs { machine.open() } else { machine.next() };
+                self.check(arrived == epoch(frontier), Violation::Frontier)?;
             }
             Step::Timer { worker, port } => self.timer(state, worker, port)?,
             Step::Release { worker, port } => self.release(state, worker, port)?,
