@@ -202,8 +202,7 @@ impl Job {
         while feedback && open(state, worker, port) < state.workers[worker].epoch {
             self.announce(state, worker)?;
         }
-        let Self { items, .. } = self;
-        debug_assert!(feedback || items[item as usize].worker == worker);
+        assert!(feedback || self.items[item as usize].worker == worker, "a batch went astray");
         let machine = &state.workers[worker].ports[port].machine;
         let lowest = if feedback { machine.next() } else { machine.open() };
         if u64::from(sent) < lowest.0 {
