@@ -171,7 +171,7 @@ impl Faults {
         if let Some(random) = self.harsh.as_mut().filter(|_| mortal)
             && random.chance(0.6)
         {
-            self.death = match random.below(7) {
+            self.death = match random.below(8) {
                 // While it is built.
                 0 | 1 => Death::At(Moment::Turn, random.between(1, 8)),
                 // While it claims its attempt and restores.
@@ -182,7 +182,7 @@ impl Faults {
                     Death::AfterManifest { count, within: random.scaled(1, 30) }
                 }
                 // Amid several commits.
-                5 => Death::At(Moment::Commit, random.scaled(1, 6)),
+                5 | 6 => Death::At(Moment::Commit, random.scaled(1, 12)),
                 // While it ends.
                 _ => Death::AfterLast { within: random.scaled(1, 30) },
             };

@@ -154,6 +154,8 @@ thread_local! {
     static HAPPENED: RefCell<Vec<Fault>> = const { RefCell::new(Vec::new()) };
     /// Whether a number of records was asked for since.
     static ASKED: Cell<bool> = const { Cell::new(false) };
+    /// Whether panics are of no interest: somebody looks for a failure, and will tell.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
 /// What simulations that begin on this thread leave out.
@@ -169,9 +171,18 @@ pub(super) fn happened(faults: &[Fault]) {
     HAPPENED.with_borrow_mut(|happened| *happened = faults.to_vec());
 }
 
-/// Whether this thread looks for a smaller failure: what panics then is of no interest.
+/// Whether simulations of this thread keep quiet about panics.
 pub(super) fn is_quiet() -> bool {
-    REDUCTION.with_borrow(Option::is_some)
+    QUIET.get()
+}
+
+/// Runs `f`, quiet about panics on this thread and in its simulations.
+pub(super) fn quietly<R>(f: impl FnOnce() -> R) -> R {
+    listen_to_panics();
+    let before = QUIET.replace(true);
+    let result = f();
+    QUIET.set(before);
+    result
 }
 
 /// The number of records that a test is to use where it would use `records`: fewer, while a smaller failure is looked
@@ -191,7 +202,10 @@ pub(super) struct Smallest {
 
 /// Looks for the smallest failure of a test that has just failed on this thread for the reason `why`.
 pub(super) fn smallest(why: String, test: &dyn Fn()) -> Smallest {
-    listen_to_panics();
+    quietly(|| search(why, test))
+}
+
+fn search(why: String, test: &dyn Fn()) -> Smallest {
     let reduction = current();
     let faults = HAPPENED.with_borrow_mut(std::mem::take);
     let mut smallest = Smallest { reduction, faults, why };

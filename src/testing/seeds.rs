@@ -71,7 +71,7 @@ pub fn first_failure(
     seeds: impl IntoIterator<Item = u64>,
     test: impl Fn(u64),
 ) -> Option<SeedFailure> {
-    seeds.into_iter().find_map(|seed| failure(seed, &test))
+    reduce::quietly(|| seeds.into_iter().find_map(|seed| failure(seed, &test)))
 }
 
 /// A seed for which a test panics, and the smallest schedule with which it still does.
@@ -95,7 +95,7 @@ impl fmt::Display for SeedFailure {
         let Self { seed, why, smallest_why, faults, without } = self;
         write!(f, "seed {seed} fails: {why}\n  the smallest schedule that still fails:")?;
         if faults.is_empty() {
-            write!(f, " no fault at all")?;
+            write!(f, " no fault at all; a simulated job is always started once more at its end")?;
         }
         for fault in faults {
             write!(f, "\n    {fault}")?;

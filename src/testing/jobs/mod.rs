@@ -203,7 +203,7 @@ impl Draft {
 
     fn node(&mut self, kind: Kind, inputs: Vec<u64>, ordered: bool) -> Node {
         let id = self.id();
-        let slow = self.random.chance(0.12);
+        let slow = self.random.chance(0.2);
         let slow_us = if slow { self.random.scaled(10, 5_000) } else { 0 };
         Node { id, kind, inputs, ordered, slow_us }
     }
@@ -396,10 +396,10 @@ impl RandomJob {
         let mut random = Random::new(self.seed).fork(201);
         let mut simulation = Simulation::new(self.seed)
             .workers(1..=random.pick(&[1, 2, 3, 4, 4]))
-            .crashes(random.pick(&[0, 1, 2, 3, 5, 8]))
+            .crashes(random.pick(&[0, 1, 2, 3, 5, 8, 12]))
             .panics(random.pick(&[0, 0, 1, 2]))
             .stops(random.pick(&[0, 0, 0, 1, 2]))
-            .harsh(random.chance(0.5));
+            .harsh(random.chance(0.6));
         match random.below(5) {
             0 => simulation = simulation.storage_errors(random.pick(&[0.005, 0.05])),
             1 => simulation = simulation.commit_errors(random.pick(&[0.02, 0.2])),
