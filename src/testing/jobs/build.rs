@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::item::{Item, Stamp};
 use super::{Kind, Node, oracle};
+use crate::config::CheckpointMode;
 use crate::connect::Collect;
 use crate::ids::KeyGroup;
-use crate::job::{Context, Job, KeyedStream, Stream, Value};
+use crate::job::{Context, EventTime, Job, KeyedStream, Stream, Value};
 use crate::protocol::key_groups::{key_group, owner};
 use crate::state::hash::stable_hash;
 use crate::testing::{FaultSink, Trickle, point, work};
@@ -25,12 +28,17 @@ pub(super) fn build<'scope>(
         let input = |id: &u64| streams.get(id).expect("a node stands behind its inputs").clone();
         let mut inputs: Vec<Items<'scope>> = node.inputs.iter().map(input).collect();
         let stream = match &node.kind {
-            Kind::Source { number, splits, records, .. } => {
+            Kind::Source { number, splits, records, timed, .. } => {
                 let made = node.clone();
                 let source = Trickle::new(node.id, *splits, *records, move |split, index| {
                     oracle::record(&made, split, index)
                 });
-                job.source(&format!("source-{number}"), source)
+                let name = format!("source-{number}");
+                if *timed {
+                    job.source_with(&name, source, EventTime::monotonic(|item: &Item| item.time))
+                } else {
+                    job.source(&name, source)
+                }
             }
             Kind::Sink => {
                 let input = inputs.remove(0);
@@ -130,6 +138,7 @@ fn begin(node: &Node, item: &Item) {
     item.check(node.id, &node.inputs);
     if node.slow_us > 0 {
         work(Duration::from_micros(item.draw(node.id + 1, node.slow_us)));
+        point("a slow operator");
     }
 }
 
@@ -166,45 +175,63 @@ fn keyed<'scope>(
         });
     }
     let joined = joined.expect("a keyed node has inputs");
-    let (name, own) = (format!("keyed-{}", node.id), node.id);
-    let count = Value::<(u64, u64)>::new("count");
+    let name = format!("keyed-{}", node.id);
+    let count = Value::<Seen>::new("count");
+    let exact = job.context().config().checkpoints.mode == CheckpointMode::ExactlyOnce;
+    let (operator, straight) = (node.id, node.straight);
+    let process = move |key: u64, item: Item, seen: &mut Seen, out: &mut Context<'_, Item>| {
+        if straight {
+            seen.check_time(&item, out.watermark(), exact);
+        }
+        out.emit(seen.stamp(operator, key, item));
+    };
     if !sides {
-        return joined.process(&name, count, move |key, (_, item), count, out| {
+        return joined.process(&name, count, move |key, (_, item), seen, out| {
             point("keyed");
-            stamp(own, *key, item, count.or_default(), out);
+            process(*key, item, seen.or_default(), out);
         });
     }
     let apart = Value::<Vec<u64>>::new("sides");
-    let exact =
-        job.context().config().checkpoints.mode == crate::config::CheckpointMode::ExactlyOnce;
-    joined.process(&name, (count, apart), move |key, (side, item), (count, apart), out| {
+    joined.process(&name, (count, apart), move |key, (side, item), (seen, apart), out| {
         point("keyed with two states");
         let apart = apart.or_default();
         apart.resize(3, 0);
         apart[side as usize] += 1;
-        let count = count.or_default();
-        stamp(own, *key, item, count, out);
+        let seen = seen.or_default();
+        process(*key, item, seen, out);
         let sum: u64 = apart.iter().sum();
-        assert!(
-            !exact || sum == count.0,
-            "TORN: one state of {key} has seen {sum}, the other {}",
-            count.0
-        );
+        // At least once a snapshot may hold records from behind its barrier, but in both states.
+        assert!(sum == seen.count, "TORN: one state of {key} has seen {sum}, the other {seen:?}");
     })
 }
 
-fn stamp(
-    operator: u64,
-    key: u64,
-    mut item: Item,
-    state: &mut (u64, u64),
-    out: &mut Context<'_, Item>,
-) {
-    state.0 += 1;
-    state.1 = oracle::digest(state.1, &item);
-    let (count, digest) = *state;
-    let (path, lane) = (item.path, item.lane);
-    item.stamps.push(Stamp { operator, key, count, digest, path, lane });
-    item.seal();
-    out.emit(item);
+/// What a keyed operator knows of a key.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Seen {
+    count: u64,
+    /// Of all records, in their order.
+    digest: u64,
+    watermark: Option<i64>,
+}
+
+impl Seen {
+    fn check_time(&mut self, item: &Item, watermark: i64, exact: bool) {
+        let before = self.watermark.replace(watermark).unwrap_or(i64::MIN);
+        // At least once a snapshot may hold records from behind its barrier, and so what they saw.
+        assert!(
+            !exact || before <= watermark,
+            "I9: the watermark goes from {before} to {watermark}"
+        );
+        assert!(item.time > watermark, "LATE: {item:?} of {} at {watermark}", item.time);
+    }
+
+    fn stamp(&mut self, operator: u64, key: u64, mut item: Item) -> Item {
+        self.count += 1;
+        self.digest = oracle::digest(self.digest, &item);
+        let (path, lane) = (item.path, item.lane);
+        let (count, digest) = (self.count, self.digest);
+        item.stamps.push(Stamp { operator, key, count, digest, path, lane });
+        item.seal();
+        item
+    }
 }

@@ -45,6 +45,8 @@ pub struct Item {
     /// The node that it left last.
     pub(super) at: u64,
     pub(super) key: u64,
+    /// Event time.
+    pub(super) time: i64,
     /// How often it is still to go round, in every loop that it is in.
     pub(super) rounds: Vec<u8>,
     pub(super) stamps: Vec<Stamp>,
@@ -70,6 +72,8 @@ impl Item {
             lane: 0,
             at: node,
             key,
+            // Within a split event time grows.
+            time: (index * 10 + path % 10) as i64,
             rounds: Vec::new(),
             stamps: Vec::new(),
             payload,
@@ -123,6 +127,7 @@ impl Item {
         for number in numbers {
             hasher.write_u64(number);
         }
+        hasher.write_i64(self.time);
         hasher.write(&self.rounds);
         for stamp in &self.stamps {
             for number in [stamp.operator, stamp.key, stamp.count, stamp.digest, stamp.path] {

@@ -12,6 +12,8 @@
 //! * **State**: a keyed operator counts the records of every key, and mixes them into a digest in the order in which it
 //!   sees them; both go with the record. Of one key every count is there once, from 1 to the number of the oracle,
 //!   and the digests are those of the records in the order of their counts.
+//! * **Event time**: no record is late in a keyed operator that is not in or behind a loop, since event time grows in
+//!   every split, and the watermark that a key sees never goes back.
 //! * **Order**: records of one split that take the same way, under the same keys, keep their order, where nothing
 //!   between promises less (rebalance, loop).
 //!
@@ -48,6 +50,8 @@ pub(super) enum Kind {
         /// Of each split.
         records: u64,
         keys: u64,
+        /// Whether its records have an event time.
+        timed: bool,
         /// Records with a large payload. Units: one in so many.
         fat_in: u64,
         /// Units: bytes.
@@ -93,6 +97,8 @@ pub(super) struct Node {
     pub(super) inputs: Vec<u64>,
     /// Whether the order of what comes in is promised.
     pub(super) ordered: bool,
+    /// Whether no record has gone round a loop before.
+    pub(super) straight: bool,
     /// How long it takes for a record, at the most; zero: no time. Units: microseconds.
     pub(super) slow_us: u64,
 }
@@ -201,11 +207,13 @@ impl Draft {
         self.ids
     }
 
-    fn node(&mut self, kind: Kind, inputs: Vec<u64>, ordered: bool) -> Node {
+    fn node(&mut self, kind: Kind, inputs: Vec<u64>) -> Node {
+        let ordered = inputs.iter().all(|input| self.ordered_behind(*input));
+        let straight = inputs.iter().all(|input| self.straight_behind(*input));
         let id = self.id();
         let slow = self.random.chance(0.2);
         let slow_us = if slow { self.random.scaled(10, 5_000) } else { 0 };
-        Node { id, kind, inputs, ordered, slow_us }
+        Node { id, kind, inputs, ordered, straight, slow_us }
     }
 
     fn sources(&mut self) {
@@ -217,8 +225,9 @@ impl Draft {
             let keys = random.scaled(1, 30);
             let fat_in = random.pick(&[u64::MAX, u64::MAX, 50, 10]);
             let fat_bytes = random.scaled(500, 20_000);
-            let kind = Kind::Source { number, splits, records, keys, fat_in, fat_bytes };
-            let node = self.node(kind, Vec::new(), true);
+            let timed = random.chance(0.6);
+            let kind = Kind::Source { number, splits, records, keys, timed, fat_in, fat_bytes };
+            let node = self.node(kind, Vec::new());
             self.nodes.push(Node { slow_us: 0, ..node });
         }
     }
@@ -251,6 +260,11 @@ impl Draft {
         node.is_some_and(|node| node.ordered && Self::keeps_order(&node.kind))
     }
 
+    fn straight_behind(&self, id: u64) -> bool {
+        let node = self.nodes.iter().find(|node| node.id == id);
+        node.is_some_and(|node| node.straight && !matches!(node.kind, Kind::Loop { .. }))
+    }
+
     fn kind(&mut self, depth: u32) -> Kind {
         let random = &mut self.random;
         match random.below(if depth < 2 { 20 } else { 18 }) {
@@ -272,7 +286,8 @@ impl Draft {
                         Kind::Union => Kind::Rebalance,
                         kind => kind,
                     };
-                    body.push(self.node(kind, Vec::new(), false));
+                    let node = self.node(kind, Vec::new());
+                    body.push(Node { ordered: false, straight: false, ..node });
                 }
                 Kind::Loop { rounds, body }
             }
@@ -287,8 +302,7 @@ impl Draft {
             _ => 1,
         };
         let inputs: Vec<u64> = (0..inputs).map(|_| self.input()).collect();
-        let ordered = inputs.iter().all(|input| self.ordered_behind(*input));
-        let mut node = self.node(kind, inputs, ordered);
+        let mut node = self.node(kind, inputs);
         Self::link(&mut node);
         self.nodes.push(node);
     }
@@ -306,9 +320,8 @@ impl Draft {
     }
 
     fn sink(&mut self, input: u64) {
-        let ordered = self.ordered_behind(input);
-        let id = self.id();
-        self.nodes.push(Node { id, kind: Kind::Sink, inputs: vec![input], ordered, slow_us: 0 });
+        let node = self.node(Kind::Sink, vec![input]);
+        self.nodes.push(Node { slow_us: 0, ..node });
     }
 }
 
