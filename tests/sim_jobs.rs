@@ -94,6 +94,7 @@ fn the_seeds_draw_every_kind_of_node_and_faults_where_it_hurts() {
         "route",
         "loop",
         "loop in a loop",
+        "join in a loop",
         "sink",
         "slow operator",
         "fat records",

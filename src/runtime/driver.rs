@@ -287,13 +287,10 @@ impl Driver {
                     break;
                 }
                 let Some(control) = self.late[from].pop_front() else { break };
-                // What the protocol says may come twice.
-                let repeated = matches!(
+                // What the protocol says may come twice: all but what adds up.
+                let repeated = !matches!(
                     control,
-                    Control::Begin { .. }
-                        | Control::Ack { .. }
-                        | Control::Complete { .. }
-                        | Control::Abort { .. }
+                    Control::Assign { .. } | Control::Ledger { .. } | Control::Watermark { .. }
                 );
                 match delivery {
                     Delivery::Twice if repeated => self.frame(from, control.clone()),

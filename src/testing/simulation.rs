@@ -258,7 +258,7 @@ impl Lives {
         let result = process.join().expect("the panics of a process are caught");
         if how.is_some() {
             let end = || Err(JobError::refused("the simulation was ended"));
-            return (!self.world.tell().unexpected.is_empty()).then(end);
+            return self.world.has_failed().then(end);
         }
         match result {
             Ok(Ok(())) if stopped => None,

@@ -206,6 +206,11 @@ impl World {
         });
     }
 
+    /// Whether anything has failed that nobody had injected.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.state().unexpected.is_empty()
+    }
+
     /// Whether a further life may be killed.
     pub(super) fn mortal(&self) -> bool {
         self.state().faults.mortal()

@@ -45,7 +45,7 @@ pub(super) fn build<'scope>(
                 input.sink(&format!("sink-{}", node.id), sink(node.id));
                 continue;
             }
-            _ => operator(job, node, inputs),
+            _ => operator(job, node, inputs, &streams),
         };
         streams.insert(node.id, stream);
     }
@@ -55,6 +55,7 @@ fn operator<'scope>(
     job: &Job<'scope>,
     node: &Node,
     mut inputs: Vec<Items<'scope>>,
+    surroundings: &BTreeMap<u64, Items<'scope>>,
 ) -> Items<'scope> {
     let (worker, workers) = job.worker();
     let named = |side: usize, input: Items<'scope>| {
@@ -121,7 +122,9 @@ fn operator<'scope>(
             entered.iterate(&format!("loop-{}", node.id), |head| {
                 let mut stream = head;
                 for inner in body {
-                    stream = operator(job, inner, vec![stream]);
+                    let others = inner.inputs[1..].iter().map(|id| surroundings[id].clone());
+                    let inputs = std::iter::once(stream).chain(others).collect();
+                    stream = operator(job, inner, inputs, surroundings);
                 }
                 let again = stream.clone().filter(oracle::goes_round);
                 let again = again.map(move |item| oracle::again(&round, item));

@@ -27,6 +27,7 @@ pub use item::Item;
 pub use oracle::Verdict;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -239,9 +240,12 @@ impl Draft {
 
     /// The nodes that nobody reads.
     fn loose(&self) -> Vec<u64> {
-        let read = |id: &u64| self.nodes.iter().any(|node| node.inputs.contains(id));
+        let mut read = BTreeSet::new();
+        for node in &self.nodes {
+            node.each(&mut |node| read.extend(node.inputs.iter().copied()));
+        }
         let ends = self.nodes.iter().filter(|node| !matches!(node.kind, Kind::Sink));
-        ends.map(|node| node.id).filter(|id| !read(id)).collect()
+        ends.map(|node| node.id).filter(|id| !read.contains(id)).collect()
     }
 
     /// A node to read: one that nobody reads yet, more often than not.
@@ -286,7 +290,10 @@ impl Draft {
                         Kind::Union => Kind::Rebalance,
                         kind => kind,
                     };
-                    let node = self.node(kind, Vec::new());
+                    // Out of the loop's surroundings.
+                    let joins = matches!(kind, Kind::Keyed { .. }) && self.random.chance(0.4);
+                    let others = if joins { vec![self.input()] } else { Vec::new() };
+                    let node = self.node(kind, others);
                     body.push(Node { ordered: false, straight: false, ..node });
                 }
                 Kind::Loop { rounds, body }
@@ -307,12 +314,12 @@ impl Draft {
         self.nodes.push(node);
     }
 
-    /// What the body of a loop reads: the loop itself, then one node the other.
+    /// What the body of a loop reads first: the loop itself, then one node the other.
     fn link(node: &mut Node) {
         if let Kind::Loop { body, .. } = &mut node.kind {
             let mut last = node.id;
             for inner in body {
-                inner.inputs = vec![last];
+                inner.inputs.insert(0, last);
                 last = inner.id;
                 Self::link(inner);
             }
@@ -389,6 +396,11 @@ impl RandomJob {
                     && body.iter().any(nested)
                 {
                     kinds.push("loop in a loop");
+                }
+                if let Kind::Loop { body, .. } = &inner.kind
+                    && body.iter().any(|inner| inner.inputs.len() > 1)
+                {
+                    kinds.push("join in a loop");
                 }
                 if inner.slow_us > 0 {
                     kinds.push("slow operator");

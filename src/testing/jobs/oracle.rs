@@ -104,12 +104,19 @@ pub(super) struct Oracle {
     out: BTreeMap<u64, Vec<Item>>,
     /// How many records each operator sees of each key.
     totals: BTreeMap<(u64, u64), u64>,
+    /// The nodes in loops that have got what comes from outside of the loop.
+    joined: BTreeSet<u64>,
     steps: usize,
 }
 
 impl Oracle {
     pub(super) fn run(nodes: &[Node]) -> Self {
-        let mut oracle = Self { out: BTreeMap::new(), totals: BTreeMap::new(), steps: 0 };
+        let mut oracle = Self {
+            out: BTreeMap::new(),
+            totals: BTreeMap::new(),
+            joined: BTreeSet::new(),
+            steps: 0,
+        };
         for node in nodes {
             let input = |id: &u64| oracle.out.get(id).cloned().unwrap_or_default();
             let inputs: Vec<Vec<Item>> = node.inputs.iter().map(input).collect();
@@ -151,13 +158,23 @@ impl Oracle {
             Kind::Loop { rounds, body } => {
                 let items = inputs.into_iter().flatten();
                 let mut going: Vec<Item> = items.map(|item| enter(node, *rounds, item)).collect();
-                while !going.is_empty() {
+                // Once at least: nodes inside may have inputs of their own.
+                loop {
                     for inner in body {
-                        going = self.node(inner, vec![going]);
+                        let mut inputs = vec![going];
+                        if self.joined.insert(inner.id) {
+                            let others = inner.inputs[1..].iter();
+                            let other = |id| self.out.get(id).cloned().unwrap_or_default();
+                            inputs.extend(others.map(other));
+                        }
+                        going = self.node(inner, inputs);
                     }
                     let (round, done): (Vec<Item>, Vec<Item>) =
                         going.into_iter().partition(goes_round);
                     out.extend(done.into_iter().map(|item| leave(node, item)));
+                    if round.is_empty() {
+                        break;
+                    }
                     going = round.into_iter().map(|item| again(node, item)).collect();
                 }
             }
