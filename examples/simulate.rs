@@ -162,6 +162,7 @@ fn failure(manner: Manner) -> Option<SeedFailure> {
     failure
 }
 
+/// Tries all three sinks.
 pub fn main() {
     let repeating = failure(Manner::Repeating);
     assert!(repeating.is_some(), "a commit that is not idempotent was not found");

@@ -62,6 +62,7 @@
 //! `HIGHWATER_TRACE=file` writes down what happens ([`Outcome::write_trace`]). For the variables that choose seeds see
 //! [`each_seed`].
 
+mod control;
 mod faults;
 pub mod jobs;
 mod random;

@@ -51,7 +51,7 @@ pub fn each_seed_on_all_cores(name: &str, count: u64, past: &str, test: impl Fn(
                 while found().len() < FAILURES_MAX {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(seed) = seeds.get(at) else { return };
-                    if at > 0 && at % 500 == 0 {
+                    if at > 0 && at.is_multiple_of(500) {
                         eprintln!("{name}: {at} seeds");
                     }
                     if let Some(failure) = failure(*seed, &test) {

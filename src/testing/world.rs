@@ -19,12 +19,12 @@
 //! a timeout does not need a million turns.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Random;
+use super::control::ControlFaults;
 use super::faults::{Faults, Moment};
 use super::reduce::{Fault, FaultKind};
 use super::trace::Trace;
@@ -134,17 +134,6 @@ struct State {
     control: Option<ControlFaults>,
 }
 
-/// Control frames that are late, or come twice.
-struct ControlFaults {
-    random: Random,
-    delay: f64,
-    twice: f64,
-    /// For a receiving and a sending seat, the turn up to which the sender's frames wait.
-    held: BTreeMap<(usize, usize), u64>,
-    delays: u32,
-    repeats: u32,
-}
-
 /// What became of a run, beside its result.
 pub(super) struct Told {
     pub(super) trace: Trace,
@@ -195,15 +184,7 @@ impl World {
         let mut state = self.state();
         let delay = if state.faults.allows(FaultKind::ControlDelay) { delay } else { 0.0 };
         let twice = if state.faults.allows(FaultKind::ControlTwice) { twice } else { 0.0 };
-        let held = BTreeMap::new();
-        state.control = (delay + twice > 0.0).then(|| ControlFaults {
-            random,
-            delay,
-            twice,
-            held,
-            delays: 0,
-            repeats: 0,
-        });
+        state.control = (delay + twice > 0.0).then(|| ControlFaults::new(random, delay, twice));
     }
 
     /// Whether anything has failed that nobody had injected.
@@ -250,7 +231,7 @@ impl World {
         let mut state = self.state();
         state.faults.none();
         if let Some(control) = &mut state.control {
-            (control.delay, control.twice) = (0.0, 0.0);
+            control.none();
         }
     }
 
@@ -265,10 +246,8 @@ impl World {
 
     pub(super) fn tell(&self) -> Told {
         let mut state = self.state();
-        if let Some(ControlFaults { delays, repeats, .. }) = state.control {
-            for (kind, count) in
-                [(FaultKind::ControlDelay, delays), (FaultKind::ControlTwice, repeats)]
-            {
+        if let Some(control) = &state.control {
+            for (kind, count) in control.counts() {
                 if count > 0 {
                     state.faults.happens(kind, &format!("{count} times"));
                 }
@@ -679,25 +658,10 @@ impl Turns for Life {
     fn deliver(&self, worker: usize, from: usize) -> Delivery {
         let mut state = self.world.state();
         let (to, from) = (self.seat(&state, worker), self.seat(&state, from));
-        let turn = state.turns;
-        let Some(control) = &mut state.control else { return Delivery::Now };
-        if let Some(until) = control.held.get(&(to, from)) {
-            if *until > turn {
-                return Delivery::Later;
-            }
-            control.held.remove(&(to, from));
-        } else if control.random.chance(control.delay) {
-            let turns = control.random.scaled(1, 80);
-            control.held.insert((to, from), turn + turns);
-            control.delays += 1;
-            state.trace.note(|| format!("  frames of {from} for {to} wait for {turns} turns"));
-            return Delivery::Later;
-        }
-        if control.random.chance(control.twice) {
-            control.repeats += 1;
-            return if control.random.chance(0.5) { Delivery::Twice } else { Delivery::Again };
-        }
-        Delivery::Now
+        let State { control: Some(control), trace, turns, .. } = &mut *state else {
+            return Delivery::Now;
+        };
+        control.deliver(to, from, *turns, trace)
     }
 
     fn random(&self) -> f64 {
