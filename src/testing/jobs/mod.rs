@@ -509,3 +509,69 @@ impl RandomJob {
         assert!(verdict.is_good(), "{verdict}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the sinks of a job have committed, and the oracle's opinion of it after a change.
+    fn verdict_of(change: impl Fn(&mut Vec<Item>)) -> Vec<Verdict> {
+        let jobs = (0..40).map(RandomJob::draw);
+        let jobs = jobs.filter(|job| job.mode == CheckpointMode::ExactlyOnce).take(8);
+        jobs.map(|job| {
+            let built = job.clone();
+            let outcome = Simulation::new(job.seed).run(move |dataflow| {
+                built.build(dataflow);
+                Ok(())
+            });
+            job.check(&outcome);
+            let committed = job.targets.iter().map(|(id, target)| {
+                let mut items = target.handle().committed();
+                change(&mut items);
+                (*id, items)
+            });
+            let committed: Vec<(u64, Vec<Item>)> = committed.collect();
+            job.oracle().compare(&job.nodes, &committed, job.mode)
+        })
+        .collect()
+    }
+
+    #[test]
+    fn what_is_committed_without_faults_is_what_the_oracle_says() {
+        let verdicts = verdict_of(|_| ());
+        assert_eq!(verdicts.len(), 8);
+        assert!(verdicts.iter().all(Verdict::is_good), "{verdicts:?}");
+    }
+
+    #[test]
+    fn the_oracle_notices_a_record_that_is_lost_and_one_that_is_there_twice() {
+        let verdicts = verdict_of(|items| drop(items.pop()));
+        assert!(verdicts.iter().all(|verdict| verdict.lost > 0), "{verdicts:?}");
+        let verdicts = verdict_of(|items| items.extend(items.last().cloned()));
+        assert!(verdicts.iter().all(|verdict| verdict.doubled > 0 && verdict.lost == 0));
+    }
+
+    #[test]
+    fn the_oracle_notices_records_out_of_order() {
+        let verdicts = verdict_of(|items| items.reverse());
+        assert!(verdicts.iter().all(|verdict| verdict.lost + verdict.doubled == 0));
+        let disordered = verdicts.iter().filter(|verdict| verdict.disordered > 0);
+        assert!(disordered.count() > 2, "{verdicts:?}");
+    }
+
+    #[test]
+    fn the_oracle_notices_a_state_that_counted_a_record_twice_or_forgot_one() {
+        for change in [1_i64, -1] {
+            let verdicts = verdict_of(|items| {
+                // As if state had been restored to another moment than the record.
+                if let Some(item) = items.iter_mut().rev().find(|item| !item.stamps.is_empty()) {
+                    let stamp = item.stamps.last_mut().unwrap();
+                    stamp.count = stamp.count.wrapping_add_signed(change);
+                    item.seal();
+                }
+            });
+            let miscounted = verdicts.iter().filter(|verdict| verdict.miscounted > 0);
+            assert!(miscounted.count() > 2, "{change}: {verdicts:?}");
+        }
+    }
+}
