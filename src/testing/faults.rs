@@ -67,6 +67,8 @@ pub(super) struct Faults {
     stop: Option<u64>,
     /// What was planned to happen, and did unless it is left out.
     crashes_max: u32,
+    /// Whether a job that is stopped may be drained.
+    drains: bool,
     /// Draws the deaths that are cruel on purpose.
     harsh: Option<Random>,
     reduction: Reduction,
@@ -90,6 +92,7 @@ impl Faults {
             stops: 0,
             stop: None,
             crashes_max: 0,
+            drains: false,
             harsh: None,
             reduction: Reduction::default(),
             counts: [0; FaultKind::ALL.len()],
@@ -106,6 +109,12 @@ impl Faults {
     /// Whether half of the deaths are at moments that are known to be hard.
     pub(super) fn harsh(mut self, harsh: bool) -> Self {
         self.harsh = harsh.then(|| self.random.fork(7));
+        self
+    }
+
+    /// Whether a job that is stopped may be drained.
+    pub(super) fn drains(mut self, drains: bool) -> Self {
+        self.drains = drains;
         self
     }
 
@@ -199,7 +208,8 @@ impl Faults {
         self.stop = None;
         self.stops -= 1;
         let cancel = self.random.chance(0.3);
-        let request = if cancel { Request::Cancel } else { Request::Stop { drain: false } };
+        let drain = self.drains && self.random.fork(8).chance(0.5);
+        let request = if cancel { Request::Cancel } else { Request::Stop { drain } };
         self.happens(FaultKind::Stop, &format!("{request:?}")).then_some(request)
     }
 

@@ -41,6 +41,7 @@ pub struct Simulation {
     control_delay: f64,
     control_twice: f64,
     harsh: bool,
+    drains: bool,
     turns_max: u64,
     configure: Option<Configure>,
 }
@@ -66,6 +67,7 @@ impl Simulation {
             control_delay: 0.0,
             control_twice: 0.0,
             harsh: false,
+            drains: false,
             turns_max: 60_000,
             configure: None,
         }
@@ -102,6 +104,14 @@ impl Simulation {
     #[must_use]
     pub fn stops(mut self, stops: u32) -> Self {
         self.stops = stops;
+        self
+    }
+
+    /// Whether some of the [stops](Self::stops) drain the job: event time moves to its end first. When such a job is
+    /// started again, further records with event time are late.
+    #[must_use]
+    pub fn drains(mut self, drains: bool) -> Self {
+        self.drains = drains;
         self
     }
 
@@ -162,6 +172,7 @@ impl Simulation {
         let faults = Faults::new(random.fork(1))
             .often(self.crashes, self.panics, self.stops)
             .harsh(self.harsh)
+            .drains(self.drains)
             .reduced(reduce::current())
             .errors(self.storage_errors, self.commit_errors);
         let world = World::new(

@@ -415,6 +415,11 @@ impl RandomJob {
         kinds
     }
 
+    /// Whether any source has event time.
+    fn is_timed(&self) -> bool {
+        self.nodes.iter().any(|node| matches!(node.kind, Kind::Source { timed: true, .. }))
+    }
+
     /// A simulated machine for this job, with faults of all kinds, as the seed draws them.
     #[must_use]
     pub fn simulation(&self) -> Simulation {
@@ -424,7 +429,8 @@ impl RandomJob {
             .crashes(random.pick(&[0, 1, 2, 3, 5, 8, 12]))
             .panics(random.pick(&[0, 0, 1, 2]))
             .stops(random.pick(&[0, 0, 0, 1, 2]))
-            .harsh(random.chance(0.6));
+            .harsh(random.chance(0.6))
+            .drains(!self.is_timed());
         match random.below(5) {
             0 => simulation = simulation.storage_errors(random.pick(&[0.005, 0.05])),
             1 => simulation = simulation.commit_errors(random.pick(&[0.02, 0.2])),
