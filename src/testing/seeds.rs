@@ -110,6 +110,10 @@ impl fmt::Display for SeedFailure {
 fn failure(seed: u64, test: &dyn Fn(u64)) -> Option<SeedFailure> {
     let test = || test(seed);
     let why = reduce::outcome_of(&test).err()?;
+    if !reduce::is_quiet() {
+        // Looking for a smaller failure may take long.
+        eprintln!("seed {seed} fails; looking for a smaller schedule");
+    }
     let Smallest { reduction, faults, why: smallest_why } = reduce::smallest(why.clone(), &test);
     let faults = faults.iter().map(ToString::to_string).collect();
     Some(SeedFailure { seed, why, smallest_why, faults, without: reduction.to_string() })
