@@ -15,3 +15,4 @@ mod operators;
 mod restore;
 mod storage_faults;
 mod support;
+mod unaligned;
