@@ -25,9 +25,11 @@ struct Orders {
     snapshot: Arc<AtomicBool>,
     /// The function that builds the job panics.
     build: Arc<AtomicBool>,
+    /// The attempt that follows such a panic is to fail as well.
+    after_build: Arc<AtomicBool>,
     /// A source cannot be opened where it was.
     open: Arc<AtomicBool>,
-    /// The commit behind the final checkpoint panics.
+    /// A commit panics when everything was read: that behind the final checkpoint, as a rule.
     close: Arc<AtomicBool>,
     happened: Arc<AtomicU64>,
 }
@@ -45,7 +47,8 @@ impl Orders {
 struct Failing<T> {
     inner: T,
     orders: Orders,
-    checkpoints: PathBuf,
+    /// The job's other sources.
+    sources: Vec<Numbers>,
 }
 
 impl Sink for Failing<Collect<Id>> {
@@ -65,7 +68,7 @@ impl Sink for Failing<Collect<Id>> {
 
 impl<T> Failing<T> {
     fn with<O>(&self, inner: O) -> Failing<O> {
-        Failing { inner, orders: self.orders.clone(), checkpoints: self.checkpoints.clone() }
+        Failing { inner, orders: self.orders.clone(), sources: self.sources.clone() }
     }
 }
 
@@ -98,9 +101,10 @@ impl<C: Committer> Committer for Failing<C> {
     type Transaction = C::Transaction;
 
     fn commit(&mut self, transaction: &C::Transaction) -> Result<(), ConnectError> {
-        let store = store_in(&self.checkpoints);
-        let is_last = || store.load(store.newest().unwrap().unwrap()).unwrap().last;
-        if self.orders.close.load(Ordering::SeqCst) && is_last() {
+        let ended = |source: &Numbers| {
+            source.reached.load(Ordering::SeqCst) >= source.end.load(Ordering::SeqCst)
+        };
+        if self.orders.close.load(Ordering::SeqCst) && self.sources.iter().all(ended) {
             assert!(!self.orders.take(&self.orders.close), "planted on close");
         }
         self.inner.commit(transaction)
@@ -112,7 +116,7 @@ impl<C: Committer> Committer for Failing<C> {
 }
 
 /// A source beside the others that has nothing to say until they end, and fails to open.
-impl Source for Failing<Numbers> {
+impl Source for Failing<()> {
     type Record = super::Item;
     type Split = u64;
     type Reader = Self;
@@ -129,12 +133,12 @@ impl Source for Failing<Numbers> {
     }
 }
 
-impl SplitReader for Failing<Numbers> {
+impl SplitReader for Failing<()> {
     type Record = super::Item;
     type Split = u64;
 
     fn read(&mut self, _: &mut Vec<super::Item>, _: usize) -> Result<ReadStatus, ConnectError> {
-        Ok(match self.inner.end.load(Ordering::SeqCst) {
+        Ok(match self.sources[0].end.load(Ordering::SeqCst) {
             u64::MAX => ReadStatus::Wait(Duration::from_millis(5)),
             _ => ReadStatus::Finished,
         })
@@ -195,12 +199,14 @@ fn fail_in_every_phase(shape: Shape, workers: usize) {
     case.slow.set(4);
     let job = Background::start(config, move |job| {
         shared.note_restore(job, &checkpoints);
-        assert!(!given.take(&given.build), "planted while building");
-        let failing = Failing {
-            inner: shared.sources[0].clone(),
-            orders: given.clone(),
-            checkpoints: checkpoints.clone(),
-        };
+        // One attempt fails on worker 0 while it is built, and the next one where the source is opened, on worker 0 too.
+        if job.worker().0 == 0 {
+            let opens = given.after_build.swap(false, Ordering::SeqCst);
+            given.open.store(opens, Ordering::SeqCst);
+            given.after_build.store(given.build.load(Ordering::SeqCst), Ordering::SeqCst);
+            assert!(!given.take(&given.build), "planted while building");
+        }
+        let failing = Failing { inner: (), orders: given.clone(), sources: shared.sources.clone() };
         let sink = failing.with(to.clone());
         let idle = job.source("failing", failing);
         shape.build_into(job, &shared, |stream| {
@@ -227,7 +233,6 @@ fn fail_in_every_phase(shape: Shape, workers: usize) {
     // 2: while a snapshot is written; 3 and 4: while the next attempts are built.
     wait_for_backlog(&job);
     orders.build.store(true, Ordering::SeqCst);
-    orders.open.store(true, Ordering::SeqCst);
     orders.snapshot.store(true, Ordering::SeqCst);
     wait_for_restarts(4);
     // 5: storage. That costs checkpoints, and no restart.
@@ -246,7 +251,7 @@ fn fail_in_every_phase(shape: Shape, workers: usize) {
     let reasons: Vec<_> = reasons.collect();
     assert!(reasons.iter().any(|reason| reason.contains("Not a directory")), "{reasons:?}");
     assert_eq!(counters.restarts(), 4);
-    // 6: between the final checkpoint and the end. The line is drawn by the next attempt, which has to be made.
+    // 6: when the sources have ended. The line is drawn by the next attempt, which has to be made.
     orders.close.store(true, Ordering::SeqCst);
     case.draw_line(500);
     case.slow.fail();
