@@ -4,6 +4,9 @@
 //! Every record says what it is, and every operator looks. Loss, duplicates and disorder are counted apart. Every test
 //! asserts that what was restored held records on their way: without that, it would test nothing.
 
+mod chains;
+mod channels;
+mod loops;
 mod phases;
 mod rescale;
 mod shapes;
@@ -15,10 +18,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use highwater::config::{JobConfig, RestartStrategy};
-use highwater::format::SectionKind;
+use highwater::format::{SectionHeader, SectionKind};
+use highwater::ids::{Epoch, Name};
 use highwater::prelude::*;
 use highwater::protocol::key_groups::{key_group, owner};
 use highwater::state::hash::stable_hash;
+use highwater::storage::JobStore;
 use serde::{Deserialize, Serialize};
 
 use crate::support::{Background, JOB, Scratch, assert_same, run, store_in, wait_until};
@@ -118,6 +123,14 @@ impl Numbers {
     }
 
     fn read<'scope>(&self, job: &Job<'scope>) -> Stream<'scope, Item> {
+        job.source(&format!("source-{}", self.source), self.generator())
+    }
+
+    fn read_with<'scope>(&self, job: &Job<'scope>, times: EventTime<Item>) -> Stream<'scope, Item> {
+        job.source_with(&format!("source-{}", self.source), self.generator(), times)
+    }
+
+    fn generator(&self) -> impl Source<Record = Item> + use<> {
         let Self { source, keys, pad, .. } = *self;
         let reached = Arc::clone(&self.reached);
         let generate = move |index| {
@@ -125,7 +138,7 @@ impl Numbers {
             Item::new(source, index, index % keys, pad(index))
         };
         let end = self.end.load(Ordering::SeqCst);
-        job.source(&format!("source-{source}"), Generator::new(end, generate))
+        Generator::new(end, generate)
     }
 
     /// The next attempt reads so many records more than were ever read, and then ends.
@@ -232,8 +245,7 @@ impl Case {
         let splits = self.splits;
         let step = least_common_multiple(keys, splits);
         let (worker, peers) = job.worker();
-        let max_parallelism =
-            JobConfig::new(highwater::ids::Name::new(JOB).unwrap()).max_parallelism;
+        let max_parallelism = JobConfig::new(Name::new(JOB).unwrap()).max_parallelism;
         stream.process(name, Value::<LastSeen>::new("last"), move |key, item, last, out| {
             tally.look(&item);
             pass();
@@ -361,15 +373,17 @@ fn newest(directory: &Path) -> u64 {
 /// What the newest checkpoint holds of each channel. Units: records.
 fn logged(directory: &Path) -> BTreeMap<String, u64> {
     let store = store_in(directory);
+    store.newest().unwrap().map(|epoch| logged_by(&store, epoch)).unwrap_or_default()
+}
+
+/// What a checkpoint holds of each channel. Units: records.
+fn logged_by(store: &JobStore, epoch: Epoch) -> BTreeMap<String, u64> {
     let mut logs = BTreeMap::new();
-    let Some(newest) = store.newest().unwrap() else { return logs };
-    for part in store.load(newest).unwrap().parts {
-        for section in part.sections {
-            if section.header.kind == SectionKind::ChannelLog
-                && section.header.state.as_str() == "in-flight"
-            {
-                *logs.entry(section.header.operator.to_string()).or_default() += section.entries;
-            }
+    let parts = store.load(epoch).unwrap().parts;
+    for section in parts.into_iter().flat_map(|part| part.sections) {
+        let SectionHeader { operator, state, kind, .. } = section.header;
+        if kind == SectionKind::ChannelLog && state.as_str() == "in-flight" {
+            *logs.entry(operator.to_string()).or_default() += section.entries;
         }
     }
     logs

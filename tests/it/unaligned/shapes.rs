@@ -21,13 +21,15 @@ pub enum Shape {
     KeyedBroadcast,
     /// A program's own routing.
     Routed,
+    /// Four exchanges, of which two have several inputs.
+    Everything,
 }
 
 impl Shape {
     pub fn sources(self) -> u8 {
         match self {
             Self::Pipeline | Self::Routed => 1,
-            Self::ThreeInputs => 3,
+            Self::ThreeInputs | Self::Everything => 3,
             _ => 2,
         }
     }
@@ -42,6 +44,7 @@ impl Shape {
             Self::SharedBroadcast => &["beside"],
             Self::KeyedBroadcast => &["beside", "keyed"],
             Self::Routed => &["routed"],
+            Self::Everything => &["both", "left", "right", "spread"],
         }
     }
 
@@ -65,6 +68,7 @@ impl Shape {
             Self::SharedBroadcast => shared_broadcast(job, case),
             Self::KeyedBroadcast => keyed_broadcast(job, case),
             Self::Routed => routed(job, case),
+            Self::Everything => everything(job, case),
         };
         sink(stream);
     }
@@ -132,4 +136,13 @@ fn routed<'scope>(job: &Job<'scope>, case: &Case) -> Stream<'scope, Item> {
         }
     });
     case.look(routed)
+}
+
+fn everything<'scope>(job: &Job<'scope>, case: &Case) -> Stream<'scope, Item> {
+    let both = case.read(job, 0).union(case.read(job, 1)).channel_name("both");
+    let both = case.in_order("once", both.key_by(|item| item.key), job);
+    let left = both.channel_name("left").key_by(|item| item.key + KEYS);
+    let right = case.read(job, 2).channel_name("right").key_by(|item| item.key + KEYS);
+    let all = case.in_order("twice", left.union(right), job);
+    case.look(all.channel_name("spread").rebalance())
 }
