@@ -84,7 +84,7 @@ fn two_hundred_generations_lose_nothing() {
     };
     for generation in 0..GENERATIONS {
         let checkpoints = 2 + random.below(9) as usize;
-        case.slow.set(1 + random.below(10));
+        case.slow.set(10 + random.below(50));
         let job = Background::start(config.clone(), build.clone());
         job.wait_for_checkpoints(checkpoints);
         let fail = random.below(2) == 0;
