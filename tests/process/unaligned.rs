@@ -45,9 +45,9 @@ fn assert_whole(running: &Running) {
 /// For kills whose victims the supervisor replaces: kills at random moments, and at least some of the restores are of
 /// checkpoints that hold records.
 fn either_of_two(shape: Shape) {
-    const KILLS: u32 = 8;
+    const KILLS: u32 = 6;
     let mut random = Random::new();
-    let bench = Bench::unaligned(shape, 100_000);
+    let bench = Bench::unaligned(shape, 60_000);
     let mut supervisor = bench.start(bench.supervised(2, 1, &[]), "log");
     let mut killed = Vec::new();
     let mut restored = Vec::new();

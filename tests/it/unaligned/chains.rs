@@ -106,3 +106,68 @@ fn two_hundred_generations_lose_nothing() {
     println!("{with_records} of {GENERATIONS} were restored with records on their way");
     assert!(with_records > GENERATIONS * 3 / 4, "{restored:?}");
 }
+
+/// Every run of a chain draws its own number of workers, timeouts, number of checkpoints at once, and end: failure,
+/// cancel, or a stop, whose final checkpoint is the one that holds what is on its way.
+#[test]
+fn any_chain_of_settings_and_ends_loses_nothing() {
+    const SHAPES: [Shape; 9] = [
+        Shape::Pipeline,
+        Shape::Union,
+        Shape::TwoInputs,
+        Shape::ThreeInputs,
+        Shape::SharedBroadcast,
+        Shape::KeyedBroadcast,
+        Shape::Routed,
+        Shape::Everything,
+        Shape::Loop,
+    ];
+    quiet_panics();
+    let mut random = Random::new(seed());
+    let mut all_restored = 0;
+    for shape in SHAPES.into_iter().chain(SHAPES) {
+        let first = 1 + random.below(4) as usize;
+        let scratch = Scratch::new();
+        let mut config = unaligned(&scratch, first);
+        let case = Case::new(shape.sources(), KEYS, first);
+        let shared = case.clone();
+        let build = move |job: &Job<'_>| {
+            shape.build(job, &shared);
+            Ok(())
+        };
+        let mut restored = 0;
+        for _ in 0..5 {
+            let timeouts = [Some(0), Some(0), Some(0), Some(10), None];
+            let timeout = timeouts[random.below(5) as usize];
+            config.checkpoints.alignment_timeout = timeout.map(Duration::from_millis);
+            config.checkpoints.concurrent_max = 1 + random.below(3) as u32;
+            config.checkpoints.inline_bytes_max = [0, 4 << 10, 1 << 20][random.below(3) as usize];
+            config.checkpoints.writer_threads = 1 + random.below(2) as usize;
+            config.flow.in_flight_bytes_max =
+                [8 << 10, 16 << 10, 64 << 10][random.below(3) as usize];
+            case.slow.set(5 + random.below(20));
+            let job = Background::start(config.clone(), build.clone());
+            job.wait_for_checkpoints(1 + random.below(6) as usize);
+            let end = random.below(3);
+            match end {
+                0 => case.slow.fail(),
+                1 => job.handle.cancel(),
+                _ => job.handle.stop(),
+            }
+            let ended = job.end();
+            assert_eq!(ended.is_err(), end == 0, "{shape:?}: {ended:?}");
+            restored += logged(&scratch.checkpoints()).values().sum::<u64>();
+            if end == 2 {
+                // A job that was killed leaves to the next what it was writing.
+                scratch.assert_directory_is_the_reachable_set();
+            }
+            config.workers = 1 + random.below(5) as usize;
+        }
+        case.run_to_the_end(config, 300, build);
+        case.assert_exactly_once();
+        scratch.assert_directory_is_the_reachable_set();
+        println!("{shape:?}: {restored} records were restored on their way");
+        all_restored += restored;
+    }
+    assert!(all_restored > 1000, "{all_restored} records were restored on their way");
+}

@@ -1,44 +1,12 @@
 //! Records that go round a loop while the job is killed.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use highwater::prelude::*;
 
-use super::{Case, Item, KEYS, unaligned};
+use super::shapes::Shape;
+use super::{Case, KEYS, unaligned};
 use crate::support::{Scratch, quiet_panics};
-
-/// Every record goes round as often as its index says, and each time to the worker of another key; what its last key
-/// has counted of it leaves the loop.
-fn rounds<'scope>(job: &Job<'scope>, case: &Case) -> Stream<'scope, Item> {
-    const ROUNDS: u64 = 6;
-    let tally = Arc::clone(&case.tally);
-    let mut pass = case.slow.place(1);
-    let left = |item: &Item| item.index % ROUNDS;
-    let check = Arc::clone(&case.tally);
-    case.read(job, 0).map(move |item| (left(&item), 0_u64, item)).iterate("rounds", move |head| {
-        let counted =
-            head.channel_name("around").key_by(|(left, _, item)| item.key + left).process(
-                "visits",
-                Value::<u64>::new("visits"),
-                move |_, (left, visits, item): (u64, u64, Item), seen, out| {
-                    tally.look(&item);
-                    pass();
-                    *seen.or_default() += 1;
-                    out.emit((left, visits + 1, item));
-                },
-            );
-        let again = counted.clone().filter(|(left, ..)| *left > 0);
-        let again = again.map(|(left, visits, item)| (left - 1, visits, item));
-        let out = counted.filter(|(left, ..)| *left == 0).map(move |(_, visits, item)| {
-            if visits != left(&item) + 1 {
-                check.disordered();
-            }
-            item
-        });
-        (again, out)
-    })
-}
 
 fn killed(workers: &[usize], aligned: bool) -> BTreeSet<String> {
     quiet_panics();
@@ -50,7 +18,7 @@ fn killed(workers: &[usize], aligned: bool) -> BTreeSet<String> {
     let case = Case::new(1, KEYS, workers[0]);
     let shared = case.clone();
     let build = move |job: &Job<'_>| {
-        shared.sink(rounds(job, &shared));
+        Shape::Loop.build(job, &shared);
         Ok(())
     };
     let (last, first) = workers.split_last().unwrap();

@@ -1,5 +1,7 @@
 //! The jobs of these tests.
 
+use std::sync::Arc;
+
 use highwater::prelude::*;
 
 use super::{Case, Item, KEYS};
@@ -23,12 +25,14 @@ pub enum Shape {
     Routed,
     /// Four exchanges, of which two have several inputs.
     Everything,
+    /// Records go round.
+    Loop,
 }
 
 impl Shape {
     pub fn sources(self) -> u8 {
         match self {
-            Self::Pipeline | Self::Routed => 1,
+            Self::Pipeline | Self::Routed | Self::Loop => 1,
             Self::ThreeInputs | Self::Everything => 3,
             _ => 2,
         }
@@ -45,6 +49,7 @@ impl Shape {
             Self::KeyedBroadcast => &["beside", "keyed"],
             Self::Routed => &["routed"],
             Self::Everything => &["both", "left", "right", "spread"],
+            Self::Loop => &["around", "rounds"],
         }
     }
 
@@ -69,6 +74,7 @@ impl Shape {
             Self::KeyedBroadcast => keyed_broadcast(job, case),
             Self::Routed => routed(job, case),
             Self::Everything => everything(job, case),
+            Self::Loop => rounds(job, case),
         };
         sink(stream);
     }
@@ -129,7 +135,7 @@ fn routed<'scope>(job: &Job<'scope>, case: &Case) -> Stream<'scope, Item> {
         item.key as usize * 7 % peers
     });
     let (worker, peers) = job.worker();
-    let tally = std::sync::Arc::clone(&case.tally);
+    let tally = Arc::clone(&case.tally);
     let routed = routed.inspect(move |item| {
         if item.key as usize * 7 % peers != worker {
             tally.astray();
@@ -145,4 +151,36 @@ fn everything<'scope>(job: &Job<'scope>, case: &Case) -> Stream<'scope, Item> {
     let right = case.read(job, 2).channel_name("right").key_by(|item| item.key + KEYS);
     let all = case.in_order("twice", left.union(right), job);
     case.look(all.channel_name("spread").rebalance())
+}
+
+/// Every record goes round as often as its index says, and each time to the worker of another key; what its last key
+/// has counted of it leaves the loop.
+fn rounds<'scope>(job: &Job<'scope>, case: &Case) -> Stream<'scope, Item> {
+    const ROUNDS: u64 = 6;
+    let tally = Arc::clone(&case.tally);
+    let mut pass = case.slow.place(1);
+    let left = |item: &Item| item.index % ROUNDS;
+    let check = Arc::clone(&case.tally);
+    case.read(job, 0).map(move |item| (left(&item), 0_u64, item)).iterate("rounds", move |head| {
+        let counted =
+            head.channel_name("around").key_by(|(left, _, item)| item.key + left).process(
+                "visits",
+                Value::<u64>::new("visits"),
+                move |_, (left, visits, item): (u64, u64, Item), seen, out| {
+                    tally.look(&item);
+                    pass();
+                    *seen.or_default() += 1;
+                    out.emit((left, visits + 1, item));
+                },
+            );
+        let again = counted.clone().filter(|(left, ..)| *left > 0);
+        let again = again.map(|(left, visits, item)| (left - 1, visits, item));
+        let out = counted.filter(|(left, ..)| *left == 0).map(move |(_, visits, item)| {
+            if visits != left(&item) + 1 {
+                check.disordered();
+            }
+            item
+        });
+        (again, out)
+    })
 }
