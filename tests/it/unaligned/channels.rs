@@ -340,7 +340,8 @@ fn with_timeouts(
 /// sender.
 #[test]
 fn skew_long_records_and_idle_channels_hold_no_checkpoint_up() {
-    let skewed = |item: &super::Item| if item.index % 10 == 0 { item.index % KEYS } else { 1 };
+    let skewed =
+        |item: &super::Item| if item.index.is_multiple_of(10) { item.index % KEYS } else { 1 };
     let configure = |case: &mut Case, _: &mut JobConfig| {
         case.sources[0].pad = |index| if index % 50 == 7 { 400_000 } else { 16 };
     };
