@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::{Background, JOB, Scratch, assert_same, run, store_in, wait_until};
 
-/// Keys of each source; prime, so that every split has records of every key.
-const KEYS: u64 = 97;
+/// Keys of each source: prime, so that every split has records of every key; few, so that logs hold several of each.
+const KEYS: u64 = 17;
 
 /// A record that says what it is, so that one that was torn, mixed with another or led astray is seen at once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
