@@ -83,6 +83,9 @@ pub struct CheckpointConfig {
     pub channel_alignment_timeouts: BTreeMap<Name, Option<Duration>>,
     /// A checkpoint that takes longer is aborted.
     pub timeout: Duration,
+    /// A phase of a checkpoint that takes longer is reported, with whom it waits for; at the latest when half of the
+    /// timeout is over. `None`: none is.
+    pub slow_after: Option<Duration>,
     /// Time from the end of one to the trigger of the next.
     pub min_pause: Duration,
     /// Checkpoints in progress at once.
@@ -216,6 +219,7 @@ impl Default for CheckpointConfig {
             alignment_timeout: Some(Duration::from_millis(200)),
             channel_alignment_timeouts: BTreeMap::new(),
             timeout: Duration::from_secs(600),
+            slow_after: Some(Duration::from_secs(10)),
             min_pause: Duration::ZERO,
             concurrent_max: 1,
             tolerable_failures: None,

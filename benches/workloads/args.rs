@@ -56,6 +56,13 @@ pub struct Args {
     /// Time before a restart.
     #[arg(long, default_value = "0", value_parser = parse_duration)]
     pub restart_delay: Duration,
+    /// How long barriers wait for what is queued: a time or `none`. Each of `none`, 0, the default and checkpoints off if
+    /// not given.
+    #[arg(long)]
+    pub alignment_timeout: Option<String>,
+    /// What a record costs an operator that is too slow.
+    #[arg(long, default_value = "100us", value_parser = parse_duration)]
+    pub work: Duration,
     /// Where a process that the bench has started leaves its report.
     #[arg(long, hide = true)]
     pub report_dir: Option<PathBuf>,
@@ -78,6 +85,8 @@ pub enum Workload {
     Latency,
     /// The time from a failure to output again.
     Recovery,
+    /// Checkpoints before an operator that is too slow, by alignment timeout.
+    Backpressure,
     /// What a job without input costs.
     Idle,
     /// Whether memory stays bounded before a slow sink.
@@ -164,6 +173,10 @@ impl Args {
             if let Some(number) = number {
                 add(flag, number.to_string().into());
             }
+        }
+        add("--work", format!("{}us", self.work.as_micros()).into());
+        if let Some(timeout) = &self.alignment_timeout {
+            add("--alignment-timeout", timeout.into());
         }
         let mode = self.mode.to_possible_value().expect("no mode is skipped");
         add("--mode", mode.get_name().into());

@@ -5,6 +5,7 @@
 //! see that they still work and still give the published results.
 
 mod args;
+mod backpressure;
 mod compare;
 mod counting;
 mod histogram;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
             Mode::Panic => recovery::run(&args),
             Mode::Kill => recovery_kill::run(&args),
         },
+        Some(Workload::Backpressure) => backpressure::run(&args),
         Some(Workload::Idle) => idle::run(&args),
         Some(Workload::Memory) => memory::run(&args),
     };

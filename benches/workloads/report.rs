@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use highwater::job::Checkpoints;
+use highwater::job::{Checkpoints, CompletedCheckpoint};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
@@ -75,7 +75,7 @@ pub fn parameters(args: &Args, records: u64) -> Value {
 
 /// How checkpoints went. `bytes`: those of the newest one.
 pub fn checkpoints(checkpoints: &Checkpoints) -> Value {
-    let milliseconds = |(_, time, _): &(_, Duration, _)| time.as_secs_f64() * 1e3;
+    let milliseconds = |completed: &CompletedCheckpoint| completed.duration.as_secs_f64() * 1e3;
     let mut durations: Vec<f64> = checkpoints.completed.iter().map(milliseconds).collect();
     durations.sort_unstable_by(f64::total_cmp);
     json!({
@@ -86,7 +86,7 @@ pub fn checkpoints(checkpoints: &Checkpoints) -> Value {
             "p99": quantile(&durations, 0.99),
             "max": durations.last(),
         },
-        "bytes": checkpoints.completed.last().map_or(0, |(_, _, bytes)| *bytes),
+        "bytes": checkpoints.completed.last().map_or(0, |last| last.bytes),
     })
 }
 

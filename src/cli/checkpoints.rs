@@ -110,6 +110,16 @@ pub(crate) struct Timings {
     pub publish_ms: u64,
     pub in_flight_bytes: u64,
     pub workers: Vec<WorkerRow>,
+    pub waits: Vec<WaitRow>,
+}
+
+/// What a checkpoint had to wait for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct WaitRow {
+    pub phase: String,
+    pub worker: u32,
+    pub operators: Vec<String>,
+    pub waited_ms: u64,
 }
 
 /// What a checkpoint cost one worker.
@@ -287,7 +297,22 @@ impl Timings {
             millis(self.publish_ms),
             short_size(self.in_flight_bytes),
             table([">WORKER", ">ALIGN", ">SYNC", ">ASYNC", ">SIZE", ">IN FLIGHT"], rows),
-        )
+        ) + &self.waits_text()
+    }
+
+    fn waits_text(&self) -> String {
+        if self.waits.is_empty() {
+            return String::new();
+        }
+        let rows = self.waits.iter().map(|row| {
+            [
+                row.worker.to_string(),
+                row.phase.clone(),
+                short_duration(Duration::from_millis(row.waited_ms)),
+                printable(&row.operators.join(", ")).to_string(),
+            ]
+        });
+        format!("\nwaited long for\n\n{}", table([">WORKER", "PHASE", ">TIME", "OPERATORS"], rows))
     }
 }
 
@@ -438,6 +463,12 @@ mod tests {
             timings: Some(Timings {
                 duration_ms: 340,
                 publish_ms: 12,
+                waits: vec![WaitRow {
+                    phase: "align".into(),
+                    worker: 1,
+                    operators: vec!["key_by-1".into(), "count".into()],
+                    waited_ms: 10_000,
+                }],
                 in_flight_bytes: 2_048,
                 workers: vec![WorkerRow {
                     worker: 0,
@@ -493,6 +524,11 @@ took 340ms, of which publishing 12ms; 2.0 KiB in flight
 
 WORKER  ALIGN  SYNC  ASYNC     SIZE  IN FLIGHT
      0  900us   1ms  300ms  634 KiB    2.0 KiB
+
+waited long for
+
+WORKER  PHASE   TIME  OPERATORS
+     1  align  10.0s  key_by-1, count
 ";
         assert_eq!(show().text(), expected);
         let without = ShowReport { timings: None, is_final: true, ..show() };

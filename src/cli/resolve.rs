@@ -196,6 +196,7 @@ fn checkpoints(reader: &Reader<'_>) -> Result<CheckpointConfig, CliError> {
             .optional("channel-alignment-timeouts", channel_timeouts)?
             .unwrap_or_default(),
         timeout: reader.value("checkpoint-timeout", parse_duration)?,
+        slow_after: reader.value("slow-checkpoint-after", duration_or_off)?,
         min_pause: reader.value("min-pause", duration_or_off)?.unwrap_or(Duration::ZERO),
         concurrent_max: reader.value("concurrent-checkpoints", number)?,
         tolerable_failures: reader.value("tolerable-failures", |text| match text {

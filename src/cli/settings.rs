@@ -106,7 +106,7 @@ const fn short(short: char, setting: Setting) -> Setting {
 use Kind::{Number, Switch, Text};
 
 /// All settings, in the order of help and of printed files.
-pub(crate) static SETTINGS: [Setting; 42] = [
+pub(crate) static SETTINGS: [Setting; 43] = [
     row(
         ["job-name", "job", "name"],
         Text,
@@ -209,6 +209,12 @@ pub(crate) static SETTINGS: [Setting; 42] = [
         Text,
         ["TIME", "10m"],
         "A checkpoint that takes longer is aborted; the job runs on",
+    ),
+    row(
+        ["slow-checkpoint-after", "checkpoints", "slow-after"],
+        Text,
+        ["TIME|off", "10s"],
+        "A phase of a checkpoint that takes longer is reported, with the operators that it waits for",
     ),
     row(
         ["min-pause", "checkpoints", "min-pause"],

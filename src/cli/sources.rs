@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::checkpoints::{
     DamagedRow, DeleteReport, HistoryRow, ListReport, ListRow, ProblemRow, ShowReport, StateRow,
-    Timings, VerifyReport, WorkerRow,
+    Timings, VerifyReport, WaitRow, WorkerRow,
 };
 use super::error::with_causes;
 use super::tool::{RunPlan, ToolError, choose_job, refuse_newest};
@@ -209,11 +209,18 @@ fn timings(record: &CheckpointRecord) -> Timings {
         size_bytes: worker.bytes,
         in_flight_bytes: worker.in_flight_bytes,
     });
+    let waits = record.waits.iter().map(|wait| WaitRow {
+        phase: format!("{:?}", wait.phase).to_lowercase(),
+        worker: wait.worker,
+        operators: wait.operators.clone(),
+        waited_ms: wait.waited_ms,
+    });
     Timings {
         duration_ms: record.duration_ms,
         publish_ms: record.publish_ms,
         in_flight_bytes: record.in_flight_bytes,
         workers: workers.collect(),
+        waits: waits.collect(),
     }
 }
 
@@ -322,6 +329,7 @@ mod tests {
             }],
             bytes: 180,
             in_flight_bytes: 10,
+            waits: Vec::new(),
             entries: 7,
         }
     }

@@ -12,7 +12,7 @@ use crate::ids::Name;
 
 /// A value for each setting that differs from its default, and the flags that must be there for it
 /// to mean anything.
-const SAMPLES: [(&str, &str, &[&str]); 42] = [
+const SAMPLES: [(&str, &str, &[&str]); 43] = [
     ("job-name", "another", &[]),
     ("max-parallelism", "256", &[]),
     ("workers", "3", &[]),
@@ -29,6 +29,7 @@ const SAMPLES: [(&str, &str, &[&str]); 42] = [
     ("alignment-timeout", "none", &[]),
     ("channel-alignment-timeouts", "orders=1s,key_by-2=none", &[]),
     ("checkpoint-timeout", "1m30s", &[]),
+    ("slow-checkpoint-after", "1m30s", &[]),
     ("min-pause", "1s", &[]),
     ("concurrent-checkpoints", "2", &[]),
     ("tolerable-failures", "3", &[]),

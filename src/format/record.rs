@@ -43,6 +43,54 @@ pub struct CheckpointRecord {
     pub in_flight_bytes: u64,
     /// Number of entries of all parts.
     pub entries: u64,
+    /// What took so long that it was reported.
+    pub waits: Vec<CheckpointWait>,
+}
+
+/// A phase of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum CheckpointPhase {
+    /// Until a worker has heard of it.
+    Trigger,
+    /// Until the barrier has come through all of a worker's operators.
+    Align,
+    /// Freezing an operator's state.
+    Sync,
+    /// Writing a worker's part.
+    Async,
+    /// Publishing the manifest.
+    Publish,
+    /// Committing what a sink had pending.
+    Commit,
+}
+
+impl CheckpointPhase {
+    /// What is being done in it, for people.
+    #[must_use]
+    pub fn doing(self) -> &'static str {
+        match self {
+            Self::Trigger => "no answer yet",
+            Self::Align => "the barrier is on its way",
+            Self::Sync => "freezing state",
+            Self::Async => "writing its part",
+            Self::Publish => "publishing the manifest",
+            Self::Commit => "committing",
+        }
+    }
+}
+
+/// A phase that took long, and who was waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointWait {
+    /// The phase.
+    pub phase: CheckpointPhase,
+    /// The worker that was waited for.
+    pub worker: u32,
+    /// Its operators and channels that were waited for, as far as they are known.
+    pub operators: Vec<String>,
+    /// For how long, when it was last reported.
+    pub waited_ms: u64,
 }
 
 /// How a checkpoint ended.
@@ -153,6 +201,12 @@ mod tests {
             workers: vec![timings],
             bytes: 900,
             in_flight_bytes: 10,
+            waits: vec![CheckpointWait {
+                phase: CheckpointPhase::Align,
+                worker: 1,
+                operators: vec!["key_by-1".to_owned()],
+                waited_ms: 10_000,
+            }],
             entries: 5,
         };
         let bytes = record.encode().unwrap();

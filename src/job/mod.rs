@@ -30,7 +30,9 @@ pub use builder::{BuildError, Job};
 pub use execute::{JobError, JobHandle, execute};
 pub use stream::{KeyedStream, Stream};
 
-pub use crate::runtime::counters::{Checkpoints, Counters};
+pub use crate::runtime::counters::{
+    Balance, ChannelStatus, Checkpoints, CompletedCheckpoint, Counters,
+};
 pub use crate::runtime::event_time::EventTime;
 pub use crate::runtime::keyed::Context;
 pub use crate::runtime::states::{States, Value, ValueState};

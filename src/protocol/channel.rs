@@ -196,6 +196,12 @@ impl<B> Channel<B> {
         self.next
     }
 
+    /// Whether a barrier is to overtake as soon as it arrives: what is released until then only delays it.
+    #[must_use]
+    pub fn expects_to_overtake(&self) -> bool {
+        self.next < self.due
+    }
+
     /// The batches that may be released, in order, each with the epoch that it is released in.
     pub fn queue(&mut self) -> &mut VecDeque<(Epoch, B)> {
         &mut self.queue

@@ -11,4 +11,5 @@ pub mod key_groups;
 pub mod plan;
 pub mod registry;
 pub mod restart;
+pub mod watchdog;
 pub mod watermark;

@@ -264,14 +264,14 @@ pub(crate) fn run_attempt(
         first_epoch: start.first_epoch,
         clock: Arc::clone(&env.clock),
         executor: Arc::clone(&executor),
-        ledger: Ledger::new(config.parallelism(), own..own + config.workers),
+        ledger: Arc::new(Ledger::new(config.parallelism(), own..own + config.workers)),
         board: Board::default(),
         counters: Arc::clone(&env.counters),
         store: store.clone(),
         durable: config.durable(),
         restored,
     });
-    env.counters.forget_channels();
+    env.counters.begin_attempt(&shared.ledger);
     let executor = Arc::clone(&shared.executor);
     let heartbeats = mesh.is_some();
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;
@@ -388,7 +388,18 @@ fn run_worker(
             let mut driver = Driver::new(&worker, shared, control);
             let context = Rc::clone(driver.context());
             let _release = Release(Rc::clone(&context));
-            worker.dataflow::<Time, _, _>(|scope| build(scope, &context))?;
+            let built = catch_unwind(AssertUnwindSafe(|| {
+                worker.dataflow::<Time, _, _>(|scope| build(scope, &context))
+            }));
+            built.unwrap_or_else(|panic| {
+                let mut failure =
+                    panicked(panic.as_ref(), &format!("the building of the job on worker {index}"));
+                // Later it may be the world that was at fault. A program that could never be built never will be.
+                if shared.restored.is_none() {
+                    failure.kind = FailureKind::Fatal;
+                }
+                Err(failure)
+            })?;
             if let Some(Right { claim, retained }) = right {
                 driver.coordinate(claim, retained);
             }

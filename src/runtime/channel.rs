@@ -14,7 +14,7 @@
 //! The worker thread hands the batches of a log over; a snapshot thread serializes them. Until it has, they are shared,
 //! and a batch that is released in the meantime is cloned.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,6 +45,12 @@ use crate::runtime::time::Time;
 /// What a record costs shows only after a step; so this also bounds how long one step takes when records become slow.
 const RELEASE_RECORDS_MAX: usize = 1 << 13;
 
+/// How long a channel releases nothing because its barrier is about to overtake. It waits for others to hear of the
+/// checkpoint, which takes them a step.
+const OVERTAKE_WAIT_MAX: Duration = Duration::from_millis(50);
+/// How many records' time a channel leaves to acks and announcements, if a record takes longer than those do.
+const ANNOUNCE_WAIT_RECORDS: u32 = 2;
+
 /// What a channel is built with.
 pub(crate) struct ChannelSpec<D> {
     pub(crate) name: Name,
@@ -68,6 +74,8 @@ struct Waiting<D> {
 /// When barriers overtake. The driver wakes the channel.
 struct Timers {
     at: RefCell<VecDeque<(Duration, Epoch)>>,
+    /// When the channel goes on releasing at the latest, if it waits.
+    release_at: Cell<Option<Duration>>,
     activator: Activator,
 }
 
@@ -79,7 +87,8 @@ impl ChannelControl for Timers {
     }
 
     fn deadline(&self) -> Option<Duration> {
-        self.at.borrow().front().map(|(at, _)| *at)
+        let timer = self.at.borrow().front().map(|(at, _)| *at);
+        timer.into_iter().chain(self.release_at.get()).min()
     }
 }
 
@@ -105,6 +114,8 @@ struct Hands<D: Record> {
     unannounced: Epoch,
     counters: Arc<ChannelCounters>,
     held_since: Option<Duration>,
+    /// When a timer fired last.
+    fired_at: Duration,
 }
 
 impl<D: Record> Hands<D> {
@@ -116,7 +127,11 @@ impl<D: Record> Hands<D> {
     ) -> Self {
         let first = context.shared.first_epoch;
         let mode = context.config().checkpoints.mode;
-        let timers = Rc::new(Timers { at: RefCell::default(), activator: activator.clone() });
+        let timers = Rc::new(Timers {
+            at: RefCell::default(),
+            release_at: Cell::new(None),
+            activator: activator.clone(),
+        });
         context.channels.borrow_mut().push(Rc::clone(&timers) as Rc<dyn ChannelControl>);
         context.origin(activator.clone());
         Self {
@@ -130,6 +145,7 @@ impl<D: Record> Hands<D> {
             logs: BTreeMap::new(),
             unannounced: first,
             held_since: None,
+            fired_at: Duration::ZERO,
         }
     }
 
@@ -178,6 +194,7 @@ impl<D: Record> Hands<D> {
         }
         let now = self.context.now();
         while let Some(epoch) = self.timers.fired(now) {
+            self.fired_at = now;
             self.step(Event::Timer(epoch));
         }
     }
@@ -242,6 +259,17 @@ impl<D: Record> Hands<D> {
         }
     }
 
+    /// Until when nothing should be released, because a checkpoint waits for the end of this step more urgently. The time is
+    /// bounded, and short beside what the queue holds.
+    fn waits(&self, pace: &Pace) -> Option<Duration> {
+        let overtakes = self.machine.expects_to_overtake();
+        let overtakes = overtakes.then(|| self.fired_at + OVERTAKE_WAIT_MAX);
+        let announces = self.context.handed_in_at().zip(pace.slow_record());
+        let announces = announces.map(|(since, record)| since + record * ANNOUNCE_WAIT_RECORDS);
+        let until = overtakes.into_iter().chain(announces).max()?;
+        (self.context.now() < until).then_some(until)
+    }
+
     /// Releases what a step has room for. Returns whether there is more that may be released.
     fn release(
         &mut self,
@@ -250,6 +278,11 @@ impl<D: Record> Hands<D> {
         mut give: impl FnMut(&Capability<Time>, &mut Vec<D>),
     ) -> bool {
         let mut room = pace.quantum(&self.context);
+        let waits = self.waits(pace);
+        self.timers.release_at.set(waits);
+        if waits.is_some() {
+            return false;
+        }
         self.counters.set_quantum(room);
         // What is behind the final barrier is in its checkpoint; sinks must not see it before the job goes on from there.
         let last = self.context.final_epoch().unwrap_or(Epoch(u64::MAX));

@@ -11,6 +11,7 @@ use timely::scheduling::Activator;
 
 use crate::config::JobConfig;
 use crate::connect::ConnectError;
+use crate::format::record::{CheckpointPhase, CheckpointWait};
 use crate::format::{FormatError, SectionHeader, SectionOutput};
 use crate::ids::{Attempt, Epoch, Lineage, Name};
 use crate::protocol::watermark::InstanceStatus;
@@ -25,6 +26,9 @@ use crate::runtime::pool::Pool;
 use crate::runtime::restore::Restored;
 use crate::storage::job_store::JobStore;
 
+/// How long after the beginning of a checkpoint steps are short.
+const HURRY_TIME: Duration = Duration::from_millis(100);
+
 /// What all workers of this process share in one attempt.
 pub(crate) struct AttemptShared {
     pub(crate) config: JobConfig,
@@ -33,7 +37,7 @@ pub(crate) struct AttemptShared {
     pub(crate) first_epoch: Epoch,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) executor: Arc<Executor>,
-    pub(crate) ledger: Ledger,
+    pub(crate) ledger: Arc<Ledger>,
     pub(crate) board: Board,
     pub(crate) counters: Arc<Counters>,
     pub(crate) store: JobStore,
@@ -123,6 +127,8 @@ pub(crate) trait SinkControl {
     fn committed(&self, result: Result<Epoch, ConnectError>);
     /// Called when a moment that the sink asked to be called at has come.
     fn tick(&self, now: Duration);
+    /// The checkpoint that it is committing, its name, and since when.
+    fn committing(&self) -> Option<(Epoch, Name, Duration)>;
     /// The epoch up to which everything is committed, of what was complete.
     fn committed_through(&self) -> Epoch;
     /// When it wants to be called again.
@@ -165,6 +171,10 @@ pub(crate) struct WorkerContext {
     pub(crate) mailbox: Mailbox,
     /// The worker's epoch: its sources must be in this one.
     epoch: Cell<Epoch>,
+    /// When the newest checkpoint began, while it is in progress.
+    begun_at: Cell<Option<Duration>>,
+    /// When the last participant handed in, until that checkpoint is over.
+    handed_in_at: Cell<Option<Duration>>,
     names: RefCell<BTreeSet<Name>>,
     participants: RefCell<Vec<Name>>,
     assemblies: RefCell<BTreeMap<Epoch, Assembly>>,
@@ -210,6 +220,8 @@ impl WorkerContext {
             shared,
             mailbox,
             epoch,
+            begun_at: Cell::new(None),
+            handed_in_at: Cell::new(None),
             names: RefCell::default(),
             participants: RefCell::default(),
             assemblies: RefCell::default(),
@@ -275,6 +287,7 @@ impl WorkerContext {
         while self.epoch.get() <= epoch {
             let closing = self.epoch.get();
             self.epoch.set(closing.next());
+            self.begun_at.set(Some(self.now()));
             self.assembly(closing, |_| ());
             for activator in self.origins.borrow().iter() {
                 activator.activate();
@@ -282,9 +295,16 @@ impl WorkerContext {
         }
     }
 
-    /// Whether a barrier is on its way through this worker. Its steps are short then: each costs the barrier one.
-    pub(crate) fn barrier_under_way(&self) -> bool {
+    /// Whether a barrier is on its way through this worker, or acks and announcements soon will be. Steps are short then:
+    /// each of these waits for the end of one. Writing a large state takes longer and does not wait for steps.
+    pub(crate) fn in_a_hurry(&self) -> bool {
         !self.assemblies.borrow().is_empty()
+            || self.begun_at.get().is_some_and(|begun| self.now() - begun < HURRY_TIME)
+    }
+
+    /// When all participants had handed in what the newest checkpoint is made of, while it is not over.
+    pub(crate) fn handed_in_at(&self) -> Option<Duration> {
+        self.handed_in_at.get()
     }
 
     /// A channel has taken a batch in.
@@ -314,6 +334,15 @@ impl WorkerContext {
     /// A participant hands in what it has at the barrier of `epoch`.
     pub(crate) fn hand_in(&self, epoch: Epoch, participant: usize, contribution: Contribution) {
         let participants = self.participants.borrow().len();
+        if self.config().checkpoints.slow_after.is_some_and(|slow| contribution.sync >= slow) {
+            let wait = CheckpointWait {
+                phase: CheckpointPhase::Sync,
+                worker: self.index as u32,
+                operators: vec![self.participants.borrow()[participant].to_string()],
+                waited_ms: contribution.sync.as_millis() as u64,
+            };
+            self.send(Some(0), Control::Slow { epoch, wait });
+        }
         let complete = self.assembly(epoch, |assembly| {
             let before = assembly.handed_in.insert(participant, contribution);
             assert!(before.is_none(), "a participant hands in once a barrier");
@@ -323,6 +352,7 @@ impl WorkerContext {
             return;
         }
         let Some(assembly) = self.assemblies.borrow_mut().remove(&epoch) else { return };
+        self.handed_in_at.set(Some(self.now()));
         let sync = assembly.handed_in.values().map(|contribution| contribution.sync).sum();
         self.assembled.borrow_mut().push(Assembled {
             epoch,
@@ -335,6 +365,12 @@ impl WorkerContext {
 
     pub(crate) fn take_assembled(&self) -> Vec<Assembled> {
         std::mem::take(&mut self.assembled.borrow_mut())
+    }
+
+    /// The checkpoints whose barriers are on their way through this worker, each with the time it began.
+    pub(crate) fn aligning(&self) -> Vec<(Epoch, Duration)> {
+        let assemblies = self.assemblies.borrow();
+        assemblies.iter().map(|(epoch, assembly)| (*epoch, assembly.began)).collect()
     }
 
     /// The participants that have not handed in for `epoch`.
@@ -355,6 +391,10 @@ impl WorkerContext {
         let mut ended = self.ended.borrow_mut();
         assemblies.remove(&epoch);
         ended.insert(epoch);
+        if epoch.next() == self.epoch.get() {
+            self.begun_at.set(None);
+            self.handed_in_at.set(None);
+        }
         while ended.len() > 1024 {
             ended.pop_first();
         }

@@ -9,7 +9,7 @@ use timely::communication::{Bytesable, Pull, Push};
 use timely::worker::Worker;
 
 use crate::format::manifest::PartRef;
-use crate::format::record::WorkerTimings;
+use crate::format::record::{CheckpointWait, WorkerTimings};
 use crate::ids::Epoch;
 use crate::protocol::watermark::InstanceStatus;
 
@@ -22,6 +22,8 @@ pub(crate) enum Control {
     Ack { epoch: Epoch, part: PartRef, timings: WorkerTimings },
     /// Worker to coordinator: this worker's part could not be made.
     Decline { epoch: Epoch, operator: Option<String>, why: String },
+    /// Worker to coordinator: a phase takes long here.
+    Slow { epoch: Epoch, wait: CheckpointWait },
     /// Coordinator to all: the manifest is published.
     Complete { epoch: Epoch, last: bool },
     /// Coordinator to all: the checkpoint is given up.

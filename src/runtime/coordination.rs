@@ -5,11 +5,15 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::config::CheckpointConfig;
 use crate::format::manifest::{Manifest, ManifestKind, PartRef};
-use crate::format::record::{CheckpointOutcome, CheckpointRecord, WorkerTimings};
+use crate::format::record::{
+    CheckpointOutcome, CheckpointPhase, CheckpointRecord, CheckpointWait, WorkerTimings,
+};
 use crate::ids::Epoch;
 use crate::protocol::abort::{AbortReason, JobFailure, Outcome};
 use crate::protocol::coordinator::{Coordinator, CoordinatorSetup, Effect, Event};
+use crate::protocol::watchdog::Watchdog;
 use crate::runtime::clock::Clock;
 use crate::runtime::context::{Failure, FailureKind, WorkerContext};
 use crate::runtime::control::Control;
@@ -30,6 +34,35 @@ struct Progress {
     workers: BTreeMap<u32, WorkerTimings>,
     entries: u64,
     publish_us: u64,
+    /// When it began, on our clock, and since when its manifest is being published.
+    began: Duration,
+    publishing: Option<Duration>,
+    waits: Vec<CheckpointWait>,
+}
+
+/// What is waited for is heard of by now, if the worker is not stuck itself.
+const ANSWER_TIME: Duration = Duration::from_millis(500);
+/// Records that may hear more of their checkpoints.
+const RECORDED_MAX: usize = 8;
+/// Waits that are noted of one checkpoint.
+const WAITS_MAX: usize = 64;
+
+/// When a phase takes long: early enough to be noted before the checkpoint is given up.
+pub(crate) fn slow_after(checkpoints: &CheckpointConfig) -> Option<Duration> {
+    checkpoints.slow_after.map(|slow_after| slow_after.min(checkpoints.timeout / 2))
+}
+
+/// Notes a wait, or that it goes on.
+fn note(waits: &mut Vec<CheckpointWait>, wait: CheckpointWait) {
+    let same = |before: &&mut CheckpointWait| {
+        (before.phase, before.worker, &before.operators)
+            == (wait.phase, wait.worker, &wait.operators)
+    };
+    if let Some(before) = waits.iter_mut().find(same) {
+        before.waited_ms = wait.waited_ms;
+    } else if waits.len() < WAITS_MAX {
+        waits.push(wait);
+    }
 }
 
 /// The coordinator and its hands.
@@ -40,6 +73,9 @@ pub(crate) struct Coordination {
     progress: BTreeMap<Epoch, Progress>,
     effects: Vec<Effect<Part>>,
     unrecorded: Unrecorded,
+    watchdog: Watchdog<(Epoch, CheckpointPhase, u32)>,
+    /// What was recorded last, for what is heard of it later.
+    recorded: VecDeque<CheckpointRecord>,
 }
 
 /// Records of the history that are not written yet. On a full disk they wait, and those that tell of it most of all.
@@ -51,6 +87,7 @@ impl Coordination {
         if !context.shared.durable {
             checkpoints.interval = None;
         }
+        let watchdog = Watchdog::new(slow_after(&checkpoints));
         let machine = Coordinator::new(CoordinatorSetup {
             checkpoints,
             workers: context.peers,
@@ -68,6 +105,8 @@ impl Coordination {
             progress: BTreeMap::new(),
             effects: Vec::new(),
             unrecorded: Unrecorded::default(),
+            watchdog,
+            recorded: VecDeque::new(),
         };
         coordination.housekeeping("removing what dead attempts left", |store, claim| {
             store.sweep(claim, TEMPORARY_AGE).map(drop)
@@ -123,7 +162,8 @@ impl Coordination {
             Effect::Begin { epoch, last } => {
                 tracing::debug!(attempt, epoch = epoch.0, last, "checkpoint begins");
                 let triggered_unix_ms = self.context.shared.clock.unix_ms();
-                let progress = Progress { triggered_unix_ms, ..Progress::default() };
+                let began = self.context.now();
+                let progress = Progress { triggered_unix_ms, began, ..Progress::default() };
                 self.progress.insert(epoch, progress);
                 self.context.shared.counters.set_in_progress(self.progress.len() as u32);
                 self.context.send(None, Control::Begin { epoch, last });
@@ -167,6 +207,10 @@ impl Coordination {
     }
 
     fn publish(&mut self, epoch: Epoch, last: bool, parts: Vec<(usize, Part)>) {
+        let now = self.context.now();
+        if let Some(progress) = self.progress.get_mut(&epoch) {
+            progress.publishing = Some(now);
+        }
         let shared = &self.context.shared;
         let progress = self.progress.get(&epoch);
         let manifest = Manifest {
@@ -217,6 +261,7 @@ impl Coordination {
             in_flight_bytes: workers.iter().map(|worker| worker.in_flight_bytes).sum(),
             entries: progress.entries,
             workers,
+            waits: progress.waits,
         };
         if outcome.result.is_ok() {
             tracing::info!(
@@ -230,6 +275,14 @@ impl Coordination {
             );
         }
         self.context.shared.counters.checkpoint(&record, outcome.ended - outcome.triggered);
+        self.recorded.push_back(record.clone());
+        if self.recorded.len() > RECORDED_MAX {
+            self.recorded.pop_front();
+        }
+        self.write_record(record);
+    }
+
+    fn write_record(&self, record: CheckpointRecord) {
         let unrecorded = Arc::clone(&self.unrecorded);
         self.housekeeping("writing the checkpoint history", move |store, _| {
             let mut unrecorded = unrecorded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -243,6 +296,50 @@ impl Coordination {
             }
             Ok(())
         });
+    }
+
+    /// Looks for checkpoints that a worker has not answered, and for a manifest that takes long.
+    pub(crate) fn watch(&mut self, now: Duration) {
+        let workers = self.context.peers as u32;
+        let waits = self.progress.iter().flat_map(|(epoch, progress)| {
+            let silent = (0..workers).filter(|worker| {
+                // Others say themselves what they wait for; they need a moment for that.
+                let told = progress.waits.iter().any(|wait| wait.worker == *worker);
+                !told && !progress.workers.contains_key(worker)
+            });
+            let began = progress.began + ANSWER_TIME;
+            let silent =
+                silent.map(move |worker| ((*epoch, CheckpointPhase::Trigger, worker), began));
+            let publishing = progress.publishing;
+            silent.chain(publishing.map(|since| ((*epoch, CheckpointPhase::Publish, 0), since)))
+        });
+        for ((epoch, phase, worker), waited) in self.watchdog.check(now, waits.collect::<Vec<_>>())
+        {
+            let waited_ms = waited.as_millis() as u64;
+            self.slow(epoch, CheckpointWait { phase, worker, operators: Vec::new(), waited_ms });
+        }
+    }
+
+    /// A phase takes long: says so, in the log and in the history.
+    pub(crate) fn slow(&mut self, epoch: Epoch, wait: CheckpointWait) {
+        tracing::warn!(
+            job = %self.context.config().name,
+            attempt = self.context.shared.attempt.0,
+            epoch = epoch.0,
+            worker = wait.worker,
+            operators = wait.operators.join(","),
+            "checkpoint {epoch} has waited {:?} for worker {} ({}){}",
+            Duration::from_millis(wait.waited_ms),
+            wait.worker,
+            wait.phase.doing(),
+            if wait.operators.is_empty() { String::new() } else { format!(": {}", wait.operators.join(", ")) },
+        );
+        if let Some(progress) = self.progress.get_mut(&epoch) {
+            note(&mut progress.waits, wait);
+        } else if let Some(at) = self.recorded.iter().position(|record| record.epoch == epoch) {
+            note(&mut self.recorded[at].waits, wait);
+            self.write_record(self.recorded[at].clone());
+        }
     }
 
     /// Does something that matters to nobody's correctness. A failure is logged.

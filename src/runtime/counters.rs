@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::format::record::{CheckpointOutcome, CheckpointRecord};
+use crate::format::record::{CheckpointOutcome, CheckpointRecord, WorkerTimings};
 use crate::ids::{Epoch, Name};
+use crate::runtime::ledger::Ledger;
 
 /// Counts of one process.
 #[derive(Debug)]
@@ -18,13 +19,34 @@ pub struct Counters {
     checkpoints: Mutex<Checkpoints>,
     /// Of the attempt that runs now.
     channels: Mutex<Vec<Arc<ChannelCounters>>>,
+    ledger: Mutex<Option<Arc<Ledger>>>,
+}
+
+/// A checkpoint that completed. The history in the checkpoint directory says more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CompletedCheckpoint {
+    /// Which.
+    pub epoch: Epoch,
+    /// From the trigger to the announcement.
+    pub duration: Duration,
+    /// Units: bytes of all parts.
+    pub bytes: u64,
+    /// Units: bytes of the channel logs among them.
+    pub in_flight_bytes: u64,
+    /// From a worker's learning of the checkpoint to its last snapshot: the longest of all workers.
+    pub align: Duration,
+    /// Writing a worker's part: the longest of all workers.
+    pub write: Duration,
+    /// Publishing the manifest.
+    pub publish: Duration,
 }
 
 /// How checkpoints went, as this process saw it. Only the process of worker 0 sees them.
 #[derive(Clone, Debug, Default)]
 pub struct Checkpoints {
-    /// Those that completed, in order: which, how long from the trigger, and how many bytes.
-    pub completed: Vec<(Epoch, Duration, u64)>,
+    /// Those that completed, in order; the last ten thousand at the most.
+    pub completed: Vec<CompletedCheckpoint>,
     /// Number of those that were aborted.
     pub aborted: u64,
     /// Records that barriers have overtaken, in those that completed.
@@ -43,6 +65,7 @@ impl Default for Counters {
             in_progress: AtomicU32::new(0),
             checkpoints: Mutex::default(),
             channels: Mutex::default(),
+            ledger: Mutex::default(),
         }
     }
 }
@@ -88,14 +111,23 @@ impl Counters {
         channel
     }
 
-    pub(crate) fn forget_channels(&self) {
+    /// What the workers of this process have sent to each other and to those of other processes and what was not taken
+    /// out of channels yet, of the attempt that runs now.
+    pub fn balances(&self) -> Vec<Balance> {
+        let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.as_ref().map_or_else(Vec::new, |ledger| ledger.balances())
+    }
+
+    /// An attempt begins.
+    pub(crate) fn begin_attempt(&self, ledger: &Arc<Ledger>) {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.ledger.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(ledger));
     }
 
     /// The newest complete checkpoint with the time it took, and the number of those in progress.
     pub(crate) fn checkpoint_status(&self) -> (Option<(Epoch, Duration)>, u32) {
         let checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = checkpoints.completed.last().map(|(epoch, duration, _)| (*epoch, *duration));
+        let last = checkpoints.completed.last().map(|last| (last.epoch, last.duration));
         (last, self.in_progress.load(Ordering::Relaxed))
     }
 
@@ -118,7 +150,18 @@ impl Counters {
                 let records = record.workers.iter().map(|worker| worker.in_flight_records);
                 checkpoints.in_flight_records += records.sum::<u64>();
                 checkpoints.in_flight_bytes += record.in_flight_bytes;
-                checkpoints.completed.push((record.epoch, duration, record.bytes));
+                let longest = |of: fn(&WorkerTimings) -> u64| {
+                    Duration::from_micros(record.workers.iter().map(of).max().unwrap_or(0))
+                };
+                checkpoints.completed.push(CompletedCheckpoint {
+                    epoch: record.epoch,
+                    duration,
+                    bytes: record.bytes,
+                    in_flight_bytes: record.in_flight_bytes,
+                    align: longest(|worker| worker.align_us),
+                    write: longest(|worker| worker.async_us),
+                    publish: Duration::from_millis(record.publish_ms),
+                });
                 // A job runs for months; what is shown is the last ones.
                 if checkpoints.completed.len() > 10_000 {
                     checkpoints.completed.drain(..5_000);
@@ -153,6 +196,20 @@ pub struct ChannelStatus {
     pub logged_records: u64,
     /// What they weighed. Units: bytes.
     pub logged_bytes: u64,
+}
+
+/// What is outstanding between two workers, all channels together: a source waits while it is not below the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Balance {
+    /// The worker that sends.
+    pub from: usize,
+    /// The worker that receives.
+    pub to: usize,
+    /// What was sent and not taken out of a channel. Units: bytes, by the sender's estimate.
+    pub outstanding_bytes: u64,
+    /// How much may be. Units: bytes.
+    pub budget_bytes: u64,
 }
 
 /// The counts of one channel at one worker. One writer.

@@ -17,13 +17,16 @@ use std::time::Duration;
 use crossbeam::channel::Receiver;
 use timely::worker::Worker;
 
+use crate::format::record::{CheckpointPhase, CheckpointWait};
 use crate::ids::{Epoch, Name};
 use crate::protocol::abort::AbortReason;
 use crate::protocol::coordinator::Event;
 use crate::protocol::flow::{BUDGET_BYTES_MIN, Budget};
+use crate::protocol::watchdog::Watchdog;
 use crate::runtime::context::{Assembled, AttemptShared, Failure, FailureKind, WorkerContext};
 use crate::runtime::control::{Control, ControlPlane};
 use crate::runtime::coordination::Coordination;
+use crate::runtime::coordination::slow_after;
 use crate::runtime::executor::{Executor, Lane};
 use crate::runtime::mailbox::{Letter, Mailbox};
 use crate::runtime::snapshot::{PartFailure, write_part};
@@ -38,6 +41,9 @@ const BUDGET_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How long a worker that has sent something counts as a sender.
 const SENDER_MEMORY: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether a checkpoint takes long.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What someone outside asks a running attempt for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +121,9 @@ pub(crate) trait Turns: Send + Sync {
     fn random(&self) -> f64;
 }
 
+/// The part that is being written, since when, and whose section.
+type PartInProgress = (Epoch, Duration, Arc<Mutex<Option<Name>>>);
+
 /// Runs one worker to the end of the job, or of the attempt.
 pub(crate) struct Driver {
     context: Rc<WorkerContext>,
@@ -124,7 +133,7 @@ pub(crate) struct Driver {
     coordination: Option<Coordination>,
     /// Parts are written one at a time, in the order of their epochs.
     waiting_parts: VecDeque<Assembled>,
-    part_in_progress: bool,
+    part: Option<PartInProgress>,
     /// The final checkpoint is complete: tell the coordinator when our sinks have committed it.
     last: Option<Epoch>,
     budget: Budget,
@@ -132,6 +141,8 @@ pub(crate) struct Driver {
     report_at: Duration,
     /// When each worker was last heard of, as a sender of records.
     heard_at: Vec<Option<Duration>>,
+    watchdog: Watchdog<(Epoch, CheckpointPhase, Vec<Name>)>,
+    watch_at: Duration,
     steps: u64,
 }
 
@@ -155,12 +166,14 @@ impl Driver {
             attempt: Arc::clone(attempt),
             coordination: None,
             waiting_parts: VecDeque::new(),
-            part_in_progress: false,
+            part: None,
             last: None,
             budget: Budget::new(flow),
             budget_at: Duration::ZERO,
             report_at: Duration::ZERO,
             heard_at: vec![None; worker.peers()],
+            watchdog: Watchdog::new(slow_after(&shared.config.checkpoints)),
+            watch_at: Duration::ZERO,
             steps: 0,
         }
     }
@@ -245,6 +258,7 @@ impl Driver {
             channel.tick(now);
         }
         self.start_part();
+        self.watch(now);
         self.context.submit_backlog();
         self.flow_control(now);
         self.report_last_commit();
@@ -315,6 +329,11 @@ impl Driver {
                 let reason = AbortReason::Declined { worker: from, operator, why };
                 self.coordinator(Event::Decline { epoch, worker: from, reason });
             }
+            Control::Slow { epoch, wait } => {
+                if let Some(coordination) = &mut self.coordination {
+                    coordination.slow(epoch, wait);
+                }
+            }
             Control::SourcesFinished => {
                 self.coordinator(Event::WorkerFinished { worker: from });
             }
@@ -330,6 +349,40 @@ impl Driver {
     ) {
         if let Some(coordination) = &mut self.coordination {
             coordination.step(event);
+        }
+    }
+
+    /// Looks for phases of checkpoints that take long here, and tells the coordinator.
+    fn watch(&mut self, now: Duration) {
+        if now < self.watch_at {
+            return;
+        }
+        self.watch_at = now + WATCH_INTERVAL;
+        let context = &self.context;
+        let aligning = context
+            .aligning()
+            .into_iter()
+            .map(|(epoch, since)| ((epoch, CheckpointPhase::Align, context.missing(epoch)), since));
+        let writing = self.part.iter().map(|(epoch, since, operator)| {
+            let operator = operator.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            ((*epoch, CheckpointPhase::Async, operator.into_iter().collect()), *since)
+        });
+        let sinks = context.sinks.borrow();
+        let committing = sinks.iter().filter_map(|sink| sink.committing());
+        let committing = committing
+            .map(|(epoch, name, since)| ((epoch, CheckpointPhase::Commit, vec![name]), since));
+        let waits = aligning.chain(writing).chain(committing);
+        for ((epoch, phase, operators), waited) in self.watchdog.check(now, waits) {
+            let wait = CheckpointWait {
+                phase,
+                worker: context.index as u32,
+                operators: operators.iter().map(Name::to_string).collect(),
+                waited_ms: waited.as_millis() as u64,
+            };
+            context.send(Some(0), Control::Slow { epoch, wait });
+        }
+        if let Some(coordination) = &mut self.coordination {
+            coordination.watch(now);
         }
     }
 
@@ -351,7 +404,7 @@ impl Driver {
         let context = &self.context;
         match letter {
             Letter::Part { epoch, result } => {
-                self.part_in_progress = false;
+                self.part = None;
                 match result {
                     Ok((part, timings)) => {
                         context.send(Some(0), Control::Ack { epoch, part, timings });
@@ -388,17 +441,18 @@ impl Driver {
 
     fn start_part(&mut self) {
         self.waiting_parts.extend(self.context.take_assembled());
-        if self.part_in_progress {
+        if self.part.is_some() {
             return;
         }
         let Some(assembled) = self.waiting_parts.pop_front() else { return };
-        self.part_in_progress = true;
+        let writing = Arc::default();
+        self.part = Some((assembled.epoch, self.context.now(), Arc::clone(&writing)));
         let shared = Arc::clone(&self.context.shared);
         let mailbox = self.context.mailbox.clone();
         let (index, peers) = (self.context.index, self.context.peers);
         let task = move || {
             let epoch = assembled.epoch;
-            let result = write_part(&shared, index, peers, assembled);
+            let result = write_part(&shared, index, peers, assembled, &writing);
             mailbox.post(Letter::Part { epoch, result });
         };
         self.context.submit(Lane::Snapshots, Box::new(task));

@@ -8,6 +8,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+use crate::runtime::counters::Balance;
+
 /// The balances of all pairs of workers, as far as this process knows them.
 #[derive(Debug)]
 pub(crate) struct Ledger {
@@ -96,6 +98,18 @@ impl Ledger {
     /// A sender in another process had to wait for worker `to`.
     pub(crate) fn set_full(&self, to: usize) {
         self.full[to].store(true, Ordering::Relaxed);
+    }
+
+    /// The balances of the workers of this process, as senders.
+    pub(crate) fn balances(&self) -> Vec<Balance> {
+        let pairs = self.local.clone().flat_map(|from| (0..self.peers).map(move |to| (from, to)));
+        let balance = |(from, to)| Balance {
+            from,
+            to,
+            outstanding_bytes: self.outstanding(from, to).max(0) as u64,
+            budget_bytes: self.budget(to),
+        };
+        pairs.map(balance).collect()
     }
 
     /// Bytes that `from` has sent to `to` and `to` has not taken out.

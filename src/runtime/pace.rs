@@ -43,11 +43,16 @@ impl Pace {
         self.records = 0;
         let records = self.quantum.records();
         // While a barrier is on its way, steps are what it waits for.
-        if context.barrier_under_way() && !self.each.is_zero() {
+        if !self.each.is_zero() && context.in_a_hurry() {
             let few = self.hurried.as_nanos() / self.each.as_nanos();
             return records.min(usize::try_from(few).unwrap_or(usize::MAX)).max(1);
         }
         records
+    }
+
+    /// What a record costs, if that is more than a step may take while a checkpoint is in progress.
+    pub(crate) fn slow_record(&self) -> Option<Duration> {
+        (self.each > self.hurried).then_some(self.each)
     }
 
     /// Counts what was released.

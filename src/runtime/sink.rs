@@ -88,6 +88,8 @@ struct Commits<C: Committer> {
     busy: bool,
     failures: u32,
     retry_at: Option<Duration>,
+    /// Since when something complete is not committed.
+    behind_since: Option<Duration>,
 }
 
 impl<C> Commits<C>
@@ -119,6 +121,7 @@ where
             self.pending.range(..=through).map(|(_, slot)| Arc::clone(slot)).collect();
         if slots.is_empty() {
             self.committed = through;
+            self.behind_since = None;
             return;
         }
         self.busy = true;
@@ -148,6 +151,8 @@ where
     fn complete(&self, epoch: Epoch) {
         let mut commits = self.0.borrow_mut();
         commits.complete = commits.complete.max(epoch);
+        let now = commits.context.now();
+        commits.behind_since.get_or_insert(now);
         // Every worker has acked, so every worker has committed its share of the restored checkpoint.
         if let Some(kept) = commits.kept.take() {
             commits.abandon_others(kept);
@@ -161,6 +166,7 @@ where
         match result {
             Ok(through) => {
                 commits.committed = through;
+                commits.behind_since = (through < commits.complete).then(|| commits.context.now());
                 commits.pending.retain(|epoch, _| *epoch > through);
                 commits.failures = 0;
             }
@@ -192,6 +198,12 @@ where
             commits.retry_at = None;
             commits.start();
         }
+    }
+
+    fn committing(&self) -> Option<(Epoch, Name, Duration)> {
+        let commits = self.0.borrow();
+        let since = commits.behind_since.filter(|_| commits.committed < commits.complete)?;
+        Some((commits.complete, commits.name.clone(), since))
     }
 
     fn committed_through(&self) -> Epoch {
@@ -239,6 +251,7 @@ pub(crate) fn sink<'scope, S: Sink>(
         busy: false,
         failures: 0,
         retry_at: None,
+        behind_since: None,
     })));
     context.sinks.borrow_mut().push(Rc::clone(&commits) as Rc<dyn SinkControl>);
     let context = Rc::clone(context);

@@ -1,5 +1,6 @@
 //! Writing one worker's part of a checkpoint, on a snapshot thread.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::format::manifest::PartRef;
@@ -21,6 +22,8 @@ pub(crate) struct PartFailure {
 
 /// Writes all sections, and makes the part durable.
 ///
+/// `writing` tells whose section is being written, for whoever waits.
+///
 /// Every section's task is run even if the checkpoint is already given up: a sink's pre-commit must not be lost.
 ///
 /// # Errors
@@ -30,6 +33,7 @@ pub(crate) fn write_part(
     worker: usize,
     peers: usize,
     assembled: Assembled,
+    writing: &Mutex<Option<Name>>,
 ) -> Result<(PartRef, WorkerTimings), PartFailure> {
     let start = shared.clock.now();
     let inline_bytes_max =
@@ -49,6 +53,7 @@ pub(crate) fn write_part(
     let mut writer = PartWriter::new(output, &header).map_err(broken)?;
     for (header, task) in assembled.sections {
         let operator = header.operator.clone();
+        *writing.lock().unwrap_or_else(PoisonError::into_inner) = Some(operator.clone());
         let _scope = scope_name(operator.as_str()).enter();
         let written = writer
             .section(&header)
@@ -60,6 +65,7 @@ pub(crate) fn write_part(
             why: describe(&failure),
         })?;
     }
+    *writing.lock().unwrap_or_else(PoisonError::into_inner) = None;
     let (output, summary) = writer.finish().map_err(broken)?;
     let place = output.finish(&summary).map_err(|error| PartFailure {
         operator: None,

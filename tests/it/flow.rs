@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use highwater::prelude::*;
 
-use crate::support::{Background, Scratch};
+use crate::support::{Background, Scratch, wait_until};
 
 const CHILD: &str = "HIGHWATER_TEST_FLOW_CHILD";
 /// How often the child looks at its memory.
@@ -80,4 +80,64 @@ fn memory_stays_where_it_is_while_a_sink_is_slower_than_its_source() {
     assert!(sixth[3] > second[3], "the sink has taken records");
     let grown = sixth[1].saturating_sub(second[1]);
     assert!(grown < 32 << 20, "memory has grown by {grown} bytes");
+}
+
+/// Runs a job whose operator needs `record` for each record until channels have released `records`, and again as many.
+/// Returns for each worker's channel how much waits, as the time that it takes, and the quantum.
+fn queue_before_an_operator_of(record: Duration, records: u64) -> Vec<(Duration, u64)> {
+    let scratch = Scratch::new();
+    let mut config = scratch.config(2);
+    config.checkpoints.interval = None;
+    let job = Background::start(config, move |job| {
+        job.source("numbers", Generator::unbounded(|i| i))
+            .channel_name("exchange")
+            .key_by(|n| n % 1_000)
+            .process("slow", Value::<u64>::new("count"), move |_, n, count, out| {
+                std::thread::sleep(record); // Fault: a slow operator.
+                *count.or_default() += 1;
+                out.emit(n);
+            })
+            .sink("out", Discard::new());
+        Ok(())
+    });
+    let released = |at_least: u64| {
+        wait_until("records are released", || {
+            let channels = job.handle.counters().channels();
+            channels.len() == 2 && channels.iter().all(|c| c.released_records >= at_least)
+        });
+        job.handle.counters().channels()
+    };
+    let before = released(records);
+    let start = Instant::now();
+    let after = released(2 * records);
+    let time = start.elapsed();
+    let balances = job.handle.counters().balances();
+    assert_eq!(balances.len(), 4, "each worker to each");
+    for balance in balances {
+        // One read of a source, of at most 8,192 records, may be sent while there is room for one record.
+        assert!(balance.outstanding_bytes < balance.budget_bytes + 8_192 * 32, "{balance:?}");
+    }
+    job.handle.cancel();
+    job.end().unwrap();
+    let queues = before.iter().zip(&after).map(|(before, after)| {
+        assert_eq!((after.name.as_str(), after.worker), (before.name.as_str(), before.worker));
+        assert!(after.queued_bytes > 0 && after.queued_records > 0, "{after:?}");
+        let each = time / u32::try_from(after.released_records - before.released_records).unwrap();
+        (each * u32::try_from(after.queued_records).unwrap(), after.quantum)
+    });
+    queues.collect()
+}
+
+#[test]
+fn what_waits_before_a_slow_operator_is_about_the_target_time_of_work_and_a_step_a_few_records() {
+    for (record, records) in [(200, 5_000), (2_000, 600), (10_000, 60)] {
+        let queues = queue_before_an_operator_of(Duration::from_micros(record), records);
+        for (time, quantum) in queues {
+            println!("{record} us a record: {time:?} of work waits, {quantum} records a step");
+            // 200 ms is the target; a batch of each sender is always allowed.
+            assert!(time < Duration::from_millis(1_000) + Duration::from_micros(record) * 300);
+            // 5 ms is the target of a step; a sleep takes longer than it is told to, never less.
+            assert!(quantum <= 1 + 2 * 5_000 / record, "{quantum} records of {record} us");
+        }
+    }
 }

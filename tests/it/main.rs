@@ -16,3 +16,4 @@ mod restore;
 mod storage_faults;
 mod support;
 mod unaligned;
+mod watchdog;

@@ -310,6 +310,7 @@ fn the_history_keeps_the_last_hundred_and_survives_attempts() {
             publish_ms: 1,
             workers: Vec::new(),
             bytes: 0,
+            waits: Vec::new(),
             in_flight_bytes: 0,
             entries: 0,
         };
