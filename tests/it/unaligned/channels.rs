@@ -284,7 +284,7 @@ fn a_log_that_cannot_be_serialized_aborts_its_checkpoint_and_the_next_one_comple
 /// The least time within which half of the checkpoints of a job completed that all waited for slow operators.
 fn median(job: &Background) -> Duration {
     let completed = job.handle.counters().checkpoints().completed;
-    let mut durations: Vec<Duration> = completed.iter().map(|(_, took, _)| *took).collect();
+    let mut durations: Vec<Duration> = completed.iter().map(|one| one.duration).collect();
     durations.sort_unstable();
     durations[durations.len() / 2]
 }
