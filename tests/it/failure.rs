@@ -263,23 +263,3 @@ pub fn committed_lines(output: &std::path::Path) -> Vec<String> {
     }
     lines
 }
-
-/// The other workers have built their share of the dataflow by then, or have not.
-#[test]
-fn a_panic_while_one_worker_builds_the_job_restarts_all_of_them() {
-    quiet_panics();
-    for workers in 1..=3 {
-        let scratch = Scratch::new();
-        let (collect, faults) = (Collect::new(), Faults::at([workers as u64 - 1]));
-        let (sink, planted) = (collect.clone(), faults.clone());
-        run(scratch.config(workers), move |job| {
-            faults.pass();
-            job.source("numbers", Generator::new(100, |i| i)).rebalance().sink("out", sink.clone());
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!(planted.happened(), 1);
-        assert_same(0..100, collect.handle().committed());
-        scratch.assert_directory_is_the_reachable_set();
-    }
-}
