@@ -93,7 +93,7 @@ const WEIGHED_MAX: usize = 16;
 /// spread, would take on the wire, which is about what they own. The batch itself counts too: a queue of batches of few records, or of
 /// records without size, takes memory as well.
 fn weigh<R: Record>(records: &[R]) -> u64 {
-    let mut bytes = (size_of::<R>() * records.len()) as u64;
+    let mut bytes = size_of_val(records) as u64;
     if std::mem::needs_drop::<R>() && !records.is_empty() {
         let sample = records.iter().step_by(records.len().div_ceil(WEIGHED_MAX));
         let looked_at = sample.len() as u64;

@@ -15,4 +15,5 @@ mod operators;
 mod restore;
 mod storage_faults;
 mod support;
+mod unaligned;
 mod watchdog;
