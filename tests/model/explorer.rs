@@ -18,8 +18,8 @@ pub trait Model {
 
     fn first(&self) -> Self::State;
 
-    /// What the protocol may do next.
-    fn steps(&self, state: &Self::State, steps: &mut Vec<Self::Step>);
+    /// What the protocol may do next. `state` is changed by nobody; but some things in it show themselves only to who may.
+    fn steps(&self, state: &mut Self::State, steps: &mut Vec<Self::Step>);
 
     /// What may happen to the protocol, but need not.
     fn faults(&self, state: &Self::State, steps: &mut Vec<Self::Step>);
@@ -106,7 +106,8 @@ pub fn explore<M: Model>(model: &M) -> Result<Explored<M::State>, Counterexample
         let number = at as u32;
         let state = Rc::clone(&search.states[at]);
         steps.clear();
-        model.steps(&state, &mut steps);
+        let mut scratch = Some(M::State::clone(&state));
+        model.steps(scratch.as_mut().expect("just made"), &mut steps);
         let own = steps.len();
         if own == 0 {
             model.ended(&state).map_err(|wrong| search.counterexample(wrong, number, None))?;
@@ -114,35 +115,36 @@ pub fn explore<M: Model>(model: &M) -> Result<Explored<M::State>, Counterexample
         }
         model.faults(&state, &mut steps);
         for (index, step) in steps.iter().enumerate() {
-            let mut next = M::State::clone(&state);
+            let mut next = scratch.take().unwrap_or_else(|| M::State::clone(&state));
             model
                 .take(&mut next, *step)
                 .map_err(|wrong| search.counterexample(wrong, number, Some(*step)))?;
             let next = search.number(next, Some((number, *step)));
             if index < own {
-                edges.push((next, number));
+                edges.push((number, next));
             }
             taken += 1;
         }
         at += 1;
     }
-    if let Some(endless) = cannot_end(search.states.len(), edges, &ends) {
+    if let Some(endless) = cannot_end(search.states.len(), &edges, &ends) {
         return Err(search.counterexample(model.endless(), endless, None));
     }
     Ok(Explored { states: search.states, steps: taken, ends: ends.len() })
 }
 
-/// The first state from which no end can be reached. `edges` are (to, from).
-fn cannot_end(states: usize, mut edges: Vec<(u32, u32)>, ends: &[u32]) -> Option<u32> {
-    edges.sort_unstable();
+/// The first state from which no end can be reached. `edges` are (from, to), in the order of `from`.
+fn cannot_end(states: usize, edges: &[(u32, u32)], ends: &[u32]) -> Option<u32> {
     let mut can_end = vec![false; states];
-    let mut waiting: Vec<u32> = ends.to_vec();
     ends.iter().for_each(|end| can_end[*end as usize] = true);
-    while let Some(state) = waiting.pop() {
-        let start = edges.partition_point(|(to, _)| *to < state);
-        for (_, from) in edges[start..].iter().take_while(|(to, _)| *to == state) {
-            if !std::mem::replace(&mut can_end[*from as usize], true) {
-                waiting.push(*from);
+    // Backwards, since most steps lead to a state that was found later.
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for (from, to) in edges.iter().rev() {
+            if can_end[*to as usize] && !can_end[*from as usize] {
+                can_end[*from as usize] = true;
+                changed = true;
             }
         }
     }
@@ -163,9 +165,9 @@ impl Model for Counter {
     fn first(&self) -> u8 {
         0
     }
-    fn steps(&self, state: &u8, steps: &mut Vec<u8>) {
+    fn steps(&self, state: &mut u8, steps: &mut Vec<u8>) {
         match state {
-            0..3 => steps.push(state + 1),
+            0..3 => steps.push(*state + 1),
             // Round and round.
             7 => steps.push(8),
             8 => steps.push(7),

@@ -479,12 +479,10 @@ impl Model for Job {
         State::start(&self.plan, None, 0, 0)
     }
 
-    fn steps(&self, state: &State, steps: &mut Vec<Step>) {
+    fn steps(&self, state: &mut State, steps: &mut Vec<Step>) {
         let plan = &self.plan;
-        // The machine lends its queue to whoever may change it.
-        let mut state = state.clone();
         for worker in 0..plan.workers {
-            if self.gate_frontier(&state, worker) > state.workers[worker].gate {
+            if self.gate_frontier(state, worker) > state.workers[worker].gate {
                 if plan.reduced {
                     steps.clear();
                     steps.push(Step::Snapshot(worker));
@@ -536,7 +534,7 @@ impl Model for Job {
                     }
                 }
                 let to = state.arriving(plan, input);
-                let next = open(&state, worker, input) + 1;
+                let next = open(state, worker, input) + 1;
                 steps.extend((next..=to).map(|frontier| Step::Observe {
                     worker,
                     port: input,
@@ -544,7 +542,7 @@ impl Model for Job {
                 }));
             }
             for port in 0..state.workers[worker].ports.len() {
-                if self.releasable(&mut state, worker, port) {
+                if self.releasable(state, worker, port) {
                     steps.push(Step::Release { worker, port });
                 }
                 let Port { timers, machine, .. } = &state.workers[worker].ports[port];
@@ -555,11 +553,11 @@ impl Model for Job {
             }
             if plan.feedback {
                 let port = plan.inputs;
-                if open(&state, worker, port) < state.workers[worker].epoch {
+                if open(state, worker, port) < state.workers[worker].epoch {
                     steps.push(Step::Announce(worker));
                 }
                 let next = state.workers[worker].ports[port].machine.next().0 as u8 + 1;
-                let to = returning.min(open(&state, worker, port));
+                let to = returning.min(open(state, worker, port));
                 steps.extend((next..=to).map(|frontier| Step::Observe { worker, port, frontier }));
                 if !state.workers[worker].pipe.is_empty() {
                     steps.push(Step::Return(worker));
