@@ -12,6 +12,8 @@ use crate::runtime::driver::Delivery;
 
 /// For how long frames wait, at the most. Units: turns of all workers.
 const TURNS_MAX: u64 = 80;
+/// Waits in a run, at the most: with a short timeout no checkpoint may ever complete between them.
+const DELAYS_MAX: u32 = 500;
 
 /// What becomes of control frames, and what has.
 pub(super) struct ControlFaults {
@@ -55,7 +57,7 @@ impl ControlFaults {
             }
             // It has waited enough.
             self.held.remove(&(to, from));
-        } else if self.random.chance(self.delay) {
+        } else if self.delays < DELAYS_MAX && self.random.chance(self.delay) {
             let turns = self.random.scaled(1, TURNS_MAX);
             self.held.insert((to, from), turn + turns);
             self.delays += 1;

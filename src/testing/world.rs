@@ -102,6 +102,9 @@ struct LifeState {
     killed: Option<String>,
     /// How it was frozen, and the turn from which on it goes on.
     frozen: Option<(String, u64)>,
+    /// The seat that was frozen in the middle of its turn. It goes on before others of its life get one: a task of a
+    /// lane with one thread must not run beside the next, nor what it holds be waited for by who has the baton.
+    suspended: Option<usize>,
     /// Whether the job was asked to stop.
     stopped: bool,
     ended: bool,
@@ -298,9 +301,10 @@ impl State {
 
     /// Whether a worker may get the baton. Those of frozen lives wait until all workers of the newest are there: what
     /// a process does before and after its workers' turns is not under the baton.
-    fn may_run(&self, seat: &SeatState) -> bool {
+    fn may_run(&self, number: usize, seat: &SeatState) -> bool {
         let life = &self.lives[seat.life];
-        if seat.left || !seat.arrived {
+        let waits = life.suspended.is_some_and(|suspended| suspended != number);
+        if seat.left || !seat.arrived || waits {
             return false;
         }
         self.is_newest(seat.life)
@@ -324,8 +328,10 @@ impl State {
                 seat.weight = self.random.pick(&[1, 4, 16]);
             }
         }
-        let weight = |seat: &SeatState| if self.may_run(seat) { seat.weight } else { 0 };
-        let weights: Vec<u64> = self.seats.iter().map(weight).collect();
+        let weight = |(number, seat): (usize, &SeatState)| {
+            if self.may_run(number, seat) { seat.weight } else { 0 }
+        };
+        let weights: Vec<u64> = self.seats.iter().enumerate().map(weight).collect();
         let mut at = self.random.below(weights.iter().sum());
         self.holder = weights.into_iter().enumerate().find_map(|(seat, weight)| {
             let here = at < weight;
@@ -404,9 +410,11 @@ impl Life {
         let thaws = state.turns + turns;
         state.trace.note(|| format!("life {} is frozen {how}, until turn {thaws}", self.number));
         state.lives[self.number].frozen = Some((format!("frozen {how}"), thaws));
+        state.lives[self.number].suspended = Some(seat);
         state.holder = None;
         self.world.lives.notify_all();
         state = self.await_baton(state, seat);
+        state.lives[self.number].suspended = None;
         state.trace.note(|| format!("life {} goes on", self.number));
         state
     }
