@@ -5,7 +5,8 @@ pub use crate::connect::{
     SocketLines, Source, Stdout,
 };
 pub use crate::job::{
-    Context, EventTime, Job, JobError, KeyedStream, States, Stream, Value, ValueState,
+    Context, EventTime, Job, JobError, KeyedStream, States, Stream, TimeDomain, Timer,
+    TimerContext, Value, ValueState,
 };
 pub use crate::protocol::watermark::{WatermarkGenerator, WatermarkStrategy};
 pub use crate::state::Key;

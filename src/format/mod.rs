@@ -22,6 +22,10 @@ pub enum SectionKind {
     SinkTransactions,
     /// In-flight records of a channel.
     ChannelLog,
+    /// Event-time timers: one entry a key, with its times ascending, sorted by key group.
+    EventTimers,
+    /// Processing-time timers: as event-time timers are.
+    ProcessingTimers,
 }
 
 /// What a section is: whose state, which kind, which types.

@@ -35,5 +35,6 @@ pub use crate::runtime::counters::{
 };
 pub use crate::runtime::event_time::EventTime;
 pub use crate::runtime::keyed::Context;
+pub use crate::runtime::keyed_timers::{TimeDomain, Timer, TimerContext};
 pub use crate::runtime::states::{States, Value, ValueState};
 pub use crate::runtime::time::Time;

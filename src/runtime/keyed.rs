@@ -30,8 +30,8 @@ use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
-use crate::state::Key;
 use crate::state::hash::stable_hash;
+use crate::state::{Frozen, Key};
 
 /// What a processing function sees beside the record and the state: where output goes, and what time it is.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl<O> Context<'_, O> {
     }
 }
 
-type Session<'a, O> = OutputBuilderSession<'a, Time, NoopBuilder<Vec<O>>>;
+pub(crate) type Session<'a, O> = OutputBuilderSession<'a, Time, NoopBuilder<Vec<O>>>;
 
 /// The parts of the operator that a batch needs.
 struct Processor<K, V, S: States<K>, O, F>
@@ -187,13 +187,26 @@ fn freeze<K: Key, S: States<K>>(
         return Contribution::nothing();
     }
     let start = context.now();
+    let sections = frozen_sections::<K, S>(states, tables, operator);
+    Contribution::state(sections, context.now().saturating_sub(start))
+}
+
+/// Freezes all states of an operator.
+pub(crate) fn frozen_sections<K: Key, S: States<K>>(
+    states: &S,
+    tables: &mut S::Tables,
+    operator: &Name,
+) -> Vec<(SectionHeader, SectionTask)> {
     let frozen = S::freeze(tables);
-    let sections = states.declarations().into_iter().zip(frozen).map(|(declaration, frozen)| {
-        let header = declaration.header(operator);
-        let task: SectionTask = Box::new(move |out| Ok(frozen.write(out)?));
-        (header, task)
-    });
-    Contribution::state(sections.collect(), context.now().saturating_sub(start))
+    let section = |(declaration, frozen): (StateDeclaration, _)| {
+        (declaration.header(operator), section_task(frozen))
+    };
+    states.declarations().into_iter().zip(frozen).map(section).collect()
+}
+
+/// Writes a frozen state.
+pub(crate) fn section_task(frozen: Box<dyn Frozen>) -> SectionTask {
+    Box::new(move |out| Ok(frozen.write(out)?))
 }
 
 /// What a state is, as the program declares it.
