@@ -16,7 +16,7 @@ use crate::runtime::channel::ChannelSpec;
 use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log};
 use crate::runtime::context::WorkerContext;
 use crate::runtime::event_time::EventTime;
-use crate::runtime::keyed::{Context, keyed, owned_groups};
+use crate::runtime::keyed::{Context, StateDeclaration, keyed, owned_groups};
 use crate::runtime::keyed_timers::{
     KeyTimers, TimedParts, Timer, TimerContext, keyed_with_timers, timer_headers,
 };
@@ -357,7 +357,17 @@ impl<'scope> Job<'scope> {
     ) -> S::Tables {
         let max_parallelism = self.context.config().max_parallelism;
         let mut tables = states.open(&Backend::default(), max_parallelism);
-        for (index, declaration) in states.declarations().into_iter().enumerate() {
+        if S::EXPIRES {
+            S::set_now(&mut tables, self.context.unix_ms());
+        }
+        for (index, mut declaration) in states.declarations().into_iter().enumerate() {
+            // A time to live may have been added since the checkpoint, or taken away.
+            let other = StateDeclaration { expires: !declaration.expires, ..declaration.clone() };
+            let restored = self.context.shared.restored.as_ref();
+            if restored.is_some_and(|restored| restored.holds(&other.header(name))) {
+                declaration = other;
+            }
+            let expiring = declaration.expires;
             let header = declaration.header(name);
             if let Err(error) = declaration.name {
                 self.error(error);
@@ -369,7 +379,7 @@ impl<'scope> Job<'scope> {
             let Some(restored) = self.restorable(&header) else { continue };
             let groups = owned_groups(&self.context);
             let read = restored.for_each_block(name, &header.state, groups.clone(), |_, block| {
-                S::restore(&mut tables, index, groups.clone(), block.entries, block.bytes)
+                S::restore(&mut tables, index, expiring, groups.clone(), block.entries, block.bytes)
             });
             if let Err(error) = read {
                 self.error(error);

@@ -245,8 +245,6 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
     /// # Examples
     /// The sum of each key over ten milliseconds of event time:
     /// ```
-    /// use std::collections::BTreeMap;
-    ///
     /// use highwater::config::JobConfig;
     /// use highwater::ids::Name;
     /// use highwater::job::{JobHandle, execute};
@@ -261,14 +259,15 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
     ///         .key_by(|_| "all".to_owned())
     ///         .process_with_timers(
     ///             "sums",
-    ///             Value::<BTreeMap<i64, u64>>::new("sums"),
+    ///             Map::<i64, u64>::new("sums"),
     ///             |_, (time, n), sums, context| {
     ///                 let start = time - time % 10;
-    ///                 *sums.or_default().entry(start).or_default() += n;
+    ///                 let sum = sums.get(&start).copied().unwrap_or(0);
+    ///                 sums.insert(start, sum + n);
     ///                 context.register_event_timer(start + 9);
     ///             },
     ///             |_, timer, sums, context| {
-    ///                 let sum = sums.or_default().remove(&(timer.time - 9));
+    ///                 let sum = sums.remove(&(timer.time - 9));
     ///                 context.emit((timer.time, sum.unwrap_or(0)));
     ///             },
     ///         )

@@ -88,6 +88,9 @@ where
         event: i64,
         output: &mut Session<'_, O>,
     ) {
+        if S::EXPIRES {
+            S::sweep(&mut self.tables, records.len());
+        }
         // Hash the batch first and touch what it needs, so that cache misses overlap.
         self.hashes.clear();
         self.hashes.extend(records.iter().map(|(key, _)| stable_hash(key)));
@@ -154,6 +157,9 @@ where
             let _scope = operator.enter();
             let frontier = &frontiers[0];
             let event = gate.event(frontier);
+            if S::EXPIRES {
+                S::set_now(&mut processor.tables, context.unix_ms());
+            }
             let mut output = output.activate();
             input.for_each(|capability, records| {
                 let epoch = capability.time().epoch();
@@ -213,7 +219,12 @@ pub(crate) fn section_task(frozen: Box<dyn Frozen>) -> SectionTask {
 #[derive(Clone, Debug)]
 pub struct StateDeclaration {
     pub(crate) name: Result<Name, InvalidName>,
-    pub(crate) type_name: String,
+    pub(crate) kind: SectionKind,
+    pub(crate) key_type: &'static str,
+    /// What is kept for a key.
+    pub(crate) state_type: String,
+    /// Whether it is kept with the time of its last update.
+    pub(crate) expires: bool,
     pub(crate) type_version: u32,
 }
 
@@ -223,8 +234,12 @@ impl StateDeclaration {
             operator: operator.clone(),
             // A wrong name is an error of the build; such a job never runs.
             state: self.name.clone().unwrap_or_else(|_| Name::new("_").expect("a constant name")),
-            kind: SectionKind::KeyedValue,
-            type_name: self.type_name.clone(),
+            kind: self.kind,
+            type_name: if self.expires {
+                format!("{} -> Expiring<{}>", self.key_type, self.state_type)
+            } else {
+                format!("{} -> {}", self.key_type, self.state_type)
+            },
             type_version: self.type_version,
         }
     }

@@ -281,6 +281,9 @@ where
         output: &mut Session<'_, O>,
     ) {
         let TimedParts { tables, timers, on_record, .. } = &mut self.parts;
+        if S::EXPIRES {
+            S::sweep(tables, records.len());
+        }
         self.hashes.clear();
         self.hashes.extend(records.iter().map(|(key, _)| stable_hash(key)));
         S::prefetch(tables, &self.hashes);
@@ -450,6 +453,9 @@ where
             }
             let mut output = output.activate();
             let now = context.unix_ms();
+            if S::EXPIRES {
+                S::set_now(&mut processor.parts.tables, now);
+            }
             let last = context.final_epoch();
             processor.room = processor.pace.quantum(&context).max(1);
             let mut arrived = false;
