@@ -224,6 +224,148 @@ fn alarms(seed: u64) -> (usize, Outcome) {
     (of(&[Fate::Fired]).count(), outcome)
 }
 
+/// What all kinds of state say after a record: elements of the list, entries of the map, the least index, and the sum.
+type Kinds = (u64, (u64, u64), usize, usize, u64, u64);
+
+struct Sum;
+
+impl AggregateFunction for Sum {
+    type Input = u64;
+    type Accumulator = u64;
+    type Output = u64;
+
+    fn create(&self) -> u64 {
+        0
+    }
+    fn add(&self, accumulator: &mut u64, input: u64) {
+        *accumulator += input;
+    }
+    fn merge(&self, accumulator: &mut u64, other: u64) {
+        *accumulator += other;
+    }
+    fn result(&self, accumulator: &u64) -> u64 {
+        *accumulator
+    }
+}
+
+/// All kinds of state of a key are of the same records: each record is in all of them once.
+fn kinds(seed: u64) -> (usize, Outcome) {
+    let target = Collect::<Kinds>::new();
+    let seen = target.handle();
+    let (shape, outcome) = run(seed, move |job, shape| {
+        let states = (
+            List::<(u64, u64)>::new("list"),
+            Map::<u64, u64>::new("map"),
+            Reducing::new("least", |least: &mut u64, index| *least = index.min(*least)),
+            Aggregating::new("sum", Sum),
+        );
+        job.source("numbers", shape.source())
+            .key_by(|input| input.key)
+            .process("kinds", states, |key, input: Input, (list, map, least, sum), out| {
+                point("record");
+                let id = (input.split, input.index);
+                assert!(list.iter().all(|other| *other != id), "{id:?} comes a second time");
+                list.append(id);
+                let next = map.get(&input.split).copied().unwrap_or(0);
+                assert!(next <= input.index, "the order of a split");
+                map.insert(input.split, input.index + 1);
+                least.add(input.index);
+                sum.add(input.index);
+                let expected: u64 = list.iter().map(|(_, index)| index).sum();
+                assert_eq!(sum.get(), Some(expected), "two states of one key");
+                let least = least.get().copied().unwrap_or(u64::MAX);
+                let lengths = (list.iter().count(), map.iter().count());
+                out.emit((*key, id, lengths.0, lengths.1, least, expected));
+            })
+            .sink("out", FaultSink::new(target.clone()));
+    });
+    let committed = seen.committed();
+    let ids = shape.all().map(|input| (input.key, (input.split, input.index)));
+    compare(ids, committed.iter().map(|row| (row.0, row.1)));
+    // By the length of its list, the row of a key says what all rows up to it must come to.
+    let mut rows = committed.clone();
+    rows.sort_by_key(|row| (row.0, row.2));
+    let (mut key, mut splits, mut least, mut sum, mut length) =
+        (None, BTreeSet::new(), u64::MAX, 0, 0);
+    for row in rows {
+        if key.replace(row.0) != Some(row.0) {
+            (splits, least, sum, length) = (BTreeSet::new(), u64::MAX, 0, 0);
+        }
+        splits.insert(row.1.0);
+        least = least.min(row.1.1);
+        sum += row.1.1;
+        length += 1;
+        assert_eq!((row.2, row.3, row.4, row.5), (length, splits.len(), least, sum), "{row:?}");
+    }
+    (committed.len(), outcome)
+}
+
+/// Sessions of simulated time: a count that expires. What it counts is since the last pause that was as long as its time
+/// to live, by the times that the records themselves say they were counted at.
+fn expiry(seed: u64) -> (usize, Outcome) {
+    let target = Collect::<(u64, (u64, u64), i64, u64)>::new();
+    let seen = target.handle();
+    let ttl = Random::new(seed).fork(103).scaled(1, 100) as i64;
+    let (shape, outcome) = run(seed, move |job, shape| {
+        let time = std::time::Duration::from_millis(ttl as u64);
+        let states = (Value::<u64>::new("count").ttl(time), Value::<u64>::new("all"));
+        job.source("numbers", shape.source())
+            .key_by(|input| input.key)
+            .process_with_timers(
+                "expiry",
+                states,
+                |key, input: Input, (count, all), context| {
+                    point("record");
+                    *all.or_default() += 1;
+                    *count.or_default() += 1;
+                    assert!(count.get() <= all.get());
+                    let id = (input.split, input.index);
+                    context.emit((*key, id, context.now(), *count.or_default()));
+                },
+                |_, _, _, _| {},
+            )
+            .sink("out", FaultSink::new(target.clone()));
+    });
+    let committed = seen.committed();
+    let ids = shape.all().map(|input| (input.key, (input.split, input.index)));
+    compare(ids, committed.iter().map(|row| (row.0, row.1)));
+    // The clock never goes back, so the records of a key were counted in the order of their times. Those of one time are
+    // counted one after the other, unless nothing lives even that long.
+    let mut expired = 0;
+    let mut keys: BTreeMap<u64, Vec<(i64, u64)>> = BTreeMap::new();
+    for (key, _, at, count) in &committed {
+        keys.entry(*key).or_default().push((*at, *count));
+    }
+    for rows in keys.values_mut() {
+        rows.sort_unstable();
+        let mut last: Option<(i64, u64)> = None;
+        for (at, count) in rows {
+            let lives = last.is_some_and(|(before, _)| *at < before + ttl);
+            let expected = last.filter(|_| lives).map_or(1, |(_, count)| count + 1);
+            assert_eq!(*count, expected, "at {at} after {last:?}, ttl {ttl}");
+            expired += usize::from(last.is_some() && !lives);
+            last = Some((*at, *count));
+        }
+    }
+    (expired, outcome)
+}
+
+#[test]
+fn all_kinds_of_state_hold_every_record_once() {
+    each_seed("all_kinds_of_state_hold_every_record_once", 500, PAST, |seed| {
+        kinds(seed);
+    });
+}
+
+#[test]
+fn state_expires_by_the_simulated_clock_through_crashes() {
+    let expired: usize = (0..20).map(|seed| expiry(seed).0).sum();
+    assert!(expired > 100, "{expired} values have expired");
+    each_seed("state_expires_by_the_simulated_clock_through_crashes", 500, PAST, |seed| {
+        expiry(seed);
+    });
+}
+
 #[test]
 fn every_window_fires_once_with_all_of_its_records() {
     let (mut fired, mut crashes) = (0, 0);
@@ -258,9 +400,9 @@ fn every_processing_time_timer_fires_once_or_is_left_at_the_end_of_input() {
 }
 
 #[test]
-fn one_seed_gives_one_trace_with_timers() {
+fn one_seed_gives_one_trace_with_every_kind_of_state() {
     for seed in 0..25 {
-        for job in [windows, alarms] {
+        for job in [windows, alarms, kinds, expiry] {
             assert_eq!(job(seed).1.trace, job(seed).1.trace, "seed {seed}");
         }
     }

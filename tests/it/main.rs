@@ -13,6 +13,8 @@ mod flow;
 mod lifecycle;
 mod operators;
 mod restore;
+mod state_kinds;
 mod storage_faults;
 mod support;
+mod timers;
 mod watchdog;
