@@ -350,6 +350,56 @@ fn expiry(seed: u64) -> (usize, Outcome) {
     (expired, outcome)
 }
 
+/// Records go round a loop, and wait for the watermark each time.
+fn rounds(seed: u64) -> (usize, Outcome) {
+    type Going = (Input, u64);
+    let target = Collect::<(u64, u64)>::new();
+    let seen = target.handle();
+    let (shape, outcome) = run(seed, move |job, shape| {
+        let time = EventTime::monotonic(|input: &Input| input.time);
+        job.source_with("numbers", shape.source(), time)
+            .map(|input| {
+                let rounds = input.index % 3;
+                (input, rounds)
+            })
+            .iterate("rounds", |head| {
+                let waited = head.key_by(|(input, _)| input.key).process_with_timers(
+                    "wait",
+                    Map::<i64, Vec<Going>>::new("waiting"),
+                    |_, going: Going, waiting, context| {
+                        point("record");
+                        // What goes round is late.
+                        let time = going.0.time.max(context.watermark()).saturating_add(7);
+                        let mut there = waiting.get(&time).cloned().unwrap_or_default();
+                        there.push(going);
+                        waiting.insert(time, there);
+                        context.register_event_timer(time);
+                    },
+                    |_, timer, waiting, context| {
+                        point("timer");
+                        for going in waiting.remove(&timer.time).unwrap_or_default() {
+                            context.emit(going);
+                        }
+                    },
+                );
+                let again = waited.clone().filter(|(_, left)| *left > 0);
+                let again = again.map(|(input, left)| (input, left - 1));
+                (again, waited.filter(|(_, left)| *left == 0))
+            })
+            .map(|(input, _)| (input.split, input.index))
+            .sink("out", FaultSink::new(target.clone()));
+    });
+    compare(shape.all().map(|input| (input.split, input.index)), seen.committed());
+    (seen.committed().len(), outcome)
+}
+
+#[test]
+fn records_that_wait_for_timers_in_a_loop_leave_it_once() {
+    each_seed("records_that_wait_for_timers_in_a_loop_leave_it_once", 500, PAST, |seed| {
+        rounds(seed);
+    });
+}
+
 #[test]
 fn all_kinds_of_state_hold_every_record_once() {
     each_seed("all_kinds_of_state_hold_every_record_once", 500, PAST, |seed| {
@@ -402,7 +452,7 @@ fn every_processing_time_timer_fires_once_or_is_left_at_the_end_of_input() {
 #[test]
 fn one_seed_gives_one_trace_with_every_kind_of_state() {
     for seed in 0..25 {
-        for job in [windows, alarms, kinds, expiry] {
+        for job in [windows, alarms, kinds, expiry, rounds] {
             assert_eq!(job(seed).1.trace, job(seed).1.trace, "seed {seed}");
         }
     }

@@ -101,7 +101,7 @@ impl AggregateFunction for Mean {
 type Aged<T> = BTreeMap<u64, (i64, T)>;
 
 /// The model of one state of one key, if it is alive.
-fn alive<'a, T>(model: &'a mut Aged<T>, key: u64, now: i64, ttl: i64) -> Option<&'a mut (i64, T)> {
+fn alive<T>(model: &mut Aged<T>, key: u64, now: i64, ttl: i64) -> Option<&mut (i64, T)> {
     if model.get(&key).is_some_and(|(written, _)| written.saturating_add(ttl) <= now) {
         model.remove(&key);
     }

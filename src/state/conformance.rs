@@ -216,7 +216,7 @@ pub fn sweeps_remove_what_has_expired_and_nothing_else<B: StateBackend, K: TestK
 ) {
     let mut random = Random(seed);
     let (mut table, mut model) = filled::<B, K>(backend, 128, 4_000, &mut random);
-    let expired = |value: &Value| value.0 % 3 == 0;
+    let expired = |value: &Value| value.0.is_multiple_of(3);
     let mut position = SweepPosition::default();
     let mut snapshot = None;
     let mut removed_all = 0;
@@ -267,7 +267,7 @@ pub fn values_are_restored_as_what_they_are_converted_to<B: StateBackend, K: Tes
 ) {
     let (mut table, model) = filled::<B, K>(backend, 128, 2_000, &mut Random(seed));
     let section = written(table.freeze());
-    let convert = |value: Value| (value.0 % 5 != 0).then_some(value.0);
+    let convert = |value: Value| (!value.0.is_multiple_of(5)).then_some(value.0);
     let mut other: B::Table<K, u64> = backend.value_table(128);
     for (entries, bytes) in section.blocks(100) {
         let restored = other.restore_block_as(0..128, entries, &bytes, convert);

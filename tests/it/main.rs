@@ -17,4 +17,5 @@ mod state_kinds;
 mod storage_faults;
 mod support;
 mod timers;
+mod unaligned;
 mod watchdog;
