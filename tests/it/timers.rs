@@ -1,9 +1,11 @@
 //! Timers as a program sees them: each fires once, whatever happens to the job.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use highwater::config::CheckpointMode;
 use highwater::prelude::*;
 
 use crate::failure::Faults;
@@ -41,7 +43,7 @@ fn windows<'scope>(
 }
 
 fn expected_windows() -> Vec<(u64, i64, u64)> {
-    let mut counts = std::collections::BTreeMap::new();
+    let mut counts = BTreeMap::new();
     for n in 0..RECORDS {
         let end = (n - n % WINDOW + WINDOW - 1) as i64;
         *counts.entry((n % KEYS, end)).or_insert(0) += 1;
@@ -68,6 +70,28 @@ fn a_panic_in_either_function_costs_and_doubles_no_timer() {
         assert_same(expected_windows(), collect.handle().committed());
         scratch.assert_directory_is_the_reachable_set();
     }
+}
+
+#[test]
+fn at_least_once_no_timer_is_lost() {
+    quiet_panics();
+    let scratch = Scratch::new();
+    let mut config = scratch.config(2);
+    config.checkpoints.mode = CheckpointMode::AtLeastOnce;
+    let collect = Collect::new();
+    let (sink, faults) = (collect.clone(), Faults::at([RECORDS / 3, RECORDS * 2 / 3]));
+    let planted = faults.clone();
+    run(config, move |job| {
+        let numbers = Generator::new(RECORDS, |i| i).paced(0, 200_000);
+        let numbers = job.source_with("numbers", numbers, EventTime::monotonic(|n| *n as i64));
+        windows(numbers, faults.clone()).sink("out", sink.clone());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(planted.happened(), 2);
+    let fired: BTreeSet<(u64, i64)> =
+        collect.handle().committed().iter().map(|(key, end, _)| (*key, *end)).collect();
+    assert_same(expected_windows().iter().map(|(key, end, _)| (*key, *end)), fired);
 }
 
 #[test]
