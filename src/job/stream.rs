@@ -255,7 +255,8 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
     /// let config = JobConfig::new(Name::new("sums")?);
     /// execute(config, &JobHandle::default(), move |job| {
     ///     let numbers: Vec<(i64, u64)> = vec![(1, 5), (4, 6), (12, 7), (25, 8)];
-    ///     job.source_with("numbers", Collection::new(numbers), EventTime::monotonic(|n| n.0))
+    ///     let time = EventTime::monotonic(|(time, _): &(i64, u64)| *time);
+    ///     job.source_with("numbers", Collection::new(numbers), time)
     ///         .key_by(|_| "all".to_owned())
     ///         .process_with_timers(
     ///             "sums",

@@ -39,7 +39,7 @@ use crate::state::{Backend, BackendTable, Frozen, Key, StateBackend, ValueTable}
 ///     );
 ///     job.source("visits", Collection::new(visits))
 ///         .into_keyed(|visit| visit)
-///         .process("visits", states, |who, page: String, (pages, longest, way), out| {
+///         .process("ways", states, |who, page: String, (pages, longest, way), out| {
 ///             let times = pages.get(&page).copied().unwrap_or(0) + 1;
 ///             pages.insert(page.clone(), times);
 ///             longest.add(page.len());
