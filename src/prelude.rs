@@ -5,7 +5,9 @@ pub use crate::connect::{
     SocketLines, Source, Stdout,
 };
 pub use crate::job::{
-    Context, EventTime, Job, JobError, KeyedStream, States, Stream, Value, ValueState,
+    AggregateFunction, Aggregating, AggregatingState, Context, EventTime, Job, JobError,
+    KeyedStream, List, ListState, Map, MapState, Reducing, ReducingState, States, Stream,
+    TimeDomain, Timer, TimerContext, Ttl, Value, ValueState,
 };
 pub use crate::protocol::watermark::{WatermarkGenerator, WatermarkStrategy};
 pub use crate::state::Key;

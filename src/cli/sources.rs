@@ -197,6 +197,12 @@ fn kind(kind: SectionKind) -> &'static str {
         SectionKind::KeyedValue => "keyed value",
         SectionKind::SinkTransactions => "sink transactions",
         SectionKind::ChannelLog => "channel log",
+        SectionKind::EventTimers => "event-time timers",
+        SectionKind::ProcessingTimers => "processing-time timers",
+        SectionKind::KeyedList => "keyed list",
+        SectionKind::KeyedMap => "keyed map",
+        SectionKind::KeyedReducing => "keyed reducing",
+        SectionKind::KeyedAggregating => "keyed aggregating",
     }
 }
 

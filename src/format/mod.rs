@@ -22,6 +22,18 @@ pub enum SectionKind {
     SinkTransactions,
     /// In-flight records of a channel.
     ChannelLog,
+    /// Event-time timers: one entry a key, with its times ascending, sorted by key group.
+    EventTimers,
+    /// Processing-time timers: as event-time timers are.
+    ProcessingTimers,
+    /// Keyed list state: one entry a key, with its elements in order, sorted by key group.
+    KeyedList,
+    /// Keyed map state: one entry a key, with its entries, sorted by key group.
+    KeyedMap,
+    /// Keyed reducing state: one entry a key, with what its values were reduced to, sorted by key group.
+    KeyedReducing,
+    /// Keyed aggregating state: one entry a key, with its accumulator, sorted by key group.
+    KeyedAggregating,
 }
 
 /// What a section is: whose state, which kind, which types.

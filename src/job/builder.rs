@@ -16,7 +16,10 @@ use crate::runtime::channel::ChannelSpec;
 use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log};
 use crate::runtime::context::WorkerContext;
 use crate::runtime::event_time::EventTime;
-use crate::runtime::keyed::{Context, keyed, owned_groups};
+use crate::runtime::keyed::{Context, StateDeclaration, keyed, owned_groups};
+use crate::runtime::keyed_timers::{
+    KeyTimers, TimedParts, Timer, TimerContext, keyed_with_timers, timer_headers,
+};
 use crate::runtime::restore::RestoreError;
 use crate::runtime::sink::{COMMIT_ATTEMPTS, SinkEnds, commit_delay, sink, transactions_header};
 use crate::runtime::source::{SourceStart, read_start, source, splits_header};
@@ -286,11 +289,86 @@ impl<'scope> Job<'scope> {
         F: FnMut(&K, V, &mut S::Access<'_>, &mut Context<'_, O>) + 'static,
     {
         let name = self.name(name);
+        let tables = self.restored_tables(&name, &states, BTreeSet::new());
+        let Stream { inner, job, origins, channel } = stream;
+        let inner = keyed(inner, origins.clone(), &self.context, &name, states, tables, logic);
+        Stream { inner, job, origins, channel }
+    }
+
+    pub(crate) fn add_keyed_with_timers<K, V, S, O, F, T>(
+        &self,
+        stream: Stream<'scope, (K, V)>,
+        name: &str,
+        states: S,
+        on_record: F,
+        on_timer: T,
+    ) -> Stream<'scope, O>
+    where
+        K: Key,
+        V: Record,
+        S: States<K>,
+        O: Record,
+        F: FnMut(&K, V, &mut S::Access<'_>, &mut TimerContext<'_, K, O>) + 'static,
+        T: FnMut(&K, Timer, &mut S::Access<'_>, &mut TimerContext<'_, K, O>) + 'static,
+    {
+        let name = self.name(name);
+        let headers = timer_headers::<K>(&name);
+        let taken = headers.iter().map(|header| header.state.clone()).collect();
+        let tables = self.restored_tables(&name, &states, taken);
+        let mut timers = KeyTimers::new(&Backend::default(), self.context.config().max_parallelism);
+        let groups = owned_groups(&self.context);
+        let [event_timers, processing_timers, event_header] = &headers;
+        let pairs =
+            [(event_timers, &mut timers.event), (processing_timers, &mut timers.processing)];
+        for (header, timers) in pairs {
+            let Some(restored) = self.restorable(header) else { continue };
+            let read = restored.for_each_block(&name, &header.state, groups.clone(), |_, block| {
+                timers.restore(&groups, block.entries, block.bytes)
+            });
+            if let Err(error) = read {
+                self.error(error);
+            }
+        }
+        let mut held_at = i64::MAX;
+        if let Some(restored) = self.restorable(event_header) {
+            let every = 0..u16::MAX;
+            let read = restored.for_each_block(&name, &event_header.state, every, |_, block| {
+                codec::decode_entries(block.bytes, block.entries, |event: i64| {
+                    held_at = held_at.min(event);
+                })
+            });
+            if let Err(error) = read {
+                self.error(error);
+            }
+        }
+        let parts = TimedParts { states, tables, timers, on_record, on_timer };
+        let Stream { inner, job, origins, channel } = stream;
+        let inner = keyed_with_timers(inner, origins.clone(), &self.context, &name, parts);
+        let origins = origins.iter().map(|origin| origin.held_at(held_at)).collect();
+        Stream { inner, job, origins, channel }
+    }
+
+    /// The tables of an operator's states, with what a checkpoint holds of them. `seen`: names that states may not have.
+    fn restored_tables<K: Key, S: States<K>>(
+        &self,
+        name: &Name,
+        states: &S,
+        mut seen: BTreeSet<Name>,
+    ) -> S::Tables {
         let max_parallelism = self.context.config().max_parallelism;
         let mut tables = states.open(&Backend::default(), max_parallelism);
-        let mut seen = BTreeSet::new();
-        for (index, declaration) in states.declarations().into_iter().enumerate() {
-            let header = declaration.header(&name);
+        if S::EXPIRES {
+            S::set_now(&mut tables, self.context.unix_ms());
+        }
+        for (index, mut declaration) in states.declarations().into_iter().enumerate() {
+            // A time to live may have been added since the checkpoint, or taken away.
+            let other = StateDeclaration { expires: !declaration.expires, ..declaration.clone() };
+            let restored = self.context.shared.restored.as_ref();
+            if restored.is_some_and(|restored| restored.holds(&other.header(name))) {
+                declaration = other;
+            }
+            let expiring = declaration.expires;
+            let header = declaration.header(name);
             if let Err(error) = declaration.name {
                 self.error(error);
                 continue;
@@ -300,16 +378,14 @@ impl<'scope> Job<'scope> {
             }
             let Some(restored) = self.restorable(&header) else { continue };
             let groups = owned_groups(&self.context);
-            let read = restored.for_each_block(&name, &header.state, groups.clone(), |_, block| {
-                S::restore(&mut tables, index, groups.clone(), block.entries, block.bytes)
+            let read = restored.for_each_block(name, &header.state, groups.clone(), |_, block| {
+                S::restore(&mut tables, index, expiring, groups.clone(), block.entries, block.bytes)
             });
             if let Err(error) = read {
                 self.error(error);
             }
         }
-        let Stream { inner, job, origins, channel } = stream;
-        let inner = keyed(inner, origins.clone(), &self.context, &name, states, tables, logic);
-        Stream { inner, job, origins, channel }
+        tables
     }
 
     pub(crate) fn add_sink<S: Sink>(&self, stream: Stream<'scope, S::Record>, name: &str, mut to: S)

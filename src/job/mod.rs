@@ -35,5 +35,11 @@ pub use crate::runtime::counters::{
 };
 pub use crate::runtime::event_time::EventTime;
 pub use crate::runtime::keyed::Context;
-pub use crate::runtime::states::{States, Value, ValueState};
+pub use crate::runtime::keyed_timers::{TimeDomain, Timer, TimerContext};
+pub use crate::runtime::kinds::{
+    AggregateFunction, Aggregating, AggregatingState, List, ListState, Map, MapKey, MapState,
+    Reducing, ReducingState, Value, ValueState,
+};
+pub use crate::runtime::lifetime::{Forever, Ttl};
+pub use crate::runtime::states::{Descriptor, States};
 pub use crate::runtime::time::Time;

@@ -15,6 +15,7 @@ use crate::runtime::chain::Origin;
 use crate::runtime::channel::{channel, feedback};
 use crate::runtime::channel_log::{GroupOf, Placement, RouteBy};
 use crate::runtime::keyed::Context;
+use crate::runtime::keyed_timers::{Timer, TimerContext};
 use crate::runtime::router::{Route, Targets, router};
 use crate::runtime::stateless::stateless;
 use crate::runtime::states::States;
@@ -229,6 +230,69 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
         F: FnMut(&K, V, &mut S::Access<'_>, &mut Context<'_, O>) + 'static,
     {
         self.stream.job.clone().add_keyed(self.stream, name, states, logic)
+    }
+
+    /// Processes every record with the states of its key, and calls a second function when a time has come that the key
+    /// waits for. Timers are registered and deleted through the [`TimerContext`], for the key at hand, in event time or
+    /// in processing time; they are part of the operator's state: each fires once, through crashes and at any
+    /// parallelism. Otherwise as [`KeyedStream::process`].
+    ///
+    /// Event-time timers fire in the order of their times when the watermark has reached them, at the latest at the end
+    /// of input. What they emit is not late: until a timer has fired, the watermark downstream does not reach its time.
+    /// Processing-time timers fire when the clock has reached them. The two share nothing but the function, which sees
+    /// by [`Timer::domain`] what it is called for.
+    ///
+    /// # Examples
+    /// The sum of each key over ten milliseconds of event time:
+    /// ```
+    /// use highwater::config::JobConfig;
+    /// use highwater::ids::Name;
+    /// use highwater::job::{JobHandle, execute};
+    /// use highwater::prelude::*;
+    ///
+    /// let collect = Collect::new();
+    /// let seen = collect.handle();
+    /// let config = JobConfig::new(Name::new("sums")?);
+    /// execute(config, &JobHandle::default(), move |job| {
+    ///     let numbers: Vec<(i64, u64)> = vec![(1, 5), (4, 6), (12, 7), (25, 8)];
+    ///     let time = EventTime::monotonic(|(time, _): &(i64, u64)| *time);
+    ///     job.source_with("numbers", Collection::new(numbers), time)
+    ///         .key_by(|_| "all".to_owned())
+    ///         .process_with_timers(
+    ///             "sums",
+    ///             Map::<i64, u64>::new("sums"),
+    ///             |_, (time, n), sums, context| {
+    ///                 let start = time - time % 10;
+    ///                 let sum = sums.get(&start).copied().unwrap_or(0);
+    ///                 sums.insert(start, sum + n);
+    ///                 context.register_event_timer(start + 9);
+    ///             },
+    ///             |_, timer, sums, context| {
+    ///                 let sum = sums.remove(&(timer.time - 9));
+    ///                 context.emit((timer.time, sum.unwrap_or(0)));
+    ///             },
+    ///         )
+    ///         .sink("out", collect.clone());
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(seen.committed(), [(9, 11), (19, 7), (29, 8)]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn process_with_timers<S, O, F, T>(
+        self,
+        name: &str,
+        states: S,
+        on_record: F,
+        on_timer: T,
+    ) -> Stream<'scope, O>
+    where
+        S: States<K>,
+        O: Record,
+        F: FnMut(&K, V, &mut S::Access<'_>, &mut TimerContext<'_, K, O>) + 'static,
+        T: FnMut(&K, Timer, &mut S::Access<'_>, &mut TimerContext<'_, K, O>) + 'static,
+    {
+        let job = self.stream.job.clone();
+        job.add_keyed_with_timers(self.stream, name, states, on_record, on_timer)
     }
 
     /// Turns every value into another. The records stay keyed, and where they are.

@@ -35,6 +35,11 @@ impl Origin {
         origins.iter().map(|origin| origin.restored_event).min().unwrap_or(i64::MIN)
     }
 
+    /// The same head, for what is behind an operator that could still emit at `event` in the checkpoint.
+    pub(crate) fn held_at(&self, event: i64) -> Self {
+        Self { restored_event: self.restored_event.min(event), ..self.clone() }
+    }
+
     /// The last epoch that every gate behind this origin has opened.
     pub(crate) fn limit(&self) -> Epoch {
         self.gates.borrow().iter().map(|gate| gate.get()).min().unwrap_or(Epoch(u64::MAX))
@@ -52,6 +57,8 @@ pub(crate) struct Gate<B> {
     waiting: VecDeque<(Time, B)>,
     origins: Vec<Origin>,
     restored_event: i64,
+    /// One more limit of the origins, for operators that may pause them.
+    paused: Option<Rc<Cell<Epoch>>>,
 }
 
 impl<B> Gate<B> {
@@ -64,7 +71,28 @@ impl<B> Gate<B> {
             }
         }
         let restored_event = Origin::restored_event(&origins);
-        Self { mode, open, waiting: VecDeque::new(), origins, restored_event }
+        Self { mode, open, waiting: VecDeque::new(), origins, restored_event, paused: None }
+    }
+
+    /// Stops the origins, whatever the epoch, or lets them go on. So that what an operator has no time for waits in the
+    /// channel, where flow control sees it.
+    pub(crate) fn pause(&mut self, pause: bool) {
+        let limit = if pause { Epoch(0) } else { Epoch(u64::MAX) };
+        if self.paused.is_none() && !pause {
+            return;
+        }
+        let paused = self.paused.get_or_insert_with(|| {
+            let paused = Rc::new(Cell::new(Epoch(u64::MAX)));
+            for origin in &self.origins {
+                origin.gates.borrow_mut().push(Rc::clone(&paused));
+            }
+            paused
+        });
+        if paused.replace(limit) != limit && !pause {
+            for origin in &self.origins {
+                origin.activator.activate();
+            }
+        }
     }
 
     /// The epoch whose barrier the operator waits for.

@@ -119,6 +119,14 @@ pub(crate) trait ChannelControl {
     fn deadline(&self) -> Option<Duration>;
 }
 
+/// An operator with processing-time timers, as the driver sees it.
+pub(crate) trait TimerControl {
+    /// Called when a moment that the operator asked to be called at has come.
+    fn tick(&self, now: Duration);
+    /// When it wants to be called again.
+    fn deadline(&self) -> Option<Duration>;
+}
+
 /// A sink instance, as the driver sees it.
 pub(crate) trait SinkControl {
     /// The checkpoint is complete: commit everything up to it.
@@ -181,11 +189,12 @@ pub(crate) struct WorkerContext {
     /// Checkpoints that are over: what is handed in for them is dropped.
     ended: RefCell<BTreeSet<Epoch>>,
     assembled: RefCell<Vec<Assembled>>,
-    /// Activated when the worker's epoch moves on.
+    /// Activated when the worker's epoch moves on, and when the job's end comes or is put off.
     origins: RefCell<Vec<Activator>>,
     pub(crate) sources: RefCell<Vec<Rc<dyn SourceControl>>>,
     finished_sources: Cell<usize>,
     pub(crate) channels: RefCell<Vec<Rc<dyn ChannelControl>>>,
+    pub(crate) timers: RefCell<Vec<Rc<dyn TimerControl>>>,
     pub(crate) sinks: RefCell<Vec<Rc<dyn SinkControl>>>,
     pub(crate) outgoing: RefCell<Vec<(Option<usize>, Control)>>,
     failure: RefCell<Option<Failure>>,
@@ -231,6 +240,7 @@ impl WorkerContext {
             sources: RefCell::default(),
             finished_sources: Cell::new(0),
             channels: RefCell::default(),
+            timers: RefCell::default(),
             sinks: RefCell::default(),
             outgoing: RefCell::default(),
             failure: RefCell::default(),
@@ -258,6 +268,11 @@ impl WorkerContext {
 
     pub(crate) fn now(&self) -> Duration {
         self.shared.clock.now()
+    }
+
+    /// Processing time, as programs see it: it outlives the process. Units: milliseconds since 1970.
+    pub(crate) fn unix_ms(&self) -> i64 {
+        i64::try_from(self.shared.clock.unix_ms()).unwrap_or(i64::MAX)
     }
 
     /// The epoch that sources must be in.
@@ -480,6 +495,7 @@ impl WorkerContext {
     pub(crate) fn release(&self) {
         self.sources.take();
         self.channels.take();
+        self.timers.take();
         self.sinks.take();
         self.assemblies.take();
         self.assembled.take();

@@ -283,6 +283,9 @@ impl Driver {
         for channel in self.context.channels.borrow().iter() {
             channel.tick(now);
         }
+        for timers in self.context.timers.borrow().iter() {
+            timers.tick(now);
+        }
         self.start_part();
         self.watch(now);
         self.context.submit_backlog();
@@ -581,6 +584,8 @@ impl Driver {
         let deadlines = deadlines.chain(sources.iter().filter_map(|source| source.deadline()));
         let channels = self.context.channels.borrow();
         let deadlines = deadlines.chain(channels.iter().filter_map(|channel| channel.deadline()));
+        let timers = self.context.timers.borrow();
+        let deadlines = deadlines.chain(timers.iter().filter_map(|timers| timers.deadline()));
         let deadlines = deadlines.chain(coordinator);
         let first = deadlines.map(|deadline| deadline.saturating_sub(now)).min();
         let mut park = first.unwrap_or(PARK_MAX).min(PARK_MAX);

@@ -30,8 +30,8 @@ use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
-use crate::state::Key;
 use crate::state::hash::stable_hash;
+use crate::state::{Frozen, Key};
 
 /// What a processing function sees beside the record and the state: where output goes, and what time it is.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl<O> Context<'_, O> {
     }
 }
 
-type Session<'a, O> = OutputBuilderSession<'a, Time, NoopBuilder<Vec<O>>>;
+pub(crate) type Session<'a, O> = OutputBuilderSession<'a, Time, NoopBuilder<Vec<O>>>;
 
 /// The parts of the operator that a batch needs.
 struct Processor<K, V, S: States<K>, O, F>
@@ -88,6 +88,9 @@ where
         event: i64,
         output: &mut Session<'_, O>,
     ) {
+        if S::EXPIRES {
+            S::sweep(&mut self.tables, records.len());
+        }
         // Hash the batch first and touch what it needs, so that cache misses overlap.
         self.hashes.clear();
         self.hashes.extend(records.iter().map(|(key, _)| stable_hash(key)));
@@ -154,6 +157,9 @@ where
             let _scope = operator.enter();
             let frontier = &frontiers[0];
             let event = gate.event(frontier);
+            if S::EXPIRES {
+                S::set_now(&mut processor.tables, context.unix_ms());
+            }
             let mut output = output.activate();
             input.for_each(|capability, records| {
                 let epoch = capability.time().epoch();
@@ -187,20 +193,38 @@ fn freeze<K: Key, S: States<K>>(
         return Contribution::nothing();
     }
     let start = context.now();
+    let sections = frozen_sections::<K, S>(states, tables, operator);
+    Contribution::state(sections, context.now().saturating_sub(start))
+}
+
+/// Freezes all states of an operator.
+pub(crate) fn frozen_sections<K: Key, S: States<K>>(
+    states: &S,
+    tables: &mut S::Tables,
+    operator: &Name,
+) -> Vec<(SectionHeader, SectionTask)> {
     let frozen = S::freeze(tables);
-    let sections = states.declarations().into_iter().zip(frozen).map(|(declaration, frozen)| {
-        let header = declaration.header(operator);
-        let task: SectionTask = Box::new(move |out| Ok(frozen.write(out)?));
-        (header, task)
-    });
-    Contribution::state(sections.collect(), context.now().saturating_sub(start))
+    let section = |(declaration, frozen): (StateDeclaration, _)| {
+        (declaration.header(operator), section_task(frozen))
+    };
+    states.declarations().into_iter().zip(frozen).map(section).collect()
+}
+
+/// Writes a frozen state.
+pub(crate) fn section_task(frozen: Box<dyn Frozen>) -> SectionTask {
+    Box::new(move |out| Ok(frozen.write(out)?))
 }
 
 /// What a state is, as the program declares it.
 #[derive(Clone, Debug)]
 pub struct StateDeclaration {
     pub(crate) name: Result<Name, InvalidName>,
-    pub(crate) type_name: String,
+    pub(crate) kind: SectionKind,
+    pub(crate) key_type: &'static str,
+    /// What is kept for a key.
+    pub(crate) state_type: String,
+    /// Whether it is kept with the time of its last update.
+    pub(crate) expires: bool,
     pub(crate) type_version: u32,
 }
 
@@ -210,8 +234,12 @@ impl StateDeclaration {
             operator: operator.clone(),
             // A wrong name is an error of the build; such a job never runs.
             state: self.name.clone().unwrap_or_else(|_| Name::new("_").expect("a constant name")),
-            kind: SectionKind::KeyedValue,
-            type_name: self.type_name.clone(),
+            kind: self.kind,
+            type_name: if self.expires {
+                format!("{} -> Expiring<{}>", self.key_type, self.state_type)
+            } else {
+                format!("{} -> {}", self.key_type, self.state_type)
+            },
             type_version: self.type_version,
         }
     }

@@ -18,7 +18,10 @@ pub(crate) mod driver;
 pub mod event_time;
 pub(crate) mod executor;
 pub mod keyed;
+pub mod keyed_timers;
+pub mod kinds;
 pub(crate) mod ledger;
+pub mod lifetime;
 pub(crate) mod mailbox;
 pub(crate) mod pace;
 pub(crate) mod pool;
@@ -32,6 +35,7 @@ pub mod states;
 #[cfg(test)]
 mod tests;
 pub mod time;
+pub(crate) mod timers;
 
 thread_local! {
     /// The operator that runs on this thread now, for the message of a panic.

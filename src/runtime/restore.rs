@@ -130,6 +130,15 @@ impl Restored {
         Ok(true)
     }
 
+    /// Whether the checkpoint holds a state of just this kind and these types.
+    pub(crate) fn holds(&self, wanted: &SectionHeader) -> bool {
+        self.sections().any(|header| {
+            identity(header) == identity(wanted)
+                && header.kind == wanted.kind
+                && short(&header.type_name) == short(&wanted.type_name)
+        })
+    }
+
     /// Checks that the checkpoint holds what the program declares and nothing else, unless that is allowed.
     ///
     /// # Errors

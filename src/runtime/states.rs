@@ -1,18 +1,58 @@
 //! The states of an operator, declared once: descriptors make tables, tables give access to the state of one key.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::format::FormatError;
 use crate::ids::{InvalidName, Name};
 use crate::runtime::keyed::StateDeclaration;
-use crate::state::{Backend, BackendTable, Frozen, Key, StateBackend, StateValue, ValueTable};
+use crate::runtime::kinds::Kind;
+use crate::runtime::lifetime::{Cell, Expiring, Forever, Lifetime, Ttl};
+use crate::state::{Backend, BackendTable, Frozen, Key, StateBackend, ValueTable};
 
 /// Declares the states that an operator keeps for each key: one descriptor, or a tuple of them.
 ///
-/// Implemented by [`Value`] and tuples of up to four descriptors. Further kinds of state are further descriptors;
-/// the program's shape does not change with them. Not to be implemented outside of the crate.
+/// Implemented by the descriptors [`Value`](crate::job::Value), [`List`](crate::job::List), [`Map`](crate::job::Map),
+/// [`Reducing`](crate::job::Reducing) and [`Aggregating`](crate::job::Aggregating), and by tuples of up to four of them.
+/// Not to be implemented outside of the crate.
+///
+/// # Examples
+/// ```
+/// use std::time::Duration;
+///
+/// use highwater::config::JobConfig;
+/// use highwater::ids::Name;
+/// use highwater::job::{JobHandle, execute};
+/// use highwater::prelude::*;
+///
+/// let collect = Collect::new();
+/// let seen = collect.handle();
+/// let config = JobConfig::new(Name::new("visits")?);
+/// execute(config, &JobHandle::default(), move |job| {
+///     let visits = [("ann", "/"), ("ann", "/help"), ("bob", "/"), ("ann", "/")];
+///     let visits: Vec<(String, String)> =
+///         visits.map(|(who, page)| (who.to_owned(), page.to_owned())).to_vec();
+///     let states = (
+///         Map::<String, u64>::new("pages"),
+///         Reducing::new("longest", |longest: &mut usize, length| *longest = length.max(*longest)),
+///         List::<String>::new("way").ttl(Duration::from_secs(1800)),
+///     );
+///     job.source("visits", Collection::new(visits))
+///         .into_keyed(|visit| visit)
+///         .process("ways", states, |who, page: String, (pages, longest, way), out| {
+///             let times = pages.get(&page).copied().unwrap_or(0) + 1;
+///             pages.insert(page.clone(), times);
+///             longest.add(page.len());
+///             way.append(page);
+///             let way: Vec<&str> = way.iter().map(String::as_str).collect();
+///             out.emit((who.clone(), way.join(" "), times, longest.get().copied()));
+///         })
+///         .sink("out", collect.clone());
+///     Ok(())
+/// })?;
+/// assert!(seen.committed().contains(&("ann".to_owned(), "/ /help /".to_owned(), 2, Some(5))));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait States<K: Key>: sealed::Sealed + 'static {
     /// The tables that hold the states of all keys of one worker.
     type Tables: 'static;
@@ -20,18 +60,22 @@ pub trait States<K: Key>: sealed::Sealed + 'static {
     type Access<'a>
     where
         K: 'a;
+    /// Whether one of them has a time to live.
+    const EXPIRES: bool;
 
     /// What is declared, in order.
     fn declarations(&self) -> Vec<StateDeclaration>;
     /// Makes empty tables.
     fn open(&self, backend: &Backend, max_parallelism: u16) -> Self::Tables;
-    /// Adds the entries of a block of the state at `index` of the declarations.
+    /// Adds the entries of a block of the state at `index` of the declarations. `expiring`: whether they hold the times of
+    /// their last updates.
     ///
     /// # Errors
     /// [`FormatError`] if the block is damaged.
     fn restore(
         tables: &mut Self::Tables,
         index: usize,
+        expiring: bool,
         groups: Range<u16>,
         entries: u32,
         bytes: &[u8],
@@ -42,6 +86,10 @@ pub trait States<K: Key>: sealed::Sealed + 'static {
     fn access<'a>(tables: &'a mut Self::Tables, hash: u64, key: &'a K) -> Self::Access<'a>;
     /// Freezes all states, in the order of the declarations.
     fn freeze(tables: &mut Self::Tables) -> Vec<Box<dyn Frozen>>;
+    /// Sets the clock of states that expire. Units: milliseconds since 1970.
+    fn set_now(tables: &mut Self::Tables, now: i64);
+    /// Removes what has expired among the next `entries` entries of each state that expires.
+    fn sweep(tables: &mut Self::Tables, entries: usize);
 }
 
 mod sealed {
@@ -51,28 +99,38 @@ mod sealed {
     pub trait One: Sealed {}
 }
 
-/// Declares a value state: at most one `V` for each key.
-pub struct Value<V> {
+/// Declares one state: its kind `D`, its name and version, and how long it lives. Programs use the names of the kinds:
+/// [`Value`](crate::job::Value) and its like.
+pub struct Descriptor<D, L = Forever> {
     name: Result<Name, InvalidName>,
     version: u32,
-    _value: PhantomData<fn() -> V>,
+    kind: D,
+    lifetime: L,
 }
 
-impl<V> fmt::Debug for Value<V> {
+impl<D, L> fmt::Debug for Descriptor<D, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Value").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Descriptor").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
-impl<V: StateValue> Value<V> {
-    /// A value state named `name` inside its operator. If that is not a [`Name`](crate::ids::Name), the job cannot be
-    /// built.
-    #[must_use]
-    pub fn new(name: &str) -> Self {
-        Self { name: Name::new(name), version: 1, _value: PhantomData }
+impl<D: Kind> Descriptor<D> {
+    pub(crate) fn declare(name: &str, kind: D) -> Self {
+        Self { name: Name::new(name), version: 1, kind, lifetime: Forever }
     }
 
-    /// The version of `V` that this program keeps; 1 unless set. A checkpoint of another version is refused.
+    /// Lets the state of a key expire that was not updated for so long: a [`Duration`](std::time::Duration), or a [`Ttl`]
+    /// that says more.
+    #[must_use]
+    pub fn ttl(self, ttl: impl Into<Ttl>) -> Descriptor<D, Ttl> {
+        let Self { name, version, kind, lifetime: Forever } = self;
+        Descriptor { name, version, kind, lifetime: ttl.into() }
+    }
+}
+
+impl<D: Kind, L: Lifetime> Descriptor<D, L> {
+    /// The version of the types in the state that this program keeps; 1 unless set. A checkpoint of another version is
+    /// refused.
     #[must_use]
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;
@@ -80,101 +138,93 @@ impl<V: StateValue> Value<V> {
     }
 }
 
-/// Access to the value of one key.
-pub struct ValueState<'a, K: Key, V: StateValue> {
-    table: &'a mut BackendTable<K, V>,
-    hash: u64,
-    key: &'a K,
+/// One state of all keys of one worker.
+pub struct Table<K: Key, D: Kind, L: Lifetime> {
+    entries: BackendTable<K, L::Stored<D::Held>>,
+    shared: D::Shared,
+    lifetime: L,
 }
 
-impl<K: Key, V: StateValue> fmt::Debug for ValueState<'_, K, V> {
+impl<K: Key, D: Kind, L: Lifetime> fmt::Debug for Table<K, D, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ValueState").field("hash", &self.hash).finish_non_exhaustive()
+        f.debug_struct("Table").finish_non_exhaustive()
     }
 }
 
-impl<K: Key, V: StateValue> ValueState<'_, K, V> {
-    /// The value, if there is one.
-    #[inline]
-    pub fn get(&mut self) -> Option<&V> {
-        self.table.get(self.hash, self.key)
-    }
+impl<D, L> sealed::Sealed for Descriptor<D, L> {}
+impl<D, L> sealed::One for Descriptor<D, L> {}
 
-    /// The value, if there is one, to be changed.
-    #[inline]
-    pub fn get_mut(&mut self) -> Option<&mut V> {
-        self.table.get_mut(self.hash, self.key)
-    }
-
-    /// The value, after making it with `value` if there is none.
-    #[inline]
-    pub fn or_insert_with(&mut self, mut value: impl FnMut() -> V) -> &mut V {
-        self.table.get_or_insert_with(self.hash, self.key, &mut value)
-    }
-
-    /// The value, after making the default one if there is none.
-    #[inline]
-    pub fn or_default(&mut self) -> &mut V
-    where
-        V: Default,
-    {
-        self.or_insert_with(V::default)
-    }
-
-    /// Sets the value, and returns the one before.
-    #[inline]
-    pub fn set(&mut self, value: V) -> Option<V> {
-        self.table.insert(self.hash, self.key, value)
-    }
-
-    /// Removes the value, and returns it.
-    #[inline]
-    pub fn take(&mut self) -> Option<V> {
-        self.table.remove(self.hash, self.key)
-    }
-}
-
-impl<V> sealed::Sealed for Value<V> {}
-impl<V> sealed::One for Value<V> {}
-
-impl<K: Key, V: StateValue> States<K> for Value<V> {
-    type Tables = BackendTable<K, V>;
+impl<K: Key, D: Kind, L: Lifetime + Clone> States<K> for Descriptor<D, L> {
+    type Tables = Table<K, D, L>;
     type Access<'a>
-        = ValueState<'a, K, V>
+        = D::Access<'a, K, L>
     where
         K: 'a;
+    const EXPIRES: bool = L::EXPIRES;
 
     fn declarations(&self) -> Vec<StateDeclaration> {
-        let type_name = format!("{} -> {}", std::any::type_name::<K>(), std::any::type_name::<V>());
-        vec![StateDeclaration { name: self.name.clone(), type_name, type_version: self.version }]
+        vec![StateDeclaration {
+            name: self.name.clone(),
+            kind: D::SECTION,
+            key_type: std::any::type_name::<K>(),
+            state_type: D::type_name(),
+            expires: L::EXPIRES,
+            type_version: self.version,
+        }]
     }
 
     fn open(&self, backend: &Backend, max_parallelism: u16) -> Self::Tables {
-        backend.value_table(max_parallelism)
+        Table {
+            entries: backend.value_table(max_parallelism),
+            shared: self.kind.shared(),
+            lifetime: self.lifetime.clone(),
+        }
     }
 
     fn restore(
         tables: &mut Self::Tables,
         _index: usize,
+        expiring: bool,
         groups: Range<u16>,
         entries: u32,
         bytes: &[u8],
     ) -> Result<(), FormatError> {
-        tables.restore_block(groups, entries, bytes)
+        let clock = tables.lifetime.clock();
+        let table = &mut tables.entries;
+        if expiring {
+            table.restore_block_as(groups, entries, bytes, |stored: Expiring<D::Held>| {
+                L::restore(clock, stored.value, Some(stored.written))
+            })
+        } else {
+            let restore = |value: D::Held| L::restore(clock, value, None);
+            table.restore_block_as(groups, entries, bytes, restore)
+        }
     }
 
     #[inline]
     fn prefetch(tables: &Self::Tables, hashes: &[u64]) {
-        tables.prefetch(hashes);
+        tables.entries.prefetch(hashes);
     }
 
     #[inline]
-    fn access<'a>(tables: &'a mut Self::Tables, hash: u64, key: &'a K) -> ValueState<'a, K, V> {
-        ValueState { table: tables, hash, key }
+    fn access<'a>(tables: &'a mut Self::Tables, hash: u64, key: &'a K) -> Self::Access<'a> {
+        let Table { entries, shared, lifetime } = tables;
+        D::access(shared, Cell { table: entries, clock: lifetime.clock(), hash, key })
     }
 
     fn freeze(tables: &mut Self::Tables) -> Vec<Box<dyn Frozen>> {
-        vec![tables.freeze()]
+        vec![tables.entries.freeze()]
+    }
+
+    fn set_now(tables: &mut Self::Tables, now: i64) {
+        tables.lifetime.set_now(now);
+    }
+
+    fn sweep(tables: &mut Self::Tables, entries: usize) {
+        let clock = tables.lifetime.clock();
+        if let Some(position) = tables.lifetime.sweep_position() {
+            tables.entries.sweep(position, entries, |stored| L::expired(clock, stored));
+        }
     }
 }
 
@@ -185,6 +235,7 @@ macro_rules! states_of_tuple {
         impl<K: Key, $($name: States<K> + sealed::One),+> States<K> for ($($name,)+) {
             type Tables = ($($name::Tables,)+);
             type Access<'a> = ($($name::Access<'a>,)+) where K: 'a;
+            const EXPIRES: bool = false $(|| $name::EXPIRES)+;
 
             fn declarations(&self) -> Vec<StateDeclaration> {
                 let mut all = Vec::new();
@@ -199,12 +250,13 @@ macro_rules! states_of_tuple {
             fn restore(
                 tables: &mut Self::Tables,
                 index: usize,
+                expiring: bool,
                 groups: Range<u16>,
                 entries: u32,
                 bytes: &[u8],
             ) -> Result<(), FormatError> {
                 match index {
-                    $($at => $name::restore(&mut tables.$at, 0, groups, entries, bytes),)+
+                    $($at => $name::restore(&mut tables.$at, 0, expiring, groups, entries, bytes),)+
                     _ => unreachable!("only declared states are restored"),
                 }
             }
@@ -223,6 +275,14 @@ macro_rules! states_of_tuple {
                 let mut all = Vec::new();
                 $(all.extend($name::freeze(&mut tables.$at));)+
                 all
+            }
+
+            fn set_now(tables: &mut Self::Tables, now: i64) {
+                $($name::set_now(&mut tables.$at, now);)+
+            }
+
+            fn sweep(tables: &mut Self::Tables, entries: usize) {
+                $($name::sweep(&mut tables.$at, entries);)+
             }
         }
     };

@@ -11,7 +11,7 @@ use std::fmt::Debug;
 use std::thread::JoinHandle;
 
 use super::hash::stable_hash;
-use super::{Frozen, Key, StateBackend, ValueTable};
+use super::{Frozen, Key, StateBackend, SweepPosition, ValueTable};
 use crate::format::{FormatError, SectionOutput};
 use crate::ids::KeyGroup;
 use crate::protocol::key_groups::{key_group, key_groups};
@@ -51,6 +51,10 @@ pub fn suite<B: StateBackend>(backend: &B) {
         restoring_gives_each_owner_exactly_its_keys::<B, u64>(backend, max_parallelism, seed);
         restoring_gives_each_owner_exactly_its_keys::<B, String>(backend, max_parallelism, seed);
     }
+    sweeps_remove_what_has_expired_and_nothing_else::<B, u64>(backend, 7);
+    sweeps_remove_what_has_expired_and_nothing_else::<B, String>(backend, 8);
+    values_are_restored_as_what_they_are_converted_to::<B, u64>(backend, 9);
+    values_are_restored_as_what_they_are_converted_to::<B, String>(backend, 10);
     damaged_blocks_are_refused::<B, u64>(backend);
     damaged_blocks_are_refused::<B, String>(backend);
     random_damage_does_no_harm::<B, u64>(backend, 50_000, 1);
@@ -199,6 +203,87 @@ pub fn restoring_gives_each_owner_exactly_its_keys<B: StateBackend, K: TestKey>(
         }
         assert_eq!(all, model, "seed {seed}, parallelism {parallelism}");
     }
+}
+
+/// Sweeps between changes remove only what has expired, look at no more entries than they may, and remove all of it in
+/// rounds over the table. A snapshot that is alive keeps what it had.
+///
+/// # Panics
+/// If the backend deviates.
+pub fn sweeps_remove_what_has_expired_and_nothing_else<B: StateBackend, K: TestKey>(
+    backend: &B,
+    seed: u64,
+) {
+    let mut random = Random(seed);
+    let (mut table, mut model) = filled::<B, K>(backend, 128, 4_000, &mut random);
+    let expired = |value: &Value| value.0.is_multiple_of(3);
+    let mut position = SweepPosition::default();
+    let mut snapshot = None;
+    let mut removed_all = 0;
+    for step in 0..4_000_u64 {
+        let key = K::nth(random.below(6_000));
+        operate(&mut table, &mut model, &key, &mut random, &format!("seed {seed}, step {step}"));
+        if step == 1_000 {
+            snapshot = Some((table.freeze(), model.clone()));
+        }
+        let entries = random.index(20);
+        let mut looked = 0;
+        let before = table.len();
+        let removed = table.sweep(&mut position, entries, |value| {
+            looked += 1;
+            expired(value)
+        });
+        assert!(looked <= entries, "seed {seed}, step {step}: {looked} of {entries} looked at");
+        assert_eq!(table.len(), before - removed, "seed {seed}, step {step}");
+        removed_all += removed;
+        // What is left of the model is what the table has, of what has expired.
+        if removed > 0 {
+            model
+                .retain(|key, value| !expired(value) || table.get(stable_hash(key), key).is_some());
+        }
+        assert_eq!(table.len(), model.len(), "seed {seed}, step {step}");
+    }
+    assert!(removed_all > 1_000, "seed {seed}: only {removed_all} were removed");
+    let (frozen, expected) = snapshot.expect("one was taken");
+    assert_eq!(content(&written(frozen), 128), expected, "seed {seed}: what was frozen");
+    // Reading takes every page back from the snapshot.
+    for key in model.keys() {
+        assert!(table.get(stable_hash(key), key).is_some(), "seed {seed}: {key:?}");
+    }
+    for _ in 0..1 + 2 * model.len() / 50 {
+        table.sweep(&mut position, 50, expired);
+    }
+    model.retain(|_, value| !expired(value));
+    assert_eq!(content(&written(table.freeze()), 128), model, "seed {seed}: after all rounds");
+}
+
+/// A block of values of one type fills a table of another, but for those that the conversion drops.
+///
+/// # Panics
+/// If the backend deviates.
+pub fn values_are_restored_as_what_they_are_converted_to<B: StateBackend, K: TestKey>(
+    backend: &B,
+    seed: u64,
+) {
+    let (mut table, model) = filled::<B, K>(backend, 128, 2_000, &mut Random(seed));
+    let section = written(table.freeze());
+    let convert = |value: Value| (!value.0.is_multiple_of(5)).then_some(value.0);
+    let mut other: B::Table<K, u64> = backend.value_table(128);
+    for (entries, bytes) in section.blocks(100) {
+        let restored = other.restore_block_as(0..128, entries, &bytes, convert);
+        restored.expect("the block is whole");
+    }
+    let mut kept = 0;
+    for (key, value) in &model {
+        let expected = convert(value.clone());
+        kept += usize::from(expected.is_some());
+        assert_eq!(other.get(stable_hash(key), key).copied(), expected, "seed {seed}: {key:?}");
+    }
+    assert_eq!(other.len(), kept, "seed {seed}");
+    assert!(kept < model.len() && kept > 0, "seed {seed}: some are dropped, some are not");
+    let (entries, bytes) = section.blocks(usize::MAX).remove(0);
+    let cut = other.restore_block_as(0..128, entries, &bytes[..bytes.len() - 1], convert);
+    assert!(matches!(cut, Err(FormatError::Corrupt { .. })), "{cut:?}");
 }
 
 /// A block that is cut, has bytes or entries too many or too few, or is there twice, is refused.

@@ -65,6 +65,16 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
     /// entries changed later are copied first, page by page. May be called while an earlier one is being written.
     fn freeze(&mut self) -> Box<dyn Frozen>;
 
+    /// Looks at the next `entries` entries, from where the last sweep ended, and removes those that are `expired`. Returns
+    /// their number. Sweeps that together look at twice as many entries as there are have looked at each that was there
+    /// all along, unless a snapshot was being written: what it shares is passed over.
+    fn sweep(
+        &mut self,
+        position: &mut SweepPosition,
+        entries: usize,
+        expired: impl FnMut(&V) -> bool,
+    ) -> usize;
+
     /// Adds the `entries` entries that `bytes` holds, as [`Frozen::write`] wrote them, whose key group is in
     /// `groups`. Entries of other key groups are decoded and dropped.
     ///
@@ -76,7 +86,29 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
         groups: std::ops::Range<u16>,
         entries: u32,
         bytes: &[u8],
+    ) -> Result<(), FormatError> {
+        self.restore_block_as(groups, entries, bytes, |value: V| Some(value))
+    }
+
+    /// As [`ValueTable::restore_block`], of a table that held values of another type: each is kept as what `convert` makes
+    /// of it, or dropped.
+    ///
+    /// # Errors
+    /// As there. A key that is there twice is noticed if it was kept before.
+    fn restore_block_as<W: serde::de::DeserializeOwned>(
+        &mut self,
+        groups: std::ops::Range<u16>,
+        entries: u32,
+        bytes: &[u8],
+        convert: impl FnMut(W) -> Option<V>,
     ) -> Result<(), FormatError>;
+}
+
+/// Where the next sweep of a table begins; what it means is up to the backend. One for each table.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SweepPosition {
+    page: usize,
+    entry: usize,
 }
 
 /// A way to keep keyed state. The choice never touches the program.
@@ -185,14 +217,26 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
         }
     }
 
-    fn restore_block(
+    fn sweep(
+        &mut self,
+        position: &mut SweepPosition,
+        entries: usize,
+        expired: impl FnMut(&V) -> bool,
+    ) -> usize {
+        match self {
+            Self::Heap(table) => table.sweep(position, entries, expired),
+        }
+    }
+
+    fn restore_block_as<W: serde::de::DeserializeOwned>(
         &mut self,
         groups: std::ops::Range<u16>,
         entries: u32,
         bytes: &[u8],
+        convert: impl FnMut(W) -> Option<V>,
     ) -> Result<(), FormatError> {
         match self {
-            Self::Heap(table) => table.restore_block(groups, entries, bytes),
+            Self::Heap(table) => table.restore_block_as(groups, entries, bytes, convert),
         }
     }
 }

@@ -155,6 +155,28 @@ impl<K, V> Page<K, V> {
         self.entries.swap_remove(position).value
     }
 
+    /// Looks at up to `entries` entries from position `at` on, and removes those that are `expired`. Returns how many of
+    /// each.
+    pub(super) fn sweep(
+        &mut self,
+        at: &mut usize,
+        entries: usize,
+        expired: &mut impl FnMut(&V) -> bool,
+    ) -> (usize, usize) {
+        let (mut looked, mut removed) = (0, 0);
+        while looked < entries && *at < self.entries.len() {
+            looked += 1;
+            if expired(&self.entries[*at].value) {
+                // Another entry takes its place.
+                self.remove_at(*at);
+                removed += 1;
+            } else {
+                *at += 1;
+            }
+        }
+        (looked, removed)
+    }
+
     /// Moves the entries whose next hash bit is one into the returned page. Both are one bit
     /// deeper.
     pub(super) fn split(&mut self) -> Self {

@@ -8,7 +8,7 @@ use super::page::Page;
 use crate::format::FormatError;
 use crate::protocol::key_groups::key_group;
 use crate::state::hash::stable_hash;
-use crate::state::{Frozen, Key, StateValue, ValueTable};
+use crate::state::{Frozen, Key, StateValue, SweepPosition, ValueTable};
 
 /// A page that the table shares with frozen snapshots.
 pub(super) type SharedPage<K, V> = Arc<Mutex<Page<K, V>>>;
@@ -113,17 +113,20 @@ impl<K: Key, V: StateValue> Table<K, V> {
     }
 
     /// Decodes and adds one entry, and returns the bytes behind it.
-    fn restore_entry<'a>(
+    fn restore_entry<'a, W: serde::de::DeserializeOwned>(
         &mut self,
         groups: &Range<u16>,
         bytes: &'a [u8],
+        convert: &mut impl FnMut(W) -> Option<V>,
     ) -> Result<&'a [u8], String> {
         let (key, rest) = postcard::take_from_bytes::<K>(bytes)
             .map_err(|error| format!("the key does not decode: {error}"))?;
-        let (value, rest) = postcard::take_from_bytes::<V>(rest)
+        let (value, rest) = postcard::take_from_bytes::<W>(rest)
             .map_err(|error| format!("the value does not decode: {error}"))?;
         let hash = stable_hash(&key);
-        if groups.contains(&key_group(hash, self.max_parallelism).0) {
+        if groups.contains(&key_group(hash, self.max_parallelism).0)
+            && let Some(value) = convert(value)
+        {
             let (page, len) = self.page_with_room(hash);
             if page.get(hash, &key).is_some() {
                 return Err("the key is there twice".to_owned());
@@ -263,11 +266,40 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         Box::new(FrozenPages::new(pages, self.max_parallelism))
     }
 
-    fn restore_block(
+    fn sweep(
+        &mut self,
+        position: &mut SweepPosition,
+        entries: usize,
+        mut expired: impl FnMut(&V) -> bool,
+    ) -> usize {
+        let (mut left, mut removed) = (entries, 0);
+        // Pages may be empty or shared, so their number is bounded as well.
+        for _ in 0..self.pages.len().min(1 + entries) {
+            // A shared page is not worth a copy: the snapshot will be done with it.
+            if let Some(Slot::Owned(page)) = self.pages.get_mut(position.page) {
+                let (looked, expired) = page.sweep(&mut position.entry, left, &mut expired);
+                left -= looked;
+                removed += expired;
+                if left == 0 {
+                    break;
+                }
+            }
+            position.entry = 0;
+            position.page += 1;
+            if position.page >= self.pages.len() {
+                position.page = 0;
+            }
+        }
+        self.len -= removed;
+        removed
+    }
+
+    fn restore_block_as<W: serde::de::DeserializeOwned>(
         &mut self,
         groups: Range<u16>,
         entries: u32,
         bytes: &[u8],
+        mut convert: impl FnMut(W) -> Option<V>,
     ) -> Result<(), FormatError> {
         let corrupt = |rest: &[u8], why| FormatError::Corrupt {
             offset: (bytes.len() - rest.len()) as u64,
@@ -281,7 +313,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         }
         let mut rest = bytes;
         for entry in 0..entries {
-            rest = self.restore_entry(&groups, rest).map_err(|why| {
+            rest = self.restore_entry(&groups, rest, &mut convert).map_err(|why| {
                 corrupt(rest, format!("entry {entry} of {entries} in the block: {why}"))
             })?;
         }

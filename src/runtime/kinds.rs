@@ -1,0 +1,477 @@
+//! The kinds of keyed state: what each is declared by, and the access to it.
+//!
+//! The heap keeps whatever belongs to one key in one entry. Nothing here tells: another backend may keep the elements of a
+//! list and the entries of a map apart.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::rc::Rc;
+
+use crate::format::SectionKind;
+use crate::runtime::lifetime::{Cell, Forever, Lifetime};
+use crate::runtime::states::Descriptor;
+use crate::state::{Key, StateValue};
+
+/// A kind of keyed state. Not to be implemented outside of the crate.
+pub trait Kind: sealed::Sealed + 'static {
+    /// What a table holds for a key.
+    type Held: StateValue;
+    /// Access to the state of one key.
+    type Access<'a, K: Key + 'a, L: Lifetime>;
+    /// What all accesses share: the functions that the state was declared with.
+    type Shared: 'static;
+    /// The kind of its section.
+    const SECTION: SectionKind;
+
+    /// What all accesses share.
+    fn shared(&self) -> Self::Shared;
+    /// The type of the state, as checkpoints name it.
+    fn type_name() -> String;
+    /// Gives access.
+    fn access<'a, K: Key, L: Lifetime>(
+        shared: &'a Self::Shared,
+        cell: Cell<'a, K, Self::Held, L>,
+    ) -> Self::Access<'a, K, L>;
+}
+
+mod sealed {
+    /// Keeps the set of kinds ours.
+    pub trait Sealed {}
+}
+
+fn name_of<T>() -> &'static str {
+    std::any::type_name::<T>()
+}
+
+macro_rules! opaque_debug {
+    ($($name:ident<$($parameter:ident: $bound:path),+>;)+) => {$(
+        impl<K: Key, $($parameter: $bound,)+ L: Lifetime> fmt::Debug
+            for $name<'_, K, $($parameter,)+ L>
+        {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+    )+};
+}
+
+opaque_debug! {
+    ValueState<V: StateValue>;
+    ListState<T: StateValue>;
+    MapState<M: MapKey, V: StateValue>;
+    ReducingState<T: StateValue>;
+    AggregatingState<A: AggregateFunction>;
+}
+
+/// Declares a value state: at most one `V` for each key.
+pub type Value<V, L = Forever> = Descriptor<ValueKind<V>, L>;
+
+/// The kind of [`Value`].
+pub struct ValueKind<V>(PhantomData<fn() -> V>);
+
+impl<V: StateValue> Value<V> {
+    /// A value state named `name` inside its operator. If that is not a [`Name`](crate::ids::Name), the job cannot be
+    /// built.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self::declare(name, ValueKind(PhantomData))
+    }
+}
+
+impl<V> sealed::Sealed for ValueKind<V> {}
+impl<V: StateValue> Kind for ValueKind<V> {
+    type Held = V;
+    type Access<'a, K: Key + 'a, L: Lifetime> = ValueState<'a, K, V, L>;
+    type Shared = ();
+    const SECTION: SectionKind = SectionKind::KeyedValue;
+
+    fn shared(&self) {}
+    fn type_name() -> String {
+        name_of::<V>().to_owned()
+    }
+    #[inline]
+    fn access<'a, K: Key, L: Lifetime>(
+        (): &'a (),
+        cell: Cell<'a, K, V, L>,
+    ) -> ValueState<'a, K, V, L> {
+        ValueState { cell }
+    }
+}
+
+/// Access to the value of one key.
+pub struct ValueState<'a, K: Key, V: StateValue, L: Lifetime = Forever> {
+    cell: Cell<'a, K, V, L>,
+}
+
+impl<K: Key, V: StateValue, L: Lifetime> ValueState<'_, K, V, L> {
+    /// The value, if there is one.
+    #[inline]
+    pub fn get(&mut self) -> Option<&V> {
+        self.cell.get()
+    }
+
+    /// The value, if there is one, to be changed.
+    #[inline]
+    pub fn get_mut(&mut self) -> Option<&mut V> {
+        self.cell.get_mut()
+    }
+
+    /// The value, after making it with `value` if there is none.
+    #[inline]
+    pub fn or_insert_with(&mut self, value: impl FnMut() -> V) -> &mut V {
+        self.cell.or_insert_with(value)
+    }
+
+    /// The value, after making the default one if there is none.
+    #[inline]
+    pub fn or_default(&mut self) -> &mut V
+    where
+        V: Default,
+    {
+        self.or_insert_with(V::default)
+    }
+
+    /// Sets the value, and returns the one before.
+    #[inline]
+    pub fn set(&mut self, value: V) -> Option<V> {
+        self.cell.set(value)
+    }
+
+    /// Removes the value, and returns it.
+    #[inline]
+    pub fn take(&mut self) -> Option<V> {
+        self.cell.take()
+    }
+}
+
+/// Declares a list state: any number of `T` for each key, in order.
+///
+/// On the heap the list of a key is one entry: appending to it costs the same however long it is, but the first access
+/// after a snapshot has begun copies the lists of the keys beside it, and so do checkpoints write all of it.
+pub type List<T, L = Forever> = Descriptor<ListKind<T>, L>;
+
+/// The kind of [`List`].
+pub struct ListKind<T>(PhantomData<fn() -> T>);
+
+impl<T: StateValue> List<T> {
+    /// A list state named `name` inside its operator. If that is not a [`Name`](crate::ids::Name), the job cannot be built.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self::declare(name, ListKind(PhantomData))
+    }
+}
+
+impl<T> sealed::Sealed for ListKind<T> {}
+impl<T: StateValue> Kind for ListKind<T> {
+    type Held = Vec<T>;
+    type Access<'a, K: Key + 'a, L: Lifetime> = ListState<'a, K, T, L>;
+    type Shared = ();
+    const SECTION: SectionKind = SectionKind::KeyedList;
+
+    fn shared(&self) {}
+    fn type_name() -> String {
+        format!("List<{}>", name_of::<T>())
+    }
+    #[inline]
+    fn access<'a, K: Key, L: Lifetime>(
+        (): &'a (),
+        cell: Cell<'a, K, Vec<T>, L>,
+    ) -> ListState<'a, K, T, L> {
+        ListState { cell }
+    }
+}
+
+/// Access to the list of one key. A key without a list has an empty one.
+pub struct ListState<'a, K: Key, T: StateValue, L: Lifetime = Forever> {
+    cell: Cell<'a, K, Vec<T>, L>,
+}
+
+impl<K: Key, T: StateValue, L: Lifetime> ListState<'_, K, T, L> {
+    /// Adds an element at the end.
+    #[inline]
+    pub fn append(&mut self, element: T) {
+        self.cell.or_insert_with(Vec::new).push(element);
+    }
+
+    /// The elements, in order.
+    pub fn iter(&mut self) -> impl Iterator<Item = &T> {
+        self.cell.get().into_iter().flatten()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&mut self) -> bool {
+        self.iter().next().is_none()
+    }
+
+    /// Puts other elements in the place of all that there are.
+    pub fn replace(&mut self, elements: impl IntoIterator<Item = T>) {
+        let elements: Vec<T> = elements.into_iter().collect();
+        if elements.is_empty() {
+            self.clear();
+        } else {
+            self.cell.set(elements);
+        }
+    }
+
+    /// Removes all elements, and returns them in order.
+    pub fn take(&mut self) -> Vec<T> {
+        self.cell.take().unwrap_or_default()
+    }
+
+    /// Removes all elements.
+    pub fn clear(&mut self) {
+        self.cell.take();
+    }
+}
+
+/// Bounds of a key inside a map state. Implemented for every type that has them.
+pub trait MapKey: Key + Ord {}
+impl<M: Key + Ord> MapKey for M {}
+
+/// Declares a map state: for each key any number of entries, a `V` for an `M`.
+///
+/// On the heap the map of a key is one entry; see [`List`] for what that costs.
+pub type Map<M, V, L = Forever> = Descriptor<MapKind<M, V>, L>;
+
+/// The kind of [`Map`].
+pub struct MapKind<M, V>(PhantomData<fn() -> (M, V)>);
+
+impl<M: MapKey, V: StateValue> Map<M, V> {
+    /// A map state named `name` inside its operator. If that is not a [`Name`](crate::ids::Name), the job cannot be built.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self::declare(name, MapKind(PhantomData))
+    }
+}
+
+impl<M, V> sealed::Sealed for MapKind<M, V> {}
+impl<M: MapKey, V: StateValue> Kind for MapKind<M, V> {
+    type Held = BTreeMap<M, V>;
+    type Access<'a, K: Key + 'a, L: Lifetime> = MapState<'a, K, M, V, L>;
+    type Shared = ();
+    const SECTION: SectionKind = SectionKind::KeyedMap;
+
+    fn shared(&self) {}
+    fn type_name() -> String {
+        format!("Map<{}, {}>", name_of::<M>(), name_of::<V>())
+    }
+    #[inline]
+    fn access<'a, K: Key, L: Lifetime>(
+        (): &'a (),
+        cell: Cell<'a, K, BTreeMap<M, V>, L>,
+    ) -> MapState<'a, K, M, V, L> {
+        MapState { cell }
+    }
+}
+
+/// Access to the map of one key. A key without a map has an empty one.
+pub struct MapState<'a, K: Key, M: MapKey, V: StateValue, L: Lifetime = Forever> {
+    cell: Cell<'a, K, BTreeMap<M, V>, L>,
+}
+
+impl<K: Key, M: MapKey, V: StateValue, L: Lifetime> MapState<'_, K, M, V, L> {
+    /// The value of an entry, if there is one.
+    pub fn get(&mut self, entry: &M) -> Option<&V> {
+        self.cell.get()?.get(entry)
+    }
+
+    /// Whether there is such an entry.
+    pub fn contains(&mut self, entry: &M) -> bool {
+        self.get(entry).is_some()
+    }
+
+    /// Sets the value of an entry, and returns the one before.
+    pub fn insert(&mut self, entry: M, value: V) -> Option<V> {
+        self.cell.or_insert_with(BTreeMap::new).insert(entry, value)
+    }
+
+    /// Removes an entry, and returns its value.
+    pub fn remove(&mut self, entry: &M) -> Option<V> {
+        // What is not there is not an update.
+        if !self.contains(entry) {
+            return None;
+        }
+        let map = self.cell.get_mut()?;
+        let value = map.remove(entry);
+        if map.is_empty() {
+            self.cell.take();
+        }
+        value
+    }
+
+    /// The entries, in an order that depends on nothing but which there are.
+    pub fn iter(&mut self) -> impl Iterator<Item = (&M, &V)> {
+        self.cell.get().into_iter().flatten()
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&mut self) -> bool {
+        self.iter().next().is_none()
+    }
+
+    /// Removes all entries.
+    pub fn clear(&mut self) {
+        self.cell.take();
+    }
+}
+
+type Reduce<T> = Rc<dyn Fn(&mut T, T)>;
+
+/// Declares a reducing state: for each key one `T`, which everything that is added is merged into.
+pub type Reducing<T, L = Forever> = Descriptor<ReducingKind<T>, L>;
+
+/// The kind of [`Reducing`].
+pub struct ReducingKind<T>(Reduce<T>);
+
+impl<T: StateValue> Reducing<T> {
+    /// A reducing state named `name` inside its operator. `reduce` merges its second argument into the first; it must
+    /// depend on the two only. If `name` is not a [`Name`](crate::ids::Name), the job cannot be built.
+    #[must_use]
+    pub fn new(name: &str, reduce: impl Fn(&mut T, T) + 'static) -> Self {
+        Self::declare(name, ReducingKind(Rc::new(reduce)))
+    }
+}
+
+impl<T> sealed::Sealed for ReducingKind<T> {}
+impl<T: StateValue> Kind for ReducingKind<T> {
+    type Held = T;
+    type Access<'a, K: Key + 'a, L: Lifetime> = ReducingState<'a, K, T, L>;
+    type Shared = Reduce<T>;
+    const SECTION: SectionKind = SectionKind::KeyedReducing;
+
+    fn shared(&self) -> Reduce<T> {
+        Rc::clone(&self.0)
+    }
+    fn type_name() -> String {
+        format!("Reducing<{}>", name_of::<T>())
+    }
+    #[inline]
+    fn access<'a, K: Key, L: Lifetime>(
+        reduce: &'a Reduce<T>,
+        cell: Cell<'a, K, T, L>,
+    ) -> ReducingState<'a, K, T, L> {
+        ReducingState { reduce: &**reduce, cell }
+    }
+}
+
+/// Access to what the values of one key were reduced to.
+pub struct ReducingState<'a, K: Key, T: StateValue, L: Lifetime = Forever> {
+    reduce: &'a dyn Fn(&mut T, T),
+    cell: Cell<'a, K, T, L>,
+}
+
+impl<K: Key, T: StateValue, L: Lifetime> ReducingState<'_, K, T, L> {
+    /// Adds a value. The first one is kept as it is.
+    pub fn add(&mut self, value: T) {
+        match self.cell.get_mut() {
+            Some(reduced) => (self.reduce)(reduced, value),
+            None => drop(self.cell.set(value)),
+        }
+    }
+
+    /// What all values come to. `None` if there were none.
+    pub fn get(&mut self) -> Option<&T> {
+        self.cell.get()
+    }
+
+    /// Forgets all values.
+    pub fn clear(&mut self) {
+        self.cell.take();
+    }
+}
+
+/// Folds values into an accumulator, and reads a result off it. All functions must depend on their arguments only.
+pub trait AggregateFunction: 'static {
+    /// What is added.
+    type Input;
+    /// What is kept for a key.
+    type Accumulator: StateValue;
+    /// What is read off it.
+    type Output;
+
+    /// An accumulator of no values.
+    fn create(&self) -> Self::Accumulator;
+    /// Adds a value.
+    fn add(&self, accumulator: &mut Self::Accumulator, input: Self::Input);
+    /// Adds all values of another accumulator.
+    fn merge(&self, accumulator: &mut Self::Accumulator, other: Self::Accumulator);
+    /// What the values come to.
+    fn result(&self, accumulator: &Self::Accumulator) -> Self::Output;
+}
+
+/// Declares an aggregating state: for each key one accumulator of `A`.
+pub type Aggregating<A, L = Forever> = Descriptor<AggregatingKind<A>, L>;
+
+/// The kind of [`Aggregating`].
+pub struct AggregatingKind<A>(Rc<A>);
+
+impl<A: AggregateFunction> Aggregating<A> {
+    /// An aggregating state named `name` inside its operator. If that is not a [`Name`](crate::ids::Name), the job cannot
+    /// be built.
+    #[must_use]
+    pub fn new(name: &str, function: A) -> Self {
+        Self::declare(name, AggregatingKind(Rc::new(function)))
+    }
+}
+
+impl<A> sealed::Sealed for AggregatingKind<A> {}
+impl<A: AggregateFunction> Kind for AggregatingKind<A> {
+    type Held = A::Accumulator;
+    type Access<'a, K: Key + 'a, L: Lifetime> = AggregatingState<'a, K, A, L>;
+    type Shared = Rc<A>;
+    const SECTION: SectionKind = SectionKind::KeyedAggregating;
+
+    fn shared(&self) -> Rc<A> {
+        Rc::clone(&self.0)
+    }
+    fn type_name() -> String {
+        format!("Aggregating<{}>", name_of::<A::Accumulator>())
+    }
+    #[inline]
+    fn access<'a, K: Key, L: Lifetime>(
+        function: &'a Rc<A>,
+        cell: Cell<'a, K, A::Accumulator, L>,
+    ) -> AggregatingState<'a, K, A, L> {
+        AggregatingState { function: &**function, cell }
+    }
+}
+
+/// Access to the accumulator of one key.
+pub struct AggregatingState<'a, K: Key, A: AggregateFunction, L: Lifetime = Forever> {
+    function: &'a A,
+    cell: Cell<'a, K, A::Accumulator, L>,
+}
+
+impl<K: Key, A: AggregateFunction, L: Lifetime> AggregatingState<'_, K, A, L> {
+    /// Adds a value.
+    pub fn add(&mut self, input: A::Input) {
+        let accumulator = self.cell.or_insert_with(|| self.function.create());
+        self.function.add(accumulator, input);
+    }
+
+    /// Adds all values of another accumulator.
+    pub fn merge(&mut self, other: A::Accumulator) {
+        let accumulator = self.cell.or_insert_with(|| self.function.create());
+        self.function.merge(accumulator, other);
+    }
+
+    /// What all values come to. `None` if there were none.
+    pub fn get(&mut self) -> Option<A::Output> {
+        self.cell.get().map(|accumulator| self.function.result(accumulator))
+    }
+
+    /// Removes the accumulator, and returns it.
+    pub fn take(&mut self) -> Option<A::Accumulator> {
+        self.cell.take()
+    }
+
+    /// Forgets all values.
+    pub fn clear(&mut self) {
+        self.cell.take();
+    }
+}
+
+#[cfg(test)]
+#[path = "kinds_tests.rs"]
+mod tests;

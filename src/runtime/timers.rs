@@ -1,0 +1,279 @@
+//! The timers of one operator on one worker: what a checkpoint holds of them, and which is next.
+//!
+//! The times of each key are keyed state: frozen, written by key group and restored as any other. Beside it there is a
+//! queue by time, which holds the same timers and is made again when the state is restored.
+//!
+//! # Invariants
+//! Each timer is once in the state and once in the queue, or in neither.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::format::{FormatError, codec};
+use crate::protocol::key_groups::key_group;
+use crate::state::hash::stable_hash;
+use crate::state::{Backend, BackendTable, Frozen, Key, StateBackend, ValueTable};
+
+/// The keys with one hash that have a timer at one time: hardly ever more than one.
+enum Keys<K> {
+    One(K),
+    More(Vec<K>),
+}
+
+/// Timers of one domain.
+pub(crate) struct Timers<K> {
+    /// The times of each key, ascending, each once. A key without timers is not there.
+    times: BackendTable<K, Vec<i64>>,
+    /// By time; at one time in the order of hashes, so that it is the same in every run.
+    queue: BTreeMap<(i64, u64), Keys<K>>,
+    max_parallelism: u16,
+}
+
+impl<K: Key> Timers<K> {
+    pub(crate) fn new(backend: &Backend, max_parallelism: u16) -> Self {
+        let times = backend.value_table(max_parallelism);
+        Self { times, queue: BTreeMap::new(), max_parallelism }
+    }
+
+    /// The least time of all timers.
+    pub(crate) fn first(&self) -> Option<i64> {
+        self.queue.first_key_value().map(|((time, _), _)| *time)
+    }
+
+    /// Whether a timer was new: a key has at most one at each time.
+    pub(crate) fn register(&mut self, hash: u64, key: &K, time: i64) -> bool {
+        let times = self.times.get_or_insert_with(hash, key, &mut Vec::new);
+        let Err(place) = times.binary_search(&time) else { return false };
+        times.insert(place, time);
+        self.queue
+            .entry((time, hash))
+            .and_modify(|keys| keys.add(key))
+            .or_insert_with(|| Keys::One(key.clone()));
+        true
+    }
+
+    /// Whether there was such a timer.
+    pub(crate) fn delete(&mut self, hash: u64, key: &K, time: i64) -> bool {
+        if !self.forget(hash, key, time) {
+            return false;
+        }
+        let keys = self.queue.get_mut(&(time, hash)).expect("a timer of the state is queued");
+        if keys.remove(key) {
+            self.queue.remove(&(time, hash));
+        }
+        true
+    }
+
+    /// Takes the first timer if its time is `until` or earlier.
+    pub(crate) fn take_due(&mut self, until: i64) -> Option<(i64, u64, K)> {
+        let mut first = self.queue.first_entry()?;
+        let (time, hash) = *first.key();
+        if time > until {
+            return None;
+        }
+        let key = match first.get_mut() {
+            Keys::More(keys) if keys.len() > 1 => keys.remove(0),
+            _ => match first.remove() {
+                Keys::One(key) => key,
+                Keys::More(mut keys) => keys.remove(0),
+            },
+        };
+        let kept = self.forget(hash, &key, time);
+        assert!(kept, "a timer that is queued is in the state");
+        Some((time, hash, key))
+    }
+
+    /// Takes a timer out of the state.
+    fn forget(&mut self, hash: u64, key: &K, time: i64) -> bool {
+        let Some(times) = self.times.get_mut(hash, key) else { return false };
+        let Ok(place) = times.binary_search(&time) else { return false };
+        times.remove(place);
+        if times.is_empty() {
+            self.times.remove(hash, key);
+        }
+        true
+    }
+
+    pub(crate) fn freeze(&mut self) -> Box<dyn Frozen> {
+        self.times.freeze()
+    }
+
+    /// Adds the timers that a block holds, of keys in `groups`.
+    ///
+    /// # Errors
+    /// [`FormatError::Corrupt`] if the block is damaged.
+    pub(crate) fn restore(
+        &mut self,
+        groups: &Range<u16>,
+        entries: u32,
+        bytes: &[u8],
+    ) -> Result<(), FormatError> {
+        let max_parallelism = self.max_parallelism;
+        let mut doubled = false;
+        codec::decode_entries(bytes, entries, |(key, times): (K, Vec<i64>)| {
+            let hash = stable_hash(&key);
+            if groups.contains(&key_group(hash, max_parallelism).0) {
+                doubled |= times.into_iter().any(|time| !self.register(hash, &key, time));
+            }
+        })?;
+        if doubled {
+            let why = "a timer is there twice".to_owned();
+            return Err(FormatError::Corrupt { offset: 0, why });
+        }
+        Ok(())
+    }
+}
+
+impl<K: Key> Keys<K> {
+    fn add(&mut self, key: &K) {
+        match self {
+            Self::One(one) => *self = Self::More(vec![one.clone(), key.clone()]),
+            Self::More(keys) => keys.push(key.clone()),
+        }
+    }
+
+    /// Removes a key. Returns whether that was all.
+    fn remove(&mut self, key: &K) -> bool {
+        match self {
+            Self::One(_) => true,
+            Self::More(keys) => {
+                keys.retain(|other| other != key);
+                keys.is_empty()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::format::SectionOutput;
+    use crate::ids::KeyGroup;
+    use crate::protocol::key_groups::key_groups;
+
+    type Model = BTreeSet<(i64, u64, u64)>;
+
+    fn timers() -> Timers<u64> {
+        Timers::new(&Backend::default(), 16)
+    }
+
+    #[derive(Default)]
+    struct Section(u32, Vec<u8>, Vec<KeyGroup>);
+
+    impl SectionOutput for Section {
+        fn entry(
+            &mut self,
+            group: KeyGroup,
+            fill: &mut dyn FnMut(&mut Vec<u8>) -> Result<(), FormatError>,
+        ) -> Result<(), FormatError> {
+            self.0 += 1;
+            self.2.push(group);
+            fill(&mut self.1)
+        }
+    }
+
+    fn written(frozen: Box<dyn Frozen>) -> Section {
+        let mut section = Section::default();
+        frozen.write(&mut section).unwrap();
+        section
+    }
+
+    fn drained(mut timers: Timers<u64>) -> Vec<(i64, u64, u64)> {
+        let mut all = Vec::new();
+        while let Some(timer) = timers.take_due(i64::MAX) {
+            all.push(timer);
+        }
+        assert_eq!(written(timers.freeze()).0, 0, "what has fired is not in the state");
+        all
+    }
+
+    fn number(step: u64, salt: u64, below: u64) -> u64 {
+        stable_hash(&(step, salt)) % below
+    }
+
+    #[test]
+    fn timers_are_taken_as_a_sorted_set_would_and_come_back_at_any_parallelism() {
+        let mut timers = timers();
+        let mut model = Model::new();
+        let mut taken = 0;
+        for step in 0..20_000 {
+            let key = number(step, 1, 200);
+            let hash = stable_hash(&key);
+            let time = number(step, 2, 50) as i64 - 10;
+            match number(step, 3, 8) {
+                0..4 => {
+                    let new = model.insert((time, hash, key));
+                    assert_eq!(timers.register(hash, &key, time), new, "step {step}");
+                }
+                4..6 => {
+                    let there = model.remove(&(time, hash, key));
+                    assert_eq!(timers.delete(hash, &key, time), there, "step {step}");
+                }
+                _ => {
+                    let first = model.first().copied().filter(|(first, ..)| *first <= time);
+                    model.retain(|timer| Some(*timer) != first);
+                    assert_eq!(timers.take_due(time), first, "step {step}");
+                    taken += u64::from(first.is_some());
+                }
+            }
+            assert_eq!(timers.first(), model.first().map(|(time, ..)| *time), "step {step}");
+        }
+        assert!(taken > 1000 && model.len() > 100, "{taken} {}", model.len());
+        let Section(entries, bytes, groups) = written(timers.freeze());
+        assert!(groups.is_sorted(), "in the order of key groups");
+        for parallelism in 1..=4 {
+            let mut all = Vec::new();
+            for worker in 0..parallelism {
+                let groups = key_groups(16, parallelism, worker);
+                let mut restored = self::timers();
+                restored.restore(&groups, entries, &bytes).unwrap();
+                all.extend(drained(restored));
+            }
+            all.sort_unstable();
+            assert_eq!(all, model.iter().copied().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn keys_with_one_hash_have_timers_of_their_own() {
+        let mut timers = timers();
+        for key in [1, 2, 3] {
+            assert!(timers.register(7, &key, 10));
+            assert!(!timers.register(7, &key, 10));
+        }
+        assert!(timers.delete(7, &2, 10));
+        assert!(!timers.delete(7, &2, 10));
+        assert_eq!(drained(timers), [(10, 7, 1), (10, 7, 3)]);
+    }
+
+    #[test]
+    fn what_is_frozen_does_not_change_with_the_timers() {
+        let mut timers = timers();
+        timers.register(stable_hash(&1_u64), &1, 10);
+        let frozen = timers.freeze();
+        timers.register(stable_hash(&1_u64), &1, 5);
+        timers.take_due(10);
+        let Section(entries, bytes, _) = written(frozen);
+        let mut restored = self::timers();
+        restored.restore(&(0..16), entries, &bytes).unwrap();
+        assert_eq!(drained(restored), [(10, stable_hash(&1_u64), 1)]);
+    }
+
+    #[test]
+    fn a_block_that_is_cut_or_holds_a_timer_twice_is_refused() {
+        let mut timers = timers();
+        for key in 0..5 {
+            timers.register(stable_hash(&key), &key, key as i64);
+        }
+        let Section(entries, bytes, _) = written(timers.freeze());
+        for length in 0..bytes.len() {
+            let result = self::timers().restore(&(0..16), entries, &bytes[..length]);
+            assert!(matches!(result, Err(FormatError::Corrupt { .. })), "cut to {length}");
+        }
+        let twice = [bytes.as_slice(), &bytes].concat();
+        assert!(self::timers().restore(&(0..16), 2 * entries, &twice).is_err());
+        assert!(self::timers().restore(&(0..16), entries, &bytes).is_ok());
+    }
+}
