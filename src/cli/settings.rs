@@ -106,7 +106,7 @@ const fn short(short: char, setting: Setting) -> Setting {
 use Kind::{Number, Switch, Text};
 
 /// All settings, in the order of help and of printed files.
-pub(crate) static SETTINGS: [Setting; 43] = [
+pub(crate) static SETTINGS: [Setting; 44] = [
     row(
         ["job-name", "job", "name"],
         Text,
@@ -262,7 +262,7 @@ pub(crate) static SETTINGS: [Setting; 43] = [
         ["restore", "restore", "from"],
         Text,
         ["newest|fresh|NUMBER|PATH", "newest"],
-        "The checkpoint to start from",
+        "The checkpoint or savepoint to start from",
     ),
     row(
         ["allow-dropped-state", "restore", "allow-dropped-state"],
@@ -275,6 +275,12 @@ pub(crate) static SETTINGS: [Setting; 43] = [
         Switch,
         ["BOOL", "false"],
         "Start even if operators that the checkpoint does not know begin empty",
+    ),
+    row(
+        ["rename-state", "restore", "rename-state"],
+        Text,
+        ["OLD=NEW,...", ""],
+        "Operators (sources, sinks and channels too) that had another name when the checkpoint was taken",
     ),
     row(
         ["restart", "restart", "strategy"],

@@ -27,6 +27,7 @@ const SAMPLES: [(&str, &str, &[&str]); 43] = [
     ("checkpoint-interval", "off", &[]),
     ("checkpoint-mode", "at-least-once", &[]),
     ("alignment-timeout", "none", &[]),
+    ("rename-state", "counts=totals,numbers=input", &[]),
     ("channel-alignment-timeouts", "orders=1s,key_by-2=none", &[]),
     ("checkpoint-timeout", "1m30s", &[]),
     ("slow-checkpoint-after", "1m30s", &[]),

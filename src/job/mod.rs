@@ -27,7 +27,9 @@ pub(crate) mod execute;
 mod stream;
 
 pub use builder::{BuildError, Job};
-pub use execute::{JobError, JobHandle, execute};
+pub use execute::{JobError, JobHandle, SavepointFailed, execute};
+
+pub use crate::format::record::SavepointInfo;
 pub use stream::{KeyedStream, Stream};
 
 pub use crate::runtime::counters::{

@@ -171,6 +171,8 @@ pub(crate) struct WorkerContext {
     pub(crate) mailbox: Mailbox,
     /// The worker's epoch: its sources must be in this one.
     epoch: Cell<Epoch>,
+    /// Checkpoints that the coordinator has announced and that are not over: whether nothing may overtake.
+    announced: RefCell<BTreeMap<Epoch, bool>>,
     /// When the newest checkpoint began, while it is in progress.
     begun_at: Cell<Option<Duration>>,
     /// When the last participant handed in, until that checkpoint is over.
@@ -220,6 +222,7 @@ impl WorkerContext {
             shared,
             mailbox,
             epoch,
+            announced: RefCell::default(),
             begun_at: Cell::new(None),
             handed_in_at: Cell::new(None),
             names: RefCell::default(),
@@ -293,6 +296,25 @@ impl WorkerContext {
                 activator.activate();
             }
         }
+    }
+
+    /// The coordinator says that the checkpoint that closes `epoch` begins, and whether nothing may overtake.
+    pub(crate) fn announce(&self, epoch: Epoch, aligned: bool) {
+        self.announced.borrow_mut().insert(epoch, aligned);
+        self.begin(epoch);
+        // Channels that knew of it have waited for this word.
+        for activator in self.origins.borrow().iter() {
+            activator.activate();
+        }
+    }
+
+    /// Whether barriers of this checkpoint may overtake. `None`: that is not known yet, as long as only a record of a
+    /// later epoch has told of it.
+    pub(crate) fn may_overtake(&self, epoch: Epoch) -> Option<bool> {
+        if self.ended.borrow().contains(&epoch) {
+            return Some(true); // Nobody keeps its logs.
+        }
+        self.announced.borrow().get(&epoch).map(|aligned| !aligned)
     }
 
     /// Whether a barrier is on its way through this worker, or acks and announcements soon will be. Steps are short then:
@@ -391,6 +413,7 @@ impl WorkerContext {
         let mut ended = self.ended.borrow_mut();
         assemblies.remove(&epoch);
         ended.insert(epoch);
+        self.announced.borrow_mut().remove(&epoch);
         if epoch.next() == self.epoch.get() {
             self.begun_at.set(None);
             self.handed_in_at.set(None);

@@ -24,6 +24,7 @@ pub(crate) mod pace;
 pub(crate) mod pool;
 pub(crate) mod restore;
 pub(crate) mod router;
+pub(crate) mod savepoint;
 pub(crate) mod sink;
 pub(crate) mod snapshot;
 pub(crate) mod source;
