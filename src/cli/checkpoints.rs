@@ -250,7 +250,7 @@ impl Report for ShowReport {
         );
         if !self.states.is_empty() {
             text.push('\n');
-            text.push_str(&self.state_table());
+            text.push_str(&state_table(&self.states));
         }
         match &self.timings {
             Some(timings) => text.push_str(&timings.text()),
@@ -260,21 +260,19 @@ impl Report for ShowReport {
     }
 }
 
-impl ShowReport {
-    fn state_table(&self) -> String {
-        let rows = self.states.iter().map(|row| {
-            let version = row.type_version;
-            [
-                row.operator.clone(),
-                row.state.clone(),
-                row.kind.clone(),
-                format!("{} v{version}", printable(&row.type_name)),
-                row.entries.to_string(),
-                short_size(row.size_bytes),
-            ]
-        });
-        table(["OPERATOR", "STATE", "KIND", "TYPE", ">ENTRIES", ">SIZE"], rows)
-    }
+pub(super) fn state_table(states: &[StateRow]) -> String {
+    let rows = states.iter().map(|row| {
+        let version = row.type_version;
+        [
+            row.operator.clone(),
+            row.state.clone(),
+            row.kind.clone(),
+            format!("{} v{version}", printable(&row.type_name)),
+            row.entries.to_string(),
+            short_size(row.size_bytes),
+        ]
+    });
+    table(["OPERATOR", "STATE", "KIND", "TYPE", ">ENTRIES", ">SIZE"], rows)
 }
 
 impl Timings {

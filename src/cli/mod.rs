@@ -18,8 +18,10 @@ mod program;
 mod progress;
 mod resolve;
 mod restart;
+mod savepoints;
 mod settings;
 mod sources;
+mod states;
 #[cfg(test)]
 mod test_support;
 #[cfg(test)]
