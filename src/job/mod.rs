@@ -24,6 +24,7 @@
 
 mod builder;
 pub(crate) mod execute;
+pub mod state_reader;
 mod stream;
 
 pub use builder::{BuildError, Job};

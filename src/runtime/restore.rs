@@ -257,7 +257,7 @@ impl Restored {
 }
 
 /// A type's name without module paths: those change when a program is tidied up.
-fn short(type_name: &str) -> String {
+pub(crate) fn short(type_name: &str) -> String {
     let mut out = String::new();
     let mut word_start = 0;
     for c in type_name.chars() {

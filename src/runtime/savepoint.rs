@@ -206,3 +206,74 @@ pub(crate) fn take_requests(
     };
     taken.into_iter().filter_map(|taken| ask(taken).prepare(true, store, clock)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use crossbeam::channel::bounded;
+
+    use super::*;
+    use crate::format::manifest::ManifestKind;
+    use crate::ids::{Attempt, Epoch, Lineage, Name};
+    use crate::runtime::clock::SystemClock;
+    use crate::storage::MemoryStorage;
+
+    fn manifest(last: bool) -> Manifest {
+        Manifest {
+            job: Name::new("job").unwrap(),
+            epoch: Epoch(1),
+            attempt: Attempt(1),
+            lineage: Lineage(1),
+            parallelism: 1,
+            max_parallelism: 128,
+            kind: ManifestKind::Checkpoint,
+            last,
+            triggered_unix_ms: 1,
+            parts: Vec::new(),
+            files: Vec::new(),
+        }
+    }
+
+    /// What becomes of the checkpoint and of the request; and whether there is a savepoint.
+    fn published(
+        vanishes: bool,
+        last: bool,
+        publish: Result<(), AbortReason>,
+    ) -> (Option<Result<(), AbortReason>>, Result<SavepointInfo, String>, bool) {
+        let directory = tempfile::tempdir().unwrap();
+        let to = directory.path().join("to");
+        let store = JobStore::new(Arc::new(MemoryStorage::new()), Name::new("job").unwrap());
+        let (sender, answer) = bounded(1);
+        let asked = AskedSavepoint { to: to.clone(), stop: None, asker: Asker::Thread(sender) };
+        let clock = SystemClock::new();
+        let prepared = asked.prepare(true, &store, &clock).unwrap();
+        if vanishes {
+            std::fs::remove_dir(&to).unwrap();
+        }
+        let mut published = None;
+        let result = prepared.publish(&store, &manifest(last), &clock, || {
+            assert!(!to.join("manifest").exists(), "the savepoint comes after its checkpoint");
+            published = Some(publish.clone());
+            publish
+        });
+        assert_eq!(published.clone().unwrap_or_else(|| result.clone()), result);
+        let whole = to.join("manifest").exists();
+        assert_eq!(to.exists(), whole, "a savepoint that failed leaves nothing");
+        (published, answer.recv().unwrap(), whole)
+    }
+
+    #[test]
+    fn a_fenced_attempt_leaves_no_savepoint() {
+        let fenced = Err(AbortReason::Fenced { by: Attempt(2) });
+        let (_, answer, whole) = published(false, false, fenced);
+        assert_eq!((answer, whole), (Err("fenced by attempt 2".to_owned()), false));
+    }
+
+    #[test]
+    fn a_savepoint_comes_after_its_checkpoint_and_its_failure_is_not_the_checkpoints() {
+        let (checkpoint, answer, whole) = published(false, true, Ok(()));
+        assert_eq!((checkpoint, answer.unwrap().epoch, whole), (Some(Ok(())), Epoch(1), true));
+        let (checkpoint, answer, whole) = published(true, false, Ok(()));
+        assert_eq!((checkpoint, whole), (Some(Ok(())), false));
+        assert!(answer.unwrap_err().ends_with("checkpoint 1 itself is complete"));
+    }
+}

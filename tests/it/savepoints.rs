@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use highwater::config::{JobConfig, RestoreFrom};
+use highwater::config::{JobConfig, RestartStrategy, RestoreFrom};
 use highwater::format::SectionKind;
 use highwater::format::manifest::{Manifest, ManifestKind};
 use highwater::ids::Name;
 use highwater::prelude::*;
+use highwater::state_reader::StateReader;
 
 use crate::support::{
     Background, Scratch, assert_same, files_below, run, running_counts, throttle,
@@ -51,10 +52,17 @@ fn manifest(savepoint: &Path) -> Manifest {
     Manifest::decode(&fs::read(savepoint.join("manifest")).unwrap()).unwrap()
 }
 
-/// Runs the rest from a savepoint, in a directory of its own, and checks that the counts go on without a gap.
-fn assert_goes_on(savepoint: &Path, workers: usize, operator: &'static str, rename: bool) {
+/// Runs the rest from a savepoint, in a directory of its own, and checks that the counts go on without a gap. Returns the
+/// first count of each key.
+fn assert_goes_on(
+    savepoint: &Path,
+    workers: usize,
+    operator: &'static str,
+    rename: bool,
+) -> BTreeMap<u64, u64> {
     let other = Scratch::new();
     let mut config = other.config(workers);
+    config.restart = RestartStrategy::None;
     config.restore.from = RestoreFrom::Checkpoint(savepoint.display().to_string());
     if rename {
         let name = |text| Name::new(text).unwrap();
@@ -73,6 +81,7 @@ fn assert_goes_on(savepoint: &Path, workers: usize, operator: &'static str, rena
     let rest = expected.into_iter().filter(|(key, count)| least.get(key) <= Some(count));
     assert_same(rest, found);
     other.assert_directory_is_the_reachable_set();
+    least
 }
 
 #[test]
@@ -94,8 +103,20 @@ fn a_savepoint_of_a_running_job_is_moved_and_restored_at_any_parallelism() {
     assert!(manifest.blobs().all(|name| moved.join(name).is_file()));
     assert_eq!(files_below(&moved).len(), 3, "a manifest and two parts: {:?}", files_below(&moved));
     let before = files_below(&moved).iter().map(|f| fs::read(f).unwrap()).collect::<Vec<_>>();
+    let reader = StateReader::open(&moved).unwrap();
+    let mut counts = BTreeMap::new();
+    let entries = reader.for_each("count", "count", |key: u64, count: u64| {
+        assert_eq!(counts.insert(key, count), None);
+    });
+    assert_eq!((entries.unwrap(), counts.len() as u64), (KEYS, KEYS));
+    let text = reader.for_each("count", "count", |_: u64, _: i64| ()).unwrap_err().to_string();
+    assert_eq!(text, "state count/count holds u64 -> u64, not u64 -> i64");
+    let text = reader.for_each("count", "x", |_: u64, _: u64| ()).unwrap_err().to_string();
+    assert!(text.ends_with("holds no keyed state count/x; it holds: count/count"), "{text}");
     for workers in [1, 2, 3] {
-        assert_goes_on(&moved, workers, "count", false);
+        let first = assert_goes_on(&moved, workers, "count", false);
+        // What the sink had pending comes out too.
+        assert!(first.iter().all(|(key, first)| *first <= counts[key] + 1), "it was what was read");
     }
     assert_goes_on(&moved.join("manifest"), 2, "count", false);
     let after = files_below(&moved).iter().map(|f| fs::read(f).unwrap()).collect::<Vec<_>>();
