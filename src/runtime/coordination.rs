@@ -90,12 +90,16 @@ impl Coordination {
             checkpoints.interval = None;
         }
         let watchdog = Watchdog::new(slow_after(&checkpoints));
+        // What comes from elsewhere has a number of elsewhere: it may be that of one that is still to come here.
+        let restored = context.shared.restored.as_ref();
+        let restored = restored.map(|restored| restored.manifest().epoch);
+        let restored = restored.filter(|epoch| *epoch < claim.first_epoch());
         let machine = Coordinator::new(CoordinatorSetup {
             checkpoints,
             workers: context.peers,
             first_epoch: claim.first_epoch(),
             reserved_end: claim.epochs_end(),
-            restored: context.shared.restored.as_ref().map(|restored| restored.manifest().epoch),
+            restored,
             retained_before: retained,
         });
         let claim = Arc::new(claim);
