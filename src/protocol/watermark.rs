@@ -78,6 +78,9 @@ pub const fn watermark_at(event: i64) -> i64 {
     }
 }
 
+/// The last watermark of a split that is not at its end.
+const LAST_WATERMARK: i64 = i64::MAX - 2;
+
 /// Says what the timestamps of one split promise. Lives on one worker thread.
 pub trait WatermarkGenerator {
     /// Takes in the timestamp of a record, in milliseconds.
@@ -291,7 +294,9 @@ impl SplitWatermarks {
         let heard = self.unblocked(now);
         let split = &mut self.splits[split];
         if split.generator.on_events(timestamps.into_iter()) {
-            split.watermark = split.watermark.max(split.generator.current());
+            // Only the end of the input ends event time, whatever a record says.
+            let promised = split.generator.current().min(LAST_WATERMARK);
+            split.watermark = split.watermark.max(promised);
             split.heard = heard;
             if split.activity == Activity::Idle {
                 split.activity = Activity::Active;

@@ -424,7 +424,18 @@ fn run_worker(
             let mut driver = Driver::new(&worker, shared, control);
             let context = Rc::clone(driver.context());
             let _release = Release(Rc::clone(&context));
-            worker.dataflow::<Time, _, _>(|scope| build(scope, &context))?;
+            let built = catch_unwind(AssertUnwindSafe(|| {
+                worker.dataflow::<Time, _, _>(|scope| build(scope, &context))
+            }));
+            built.unwrap_or_else(|panic| {
+                let mut failure =
+                    panicked(panic.as_ref(), &format!("the building of the job on worker {index}"));
+                // Later it may be the world that was at fault. A program that could never be built never will be.
+                if shared.restored.is_none() {
+                    failure.kind = FailureKind::Fatal;
+                }
+                Err(failure)
+            })?;
             if let Some(Right { claim, retained }) = right {
                 driver.coordinate(claim, retained);
             }

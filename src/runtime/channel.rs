@@ -45,9 +45,11 @@ use crate::runtime::time::Time;
 /// What a record costs shows only after a step; so this also bounds how long one step takes when records become slow.
 const RELEASE_RECORDS_MAX: usize = 1 << 13;
 
-/// How long a channel releases nothing because its barrier is about to overtake. It waits for others to hear of the
-/// checkpoint, which takes them a step.
-const OVERTAKE_WAIT_MAX: Duration = Duration::from_millis(50);
+/// How long a channel releases nothing for the sake of a checkpoint: because its barrier is about to overtake, and only
+/// waits for others to hear of it, which takes them a step; or so that an ack is not kept waiting.
+const WAIT_MAX: Duration = Duration::from_millis(50);
+/// How many times as long as it has waited a channel does not wait again.
+const WAIT_SHARE: u32 = 10;
 /// How many records' time a channel leaves to acks and announcements, if a record takes longer than those do.
 const ANNOUNCE_WAIT_RECORDS: u32 = 2;
 
@@ -118,6 +120,9 @@ struct Hands<D: Record> {
     held_since: Option<Duration>,
     /// When a timer fired last.
     fired_at: Duration,
+    /// Since when nothing is released for the sake of a checkpoint.
+    waiting_since: Option<Duration>,
+    no_wait_before: Duration,
 }
 
 impl<D: Record> Hands<D> {
@@ -149,6 +154,8 @@ impl<D: Record> Hands<D> {
             unannounced: first,
             held_since: None,
             fired_at: Duration::ZERO,
+            waiting_since: None,
+            no_wait_before: Duration::ZERO,
         }
     }
 
@@ -274,15 +281,30 @@ impl<D: Record> Hands<D> {
         }
     }
 
-    /// Until when nothing should be released, because a checkpoint waits for the end of this step more urgently. The time is
-    /// bounded, and short beside what the queue holds.
-    fn waits(&self, pace: &Pace) -> Option<Duration> {
+    /// Until when nothing should be released, because a checkpoint waits for the end of this step more urgently. It does
+    /// not happen for longer than [`WAIT_MAX`], nor more than a tenth of the time, however often checkpoints are taken.
+    fn waits(&mut self, pace: &Pace) -> Option<Duration> {
         let overtakes = self.machine.expects_to_overtake();
-        let overtakes = overtakes.then(|| self.fired_at + OVERTAKE_WAIT_MAX);
+        let overtakes = overtakes.then(|| self.fired_at + WAIT_MAX);
         let announces = self.context.handed_in_at().zip(pace.slow_record());
         let announces = announces.map(|(since, record)| since + record * ANNOUNCE_WAIT_RECORDS);
-        let until = overtakes.into_iter().chain(announces).max()?;
-        (self.context.now() < until).then_some(until)
+        let until = overtakes.into_iter().chain(announces).max();
+        if until.is_none() && self.waiting_since.is_none() {
+            return None;
+        }
+        let now = self.context.now();
+        if until.is_some_and(|until| now < until) {
+            let started = now >= self.no_wait_before;
+            let since = self.waiting_since.or(started.then_some(now));
+            if let Some(since) = since.filter(|since| now < *since + WAIT_MAX) {
+                self.waiting_since = Some(since);
+                return until.map(|until| until.min(since + WAIT_MAX));
+            }
+        }
+        if let Some(since) = self.waiting_since.take() {
+            self.no_wait_before = now + (now - since) * WAIT_SHARE;
+        }
+        None
     }
 
     /// Releases what a step has room for. Returns whether there is more that may be released.

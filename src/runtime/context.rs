@@ -300,7 +300,9 @@ impl WorkerContext {
 
     /// The coordinator says that the checkpoint that closes `epoch` begins, and whether nothing may overtake.
     pub(crate) fn announce(&self, epoch: Epoch, aligned: bool) {
-        self.announced.borrow_mut().insert(epoch, aligned);
+        if !self.ended.borrow().contains(&epoch) {
+            self.announced.borrow_mut().insert(epoch, aligned);
+        }
         self.begin(epoch);
         // Channels that knew of it have waited for this word.
         for activator in self.origins.borrow().iter() {

@@ -118,10 +118,27 @@ pub(crate) trait Turns: Send + Sync {
     fn end(&self, worker: usize);
     /// The worker takes no more turns. It may have failed in a turn.
     fn leave(&self, worker: usize);
+    /// Whether control frames may be late, or come twice.
+    fn disturbs_control(&self) -> bool;
+    /// What becomes of the frame that a worker would get next from another.
+    fn deliver(&self, worker: usize, from: usize) -> Delivery;
     /// A worker fails, or an attempt could not be started.
     fn failed(&self, failure: &Failure);
     /// A number from 0 to 1.
     fn random(&self) -> f64;
+}
+
+/// What becomes of a control frame, under the simulator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// It is delivered.
+    Now,
+    /// It waits, with all that comes behind it from the same worker, at least for this turn.
+    Later,
+    /// It is delivered twice.
+    Twice,
+    /// It is delivered, and once more behind all that waits from the same worker.
+    Again,
 }
 
 /// The part that is being written, since when, and whose section.
@@ -131,6 +148,8 @@ type PartInProgress = (Epoch, Duration, Arc<Mutex<Option<Name>>>);
 pub(crate) struct Driver {
     context: Rc<WorkerContext>,
     control: ControlPlane,
+    /// Frames that the simulator keeps back, by their senders.
+    late: Vec<VecDeque<Control>>,
     letters: Receiver<Letter>,
     attempt: Arc<AttemptControl>,
     coordination: Option<Coordination>,
@@ -165,6 +184,7 @@ impl Driver {
         Self {
             context: Rc::new(context),
             control,
+            late: (0..worker.peers()).map(|_| VecDeque::new()).collect(),
             letters,
             attempt: Arc::clone(attempt),
             coordination: None,
@@ -203,7 +223,7 @@ impl Driver {
             if turns.is_some_and(|turns| !turns.begin(self.context.index)) {
                 return Ok(false);
             }
-            self.turn()?;
+            self.turn(turns.filter(|turns| turns.disturbs_control()))?;
             if self.attempt.cancelled() {
                 return Ok(false);
             }
@@ -229,15 +249,21 @@ impl Driver {
         }
     }
 
-    /// Everything between two steps.
-    fn turn(&mut self) -> Result<(), Failure> {
+    /// Everything between two steps. `disturbed`: who decides over the delivery of frames, if anybody does.
+    fn turn(&mut self, disturbed: Option<&dyn Turns>) -> Result<(), Failure> {
         while let Some(frame) = self.control.receive() {
             let (from, control) = frame.map_err(|what| Failure {
                 operator: None,
                 what,
                 kind: FailureKind::Transient,
             })?;
-            self.frame(from, control);
+            match disturbed {
+                None => self.frame(from, control),
+                Some(_) => self.late[from].push_back(control),
+            }
+        }
+        if let Some(turns) = disturbed {
+            self.late_frames(turns);
         }
         while let Ok(letter) = self.letters.try_recv() {
             self.letter(letter);
@@ -270,6 +296,30 @@ impl Driver {
         self.report_last_commit();
         self.send_outgoing();
         self.context.take_failure().map_or(Ok(()), Err)
+    }
+
+    /// Delivers frames as the simulator says: those of one sender in their order.
+    fn late_frames(&mut self, turns: &dyn Turns) {
+        for from in 0..self.late.len() {
+            while !self.late[from].is_empty() {
+                let delivery = turns.deliver(self.context.index, from);
+                if delivery == Delivery::Later {
+                    break;
+                }
+                let Some(control) = self.late[from].pop_front() else { break };
+                // What the protocol says may come twice: all but what adds up.
+                let repeated = !matches!(
+                    control,
+                    Control::Assign { .. } | Control::Ledger { .. } | Control::Watermark { .. }
+                );
+                match delivery {
+                    Delivery::Twice if repeated => self.frame(from, control.clone()),
+                    Delivery::Again if repeated => self.late[from].push_back(control.clone()),
+                    _ => {}
+                }
+                self.frame(from, control);
+            }
+        }
     }
 
     fn frame(&mut self, from: usize, control: Control) {

@@ -86,17 +86,22 @@ impl<R> Targets<R> {
     }
 }
 
-/// Estimates what a batch weighs: the size of its records, and for records that own memory what the first one would
-/// take on the wire, which is about what it owns. The batch itself counts too: a queue of batches of few records, or of
+/// Records of a batch whose size is looked at.
+const WEIGHED_MAX: usize = 16;
+
+/// Estimates what a batch weighs: the size of its records, and for records that own memory what a few of them, evenly
+/// spread, would take on the wire, which is about what they own. The batch itself counts too: a queue of batches of few records, or of
 /// records without size, takes memory as well.
 fn weigh<R: Record>(records: &[R]) -> u64 {
-    let mut each = size_of::<R>() as u64;
-    if std::mem::needs_drop::<R>() {
-        let first =
-            records.first().and_then(|first| postcard::experimental::serialized_size(first).ok());
-        each += first.unwrap_or(0) as u64;
+    let mut bytes = size_of_val(records) as u64;
+    if std::mem::needs_drop::<R>() && !records.is_empty() {
+        let sample = records.iter().step_by(records.len().div_ceil(WEIGHED_MAX));
+        let looked_at = sample.len() as u64;
+        let sizes = sample.map(|record| postcard::experimental::serialized_size(record));
+        let owned: u64 = sizes.map(|size| size.unwrap_or(0) as u64).sum();
+        bytes += owned * records.len() as u64 / looked_at;
     }
-    BATCH_BYTES + each * records.len() as u64
+    BATCH_BYTES + bytes
 }
 
 /// Builds a router.
@@ -159,6 +164,9 @@ mod tests {
     #[test]
     fn records_without_size_weigh_something_too() {
         assert!(weigh(&[()]) > 0);
+        let mixed: Vec<String> = (0..400).map(|i| "a".repeat(i % 10 * 100)).collect();
+        let owned: u64 = mixed.iter().map(|text| text.len() as u64).sum();
+        assert!((owned / 2..2 * owned).contains(&weigh(&mixed)), "{} for {owned}", weigh(&mixed));
         assert!(weigh(&["a".repeat(1000)]) > 1000 + weigh::<String>(&[]));
     }
 }

@@ -1,6 +1,7 @@
 //! What goes wrong in a simulation, and when: drawn from the seed.
 
 use super::Random;
+use super::reduce::{Fault, FaultKind, Reduction};
 use crate::runtime::driver::Request;
 
 /// Calls to storage that fail in a run, at the most.
@@ -37,6 +38,13 @@ pub(super) enum Death {
         /// Units: turns.
         within: u64,
     },
+    /// So many turns after a manifest was published, when there were so many before in this life.
+    AfterManifest {
+        /// Units: manifests.
+        count: u64,
+        /// Units: turns.
+        within: u64,
+    },
 }
 
 /// What may go wrong, and what is planned to.
@@ -57,6 +65,15 @@ pub(super) struct Faults {
     /// How many times the job is still to be stopped, and after how many turns the next time.
     stops: u32,
     stop: Option<u64>,
+    /// What was planned to happen, and did unless it is left out.
+    crashes_max: u32,
+    /// Whether a job that is stopped may be drained.
+    drains: bool,
+    /// Draws the deaths that are cruel on purpose.
+    harsh: Option<Random>,
+    reduction: Reduction,
+    counts: [u32; FaultKind::ALL.len()],
+    happened: Vec<Fault>,
 }
 
 impl Faults {
@@ -74,13 +91,63 @@ impl Faults {
             panic: None,
             stops: 0,
             stop: None,
+            crashes_max: 0,
+            drains: false,
+            harsh: None,
+            reduction: Reduction::default(),
+            counts: [0; FaultKind::ALL.len()],
+            happened: Vec::new(),
         }
     }
 
-    /// So many panics and stops.
-    pub(super) fn often(mut self, panics: u32, stops: u32) -> Self {
-        (self.panics, self.stops) = (panics, stops);
+    /// So many crashes, panics and stops.
+    pub(super) fn often(mut self, crashes: u32, panics: u32, stops: u32) -> Self {
+        (self.crashes_max, self.panics, self.stops) = (crashes, panics, stops);
         self
+    }
+
+    /// Whether half of the deaths are at moments that are known to be hard.
+    pub(super) fn harsh(mut self, harsh: bool) -> Self {
+        self.harsh = harsh.then(|| self.random.fork(7));
+        self
+    }
+
+    /// Whether a job that is stopped may be drained.
+    pub(super) fn drains(mut self, drains: bool) -> Self {
+        self.drains = drains;
+        self
+    }
+
+    /// Leaves out what is not to happen.
+    pub(super) fn reduced(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// A fault is due. Whether it happens, or is left out.
+    pub(super) fn happens(&mut self, kind: FaultKind, what: &str) -> bool {
+        let number = self.counts[kind as usize];
+        self.counts[kind as usize] += 1;
+        let happens = self.reduction.allows(kind, number);
+        if happens {
+            self.happened.push(Fault { kind, number, what: what.to_owned() });
+        }
+        happens
+    }
+
+    /// Whether anything of a kind may happen.
+    pub(super) fn allows(&self, kind: FaultKind) -> bool {
+        self.reduction.allows(kind, u32::MAX)
+    }
+
+    /// What has happened so far.
+    pub(super) fn happened(&self) -> &[Fault] {
+        &self.happened
+    }
+
+    /// Whether a further crash may be planned.
+    pub(super) fn mortal(&self) -> bool {
+        self.counts[FaultKind::Crash as usize] < self.crashes_max
     }
 
     /// Errors of storage and of commits, by their probabilities.
@@ -92,6 +159,14 @@ impl Faults {
     /// Plans a life. What is drawn covers the start, the middle and the end of a job: small numbers are as likely as
     /// large ones.
     pub(super) fn live(&mut self, mortal: bool) {
+        self.plan_death(mortal);
+        let random = &mut self.random;
+        self.freeze = random.chance(0.3).then(|| random.scaled(1, 1000));
+        self.stop = (self.stops > 0).then(|| random.scaled(1, 1500));
+        self.plan_panic();
+    }
+
+    fn plan_death(&mut self, mortal: bool) {
         let random = &mut self.random;
         self.death = match random.below(8) {
             _ if !mortal => Death::Never,
@@ -102,9 +177,25 @@ impl Faults {
             6 => Death::At(Moment::Task, random.scaled(1, 200)),
             _ => Death::AfterLast { within: random.scaled(1, 60) },
         };
-        self.freeze = random.chance(0.3).then(|| random.scaled(1, 1000));
-        self.stop = (self.stops > 0).then(|| random.scaled(1, 1500));
-        self.plan_panic();
+        if let Some(random) = self.harsh.as_mut().filter(|_| mortal)
+            && random.chance(0.6)
+        {
+            self.death = match random.below(8) {
+                // While it is built.
+                0 | 1 => Death::At(Moment::Turn, random.between(1, 8)),
+                // While it claims its attempt and restores.
+                2 => Death::At(Moment::StorageCall, random.scaled(1, 60)),
+                // Between publication and commit.
+                3 | 4 => {
+                    let count = random.scaled(1, 8);
+                    Death::AfterManifest { count, within: random.scaled(1, 30) }
+                }
+                // Amid several commits.
+                5 | 6 => Death::At(Moment::Commit, random.scaled(1, 12)),
+                // While it ends.
+                _ => Death::AfterLast { within: random.scaled(1, 30) },
+            };
+        }
     }
 
     /// A turn begins. Whether the job is asked to stop in it, and then whether at once.
@@ -116,12 +207,18 @@ impl Faults {
         }
         self.stop = None;
         self.stops -= 1;
-        Some(if self.random.chance(0.3) { Request::Cancel } else { Request::Stop { drain: false } })
+        let cancel = self.random.chance(0.3);
+        let drain = self.drains && self.random.fork(8).chance(0.5);
+        let request = if cancel { Request::Cancel } else { Request::Stop { drain } };
+        self.happens(FaultKind::Stop, &format!("{request:?}")).then_some(request)
     }
 
     /// Nothing goes wrong any more.
     pub(super) fn none(&mut self) {
-        *self = Self::new(self.random.clone());
+        self.death = Death::Never;
+        (self.panic, self.stop, self.freeze) = (None, None, None);
+        (self.crashes_max, self.panics, self.stops) = (0, 0, 0);
+        (self.storage_errors, self.commit_errors) = (0.0, 0.0);
     }
 
     fn plan_panic(&mut self) {
@@ -138,7 +235,7 @@ impl Faults {
     }
 
     /// Whether the process dies at this moment.
-    pub(super) fn dies(&mut self, moment: Moment) -> bool {
+    pub(super) fn dies(&mut self, moment: Moment, what: &str) -> bool {
         let Death::At(kind, count) = &mut self.death else { return false };
         // A manifest is published by a call to storage.
         let counts =
@@ -147,11 +244,25 @@ impl Faults {
             return false;
         }
         *count -= 1;
-        let dies = *count == 0;
-        if dies {
-            self.death = Death::Never;
+        if *count > 0 {
+            return false;
         }
-        dies
+        self.death = Death::Never;
+        if self.happens(FaultKind::Crash, what) {
+            return true;
+        }
+        self.plan_death(self.mortal());
+        false
+    }
+
+    /// A manifest is published.
+    pub(super) fn published(&mut self) {
+        if let Death::AfterManifest { count, within } = &mut self.death {
+            *count -= 1;
+            if *count == 0 {
+                self.death = Death::At(Moment::Turn, *within);
+            }
+        }
     }
 
     /// Whether the life that should die is only frozen, and for how many turns.
@@ -167,7 +278,7 @@ impl Faults {
     }
 
     /// Whether the thread panics at this moment.
-    pub(super) fn panics(&mut self, moment: Moment) -> bool {
+    pub(super) fn panics(&mut self, moment: Moment, what: &str) -> bool {
         let Some((kind, count)) = &mut self.panic else { return false };
         if *kind != moment {
             return false;
@@ -178,15 +289,15 @@ impl Faults {
             self.panics -= 1;
             self.plan_panic();
         }
-        panics
+        panics && self.happens(FaultKind::Panic, what)
     }
 
-    pub(super) fn storage_fails(&mut self) -> bool {
+    pub(super) fn storage_fails(&mut self, what: &str) -> bool {
         let fails = self.storage_errors_left > 0
             && self.storage_errors > 0.0
             && self.random.chance(self.storage_errors);
         self.storage_errors_left -= u32::from(fails);
-        fails
+        fails && self.happens(FaultKind::StorageError, what)
     }
 
     pub(super) fn commit_fails(&mut self) -> bool {
@@ -194,6 +305,6 @@ impl Faults {
             && self.commit_errors > 0.0
             && self.random.chance(self.commit_errors);
         self.commit_errors_left -= u32::from(fails);
-        fails
+        fails && self.happens(FaultKind::CommitError, "a commit fails")
     }
 }

@@ -1,5 +1,6 @@
 //! Running a whole job in a simulated machine.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -8,8 +9,10 @@ use std::time::Duration;
 
 use super::Random;
 use super::faults::Faults;
+use super::reduce::{self, Fault};
 use super::world::World;
 use crate::config::{JobConfig, RestartStrategy};
+use crate::format::{SectionHeader, SectionKind};
 use crate::ids::Name;
 use crate::job::execute::builder;
 use crate::job::{Job, JobError};
@@ -35,6 +38,10 @@ pub struct Simulation {
     stops: u32,
     storage_errors: f64,
     commit_errors: f64,
+    control_delay: f64,
+    control_twice: f64,
+    harsh: bool,
+    drains: bool,
     turns_max: u64,
     configure: Option<Configure>,
 }
@@ -57,6 +64,10 @@ impl Simulation {
             stops: 0,
             storage_errors: 0.0,
             commit_errors: 0.0,
+            control_delay: 0.0,
+            control_twice: 0.0,
+            harsh: false,
+            drains: false,
             turns_max: 60_000,
             configure: None,
         }
@@ -96,6 +107,14 @@ impl Simulation {
         self
     }
 
+    /// Whether some of the [stops](Self::stops) drain the job: event time moves to its end first. When such a job is
+    /// started again, further records with event time are late.
+    #[must_use]
+    pub fn drains(mut self, drains: bool) -> Self {
+        self.drains = drains;
+        self
+    }
+
     /// Lets calls to storage fail with this probability while the job runs: a full disk, or an error that leaves in
     /// doubt whether the call had an effect.
     #[must_use]
@@ -108,6 +127,22 @@ impl Simulation {
     #[must_use]
     pub fn commit_errors(mut self, probability: f64) -> Self {
         self.commit_errors = probability;
+        self
+    }
+
+    /// Lets control messages between workers be late and come twice, with these probabilities. Those of one worker to
+    /// another keep their order, as the transport promises; a late one keeps all behind it waiting.
+    #[must_use]
+    pub fn control_faults(mut self, delayed: f64, repeated: f64) -> Self {
+        (self.control_delay, self.control_twice) = (delayed, repeated);
+        self
+    }
+
+    /// Whether most [crashes](Self::crashes) strike where it is hard: while the job is built and restored, between the
+    /// publication of a checkpoint and its commits, amid several commits, while the job ends.
+    #[must_use]
+    pub fn harsh(mut self, harsh: bool) -> Self {
+        self.harsh = harsh;
         self
     }
 
@@ -135,7 +170,10 @@ impl Simulation {
         let memory = MemoryStorage::new();
         let counters = Arc::new(Counters::default());
         let faults = Faults::new(random.fork(1))
-            .often(self.panics, self.stops)
+            .often(self.crashes, self.panics, self.stops)
+            .harsh(self.harsh)
+            .drains(self.drains)
+            .reduced(reduce::current())
             .errors(self.storage_errors, self.commit_errors);
         let world = World::new(
             random.fork(2),
@@ -144,6 +182,7 @@ impl Simulation {
             Arc::clone(&counters),
             memory.clone(),
         );
+        world.disturb_control(random.fork(5), self.control_delay, self.control_twice);
         let build = builder(build);
         let mut lives = Lives {
             config: draw_config(&mut random.fork(3)),
@@ -152,6 +191,7 @@ impl Simulation {
             memory,
             counters,
             crashes: Vec::new(),
+            restores: Vec::new(),
             frozen: Vec::new(),
             simulation: self,
         };
@@ -175,6 +215,7 @@ struct Lives {
     memory: MemoryStorage,
     counters: Arc<Counters>,
     crashes: Vec<String>,
+    restores: Vec<Restore>,
     /// Processes that stand still.
     frozen: Vec<JoinHandle<std::thread::Result<Result<(), Failure>>>>,
 }
@@ -182,7 +223,7 @@ struct Lives {
 impl Lives {
     fn run(&mut self, build: &Arc<Build>) -> Result<(), JobError> {
         loop {
-            let mortal = self.crashes.len() < self.simulation.crashes as usize;
+            let mortal = self.world.mortal();
             if let Some(result) = self.live(mortal, build) {
                 return result;
             }
@@ -197,6 +238,7 @@ impl Lives {
         if let Some(configure) = &self.simulation.configure {
             configure(&mut config);
         }
+        self.restores.extend(self.restore(config.workers));
         let running = Running::default();
         let life = self.world.live(mortal, config.checkpoints.writer_threads, &running);
         let storage = FaultStorage::new(Arc::new(self.memory.clone()), {
@@ -227,13 +269,29 @@ impl Lives {
         let result = process.join().expect("the panics of a process are caught");
         if how.is_some() {
             let end = || Err(JobError::refused("the simulation was ended"));
-            return (!self.world.tell().unexpected.is_empty()).then(end);
+            return self.world.has_failed().then(end);
         }
         match result {
             Ok(Ok(())) if stopped => None,
             Ok(result) => Some(result.map_err(JobError::from)),
             Err(panic) => resume_unwind(panic),
         }
+    }
+
+    /// What a life of so many workers finds to restore.
+    fn restore(&self, workers: usize) -> Option<Restore> {
+        let storage: Arc<dyn CheckpointStorage> = Arc::new(self.memory.clone());
+        let store = JobStore::new(storage, self.config.name.clone());
+        let manifest = store.load(store.newest().ok()??).ok()?;
+        let mut in_flight = BTreeMap::new();
+        let sections = manifest.parts.iter().flat_map(|part| &part.sections);
+        for section in sections {
+            let SectionHeader { operator, state, kind, .. } = &section.header;
+            if *kind == SectionKind::ChannelLog && state.as_str() == "in-flight" {
+                *in_flight.entry(operator.to_string()).or_default() += section.entries;
+            }
+        }
+        Some(Restore { workers_before: manifest.parallelism as usize, workers, in_flight })
     }
 
     /// Lets the frozen lives go on to their end.
@@ -247,6 +305,7 @@ impl Lives {
 
     fn outcome(self, result: Result<(), JobError>) -> Outcome {
         let told = self.world.tell();
+        reduce::happened(&told.faults);
         let storage: Arc<dyn CheckpointStorage> = Arc::new(self.memory);
         let store = JobStore::new(storage, self.config.name.clone());
         let leftovers = match store.unreachable() {
@@ -267,6 +326,8 @@ impl Lives {
             unexpected: told.unexpected,
             leftovers,
             store,
+            faults: told.faults.iter().map(Fault::to_string).collect(),
+            restores: self.restores,
             lines: told.trace.lines().to_vec(),
         }
     }
@@ -301,6 +362,18 @@ fn draw_config(random: &mut Random) -> JobConfig {
     config
 }
 
+/// What a life of the simulated process found in storage when it began. Restarts in place are not among them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Restore {
+    /// The number of workers that took the checkpoint.
+    pub workers_before: usize,
+    /// The number of workers that restore it.
+    pub workers: usize,
+    /// Records that the checkpoint found on their way, by the names of their channels; none are not listed.
+    pub in_flight: BTreeMap<String, u64>,
+}
+
 /// What came of a simulation.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -331,6 +404,10 @@ pub struct Outcome {
     pub leftovers: Vec<String>,
     /// The job's checkpoints.
     pub store: JobStore,
+    /// What went wrong, in order, as the faults are called in a schedule; see [`each_seed`](super::each_seed).
+    pub faults: Vec<String>,
+    /// What each life of the process found to restore.
+    pub restores: Vec<Restore>,
     /// What happened, for people, if `HIGHWATER_TRACE` is set.
     lines: Vec<String>,
 }

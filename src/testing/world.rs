@@ -24,14 +24,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Random;
+use super::control::ControlFaults;
 use super::faults::{Faults, Moment};
+use super::reduce::{Fault, FaultKind};
 use super::trace::Trace;
 use crate::format::manifest::Manifest;
 use crate::runtime::attempt::Running;
 use crate::runtime::clock::Clock;
 use crate::runtime::context::Failure;
 use crate::runtime::counters::Counters;
-use crate::runtime::driver::Turns;
+use crate::runtime::driver::{Delivery, Turns};
 use crate::runtime::executor::{Executor, Lane};
 use crate::storage::fault::{FaultAction, FaultOp, FaultPoint};
 use crate::storage::{BlobPath, CheckpointStorage, MemoryStorage};
@@ -77,6 +79,8 @@ pub(super) struct World {
     counters: Arc<Counters>,
     /// What is on the disk, beyond all faults.
     storage: MemoryStorage,
+    /// Whether panics of workers are of no interest to anybody.
+    pub(super) quiet: bool,
 }
 
 struct SeatState {
@@ -127,6 +131,7 @@ struct State {
     manifest: Option<BlobPath>,
     unexpected: Vec<String>,
     trace: Trace,
+    control: Option<ControlFaults>,
 }
 
 /// What became of a run, beside its result.
@@ -135,6 +140,7 @@ pub(super) struct Told {
     pub(super) turns: u64,
     pub(super) now: Duration,
     pub(super) unexpected: Vec<String>,
+    pub(super) faults: Vec<Fault>,
 }
 
 impl World {
@@ -167,8 +173,28 @@ impl World {
             manifest: None,
             unexpected: Vec::new(),
             trace: Trace::new(),
+            control: None,
         };
-        Arc::new(Self { state: Mutex::new(state), lives: Condvar::new(), counters, storage })
+        let (state, quiet) = (Mutex::new(state), super::reduce::is_quiet());
+        Arc::new(Self { state, lives: Condvar::new(), counters, storage, quiet })
+    }
+
+    /// Lets control frames be late with one probability, and come twice with another.
+    pub(super) fn disturb_control(&self, random: Random, delay: f64, twice: f64) {
+        let mut state = self.state();
+        let delay = if state.faults.allows(FaultKind::ControlDelay) { delay } else { 0.0 };
+        let twice = if state.faults.allows(FaultKind::ControlTwice) { twice } else { 0.0 };
+        state.control = (delay + twice > 0.0).then(|| ControlFaults::new(random, delay, twice));
+    }
+
+    /// Whether anything has failed that nobody had injected.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.state().unexpected.is_empty()
+    }
+
+    /// Whether a further life may be killed.
+    pub(super) fn mortal(&self) -> bool {
+        self.state().faults.mortal()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -202,7 +228,11 @@ impl World {
 
     /// From here on nothing goes wrong any more.
     pub(super) fn heal(&self) {
-        self.state().faults.none();
+        let mut state = self.state();
+        state.faults.none();
+        if let Some(control) = &mut state.control {
+            control.none();
+        }
     }
 
     /// Lets the frozen lives go on, and kills them at last. The job has ended.
@@ -215,8 +245,16 @@ impl World {
     }
 
     pub(super) fn tell(&self) -> Told {
-        let state = self.state();
+        let mut state = self.state();
+        if let Some(control) = &state.control {
+            for (kind, count) in control.counts() {
+                if count > 0 {
+                    state.faults.happens(kind, &format!("{count} times"));
+                }
+            }
+        }
         Told {
+            faults: state.faults.happened().to_vec(),
             trace: state.trace.clone(),
             turns: state.turns,
             now: state.now,
@@ -404,8 +442,12 @@ impl Life {
         }
         let is_manifest = point.op == FaultOp::Create && path.ends_with("/manifest");
         let moment = if is_manifest { Moment::Manifest } else { Moment::StorageCall };
-        if state.faults.dies(moment) {
-            state = self.die(state, seat, format!("at {:?} {path}", point.op));
+        let mut how = format!("at {:?} {path}", point.op);
+        if self.is_building(&state) {
+            how.push_str(", while the job is built");
+        }
+        if state.faults.dies(moment, &how) {
+            state = self.die(state, seat, how);
             return match state.lives[self.number].killed {
                 Some(_) => dead(state),
                 None => FaultAction::Proceed,
@@ -419,7 +461,7 @@ impl Life {
         let running = !seats.is_empty() && seats.iter().all(|seat| seat.built && !seat.left);
         if !running
             || matches!(point.op, FaultOp::Open | FaultOp::ReadAt)
-            || !state.faults.storage_fails()
+            || !state.faults.storage_fails(&format!("{:?} {path}", point.op))
         {
             return FaultAction::Proceed;
         }
@@ -441,9 +483,9 @@ impl Seat {
         state.trace.event(2, &[moment as u64]);
         state.trace.note(|| format!("  {what}"));
         if state.is_newest(life.number) && state.lives[life.number].killed.is_none() {
-            if state.faults.dies(moment) {
+            if state.faults.dies(moment, what) {
                 state = life.die(state, Some(self.number), what.to_owned());
-            } else if state.faults.panics(moment) {
+            } else if state.faults.panics(moment, what) {
                 state.trace.note(|| format!("  panic: {what}"));
                 drop(state);
                 panic_quietly();
@@ -453,6 +495,16 @@ impl Seat {
         if state.lives[life.number].killed.is_some() {
             dead(state);
         }
+    }
+
+    /// Lets time pass.
+    pub(super) fn work(&self, duration: Duration) {
+        self.life.world.state().now += duration;
+    }
+
+    /// Whether nobody wants to hear of panics.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.life.world.quiet
     }
 
     /// Whether a commit is to fail.
@@ -505,11 +557,15 @@ impl Turns for Life {
             state.kill(self.number, "since it does not end".to_owned());
             return false;
         }
-        if state.manifest.take().is_some_and(|path| self.world.is_last(&path)) {
-            state.faults.last_published();
+        if let Some(path) = state.manifest.take() {
+            if self.world.is_last(&path) {
+                state.faults.last_published();
+            }
+            state.faults.published();
         }
-        if state.faults.dies(Moment::Turn) {
-            let how = format!("at turn {}", state.turns);
+        let built = if self.is_building(&state) { ", while the job is built" } else { "" };
+        let how = format!("at turn {}{built}", state.turns);
+        if state.faults.dies(Moment::Turn, &how) {
             state = self.die(state, Some(number), how);
             return state.lives[self.number].killed.is_none();
         }
@@ -518,7 +574,7 @@ impl Turns for Life {
             state.trace.note(|| format!("{request:?} is requested"));
             state.lives[self.number].running.request(request);
         }
-        if state.faults.panics(Moment::Turn) {
+        if state.faults.panics(Moment::Turn, &how) {
             drop(state);
             panic_quietly();
         }
@@ -595,6 +651,19 @@ impl Turns for Life {
         }
     }
 
+    fn disturbs_control(&self) -> bool {
+        self.world.state().control.is_some()
+    }
+
+    fn deliver(&self, worker: usize, from: usize) -> Delivery {
+        let mut state = self.world.state();
+        let (to, from) = (self.seat(&state, worker), self.seat(&state, from));
+        let State { control: Some(control), trace, turns, .. } = &mut *state else {
+            return Delivery::Now;
+        };
+        control.deliver(to, from, *turns, trace)
+    }
+
     fn random(&self) -> f64 {
         let mut state = self.world.state();
         if self.is_aside(&state) { 0.5 } else { state.random.unit() }
@@ -602,6 +671,14 @@ impl Turns for Life {
 }
 
 impl Life {
+    /// Whether not all workers of the life have been built yet.
+    fn is_building(&self, state: &State) -> bool {
+        let life = &state.lives[self.number];
+        let mut seats = state.seats[life.first_seat..].iter();
+        life.first_seat == state.seats.len()
+            || seats.any(|seat| seat.life == self.number && !seat.built)
+    }
+
     /// Whether the calling thread runs beside the baton, in a life that others have taken the place of: it must not
     /// change anything any more.
     fn is_aside(&self, state: &State) -> bool {

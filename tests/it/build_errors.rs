@@ -108,3 +108,10 @@ fn a_source_that_is_not_there_is_named_with_its_operator() {
     .to_string();
     assert!(text.contains("lines") && text.contains("none/*.txt"), "{text}");
 }
+
+#[test]
+fn a_program_that_panics_while_it_builds_the_job_for_the_first_time_is_not_restarted() {
+    crate::support::quiet_panics();
+    let text = refused(|_| panic!("no such table"));
+    assert!(text.contains("the building of the job") && text.contains("no such table"), "{text}");
+}

@@ -16,4 +16,5 @@ mod restore;
 mod savepoints;
 mod storage_faults;
 mod support;
+mod unaligned;
 mod watchdog;

@@ -9,12 +9,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use highwater::format::{SectionHeader, SectionKind};
 use highwater::ids::Name;
 use highwater::network::Secret;
 use highwater::storage::{JobStore, LocalStorage};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::program::{ASK, Args, JOB};
+use crate::program::{ASK, Args, JOB, Shape};
 
 /// A wait that takes longer than this is a failure.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -36,13 +37,22 @@ impl Bench {
         let root = tempfile::tempdir().unwrap();
         let per_second = 20_000;
         let output = root.path().join("output");
-        let args = Args { records: per_second * seconds, per_second, keys: 500, output };
+        let shape = Shape::default();
+        let args = Args { records: per_second * seconds, per_second, keys: 500, output, shape };
         let flags = ["--checkpoint-interval", "50ms", "--log", "warn,highwater=info"];
         let mut flags: Vec<OsString> = flags.map(OsString::from).to_vec();
         flags.extend(["--checkpoint-dir".into(), root.path().join("checkpoints").into()]);
         // So that parts are files of their own.
         flags.extend(["--inline-bytes-max".into(), "1KiB".into()]);
         Self { root, args, flags }
+    }
+
+    /// A job whose operators are slow, so that barriers overtake what waits in its channels. How long it takes depends on
+    /// how many workers share the work.
+    pub fn unaligned(shape: Shape, records: u64) -> Self {
+        let mut bench = Self::new(1);
+        bench.args = Args { records, keys: 50, shape, ..bench.args };
+        bench.flag("--alignment-timeout", "0s").flag("--in-flight-bytes-max", "32KiB")
     }
 
     pub fn path(&self, below: &str) -> PathBuf {
@@ -108,6 +118,24 @@ impl Bench {
         wait_until("a checkpoint is complete", || self.newest() > before);
     }
 
+    /// What the newest complete checkpoint holds of each channel. Units: records.
+    pub fn logged(&self) -> BTreeMap<String, u64> {
+        let mut logs = BTreeMap::new();
+        let Some(store) = self.store() else { return logs };
+        // It may be deleted while we look: then there is a newer one, and it is somebody else's turn to look.
+        let Some(manifest) = store.newest().ok().flatten().and_then(|epoch| store.load(epoch).ok())
+        else {
+            return logs;
+        };
+        for section in manifest.parts.into_iter().flat_map(|part| part.sections) {
+            let SectionHeader { operator, state, kind, .. } = section.header;
+            if kind == SectionKind::ChannelLog && state.as_str() == "in-flight" {
+                *logs.entry(operator.to_string()).or_default() += section.entries;
+            }
+        }
+        logs
+    }
+
     /// How many attempts were claimed.
     pub fn attempts(&self) -> u64 {
         let claims = fs::read_dir(self.checkpoints().join(JOB).join("attempts"));
@@ -132,6 +160,13 @@ impl Bench {
             Secret::generate_file(&path).unwrap();
         }
         path
+    }
+
+    /// Number of lines that are committed.
+    pub fn lines(&self) -> u64 {
+        let files = fs::read_dir(&self.args.output).unwrap().map(|entry| entry.unwrap().path());
+        let texts = files.filter(|path| path.is_file()).map(|path| read(&path));
+        texts.map(|text| text.lines().count() as u64).sum()
     }
 
     /// Everything that must be true of a job that has come to its end.

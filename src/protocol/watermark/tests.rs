@@ -36,6 +36,15 @@ fn a_monotonic_split_promises_its_last_timestamp_less_one() {
 }
 
 #[test]
+fn a_record_at_the_end_of_time_does_not_end_event_time() {
+    let mut watermarks = fresh(&WatermarkStrategy::monotonic(), 1);
+    watermarks.observe(0, [i64::MAX], at(0));
+    assert!(event_coordinate(watermarks.advance(at(0))) < i64::MAX);
+    watermarks.finish(0);
+    assert_eq!(event_coordinate(watermarks.advance(at(1))), i64::MAX, "the end of the input does");
+}
+
+#[test]
 fn a_bounded_split_allows_for_disorder() {
     let mut watermarks = fresh(&WatermarkStrategy::bounded(Duration::from_micros(4_500)), 1);
     watermarks.observe(0, [100], at(0));
