@@ -209,7 +209,14 @@ pub(crate) fn claim(
     let continued = restored.as_ref().filter(|(restored, outside)| {
         !outside && retained.last() == Some(&restored.manifest().epoch)
     });
-    let lineage = continued.map_or(claim.lineage(), |(restored, _)| restored.manifest().lineage);
+    let outside = restored.as_ref().is_some_and(|(_, outside)| *outside);
+    let lineage = match continued {
+        Some((restored, _)) => restored.manifest().lineage,
+        // Another directory counts its attempts for itself: its lineages may be those of this one, and its transactions,
+        // which sinks know by lineage, attempt and epoch, must not be taken for ours.
+        None if outside => foreign_lineage(env),
+        None => claim.lineage(),
+    };
     let start = Start {
         attempt: claim.attempt(),
         lineage,
@@ -587,7 +594,13 @@ pub(crate) fn announce(start: &Start, restored: Option<&Restored>) {
     }
 }
 
-/// A number from 0 to 1, for jitter. The standard library's hasher keys are random.
+/// A lineage that no directory has, as good as certainly: above all that are numbers of attempts, and drawn.
+fn foreign_lineage(env: &Environment) -> Lineage {
+    let drawn = env.turns.as_ref().map_or_else(random, |turns| turns.random());
+    Lineage((1 << 53) + (drawn * (1_u64 << 53) as f64) as u64)
+}
+
+/// A number from 0 to 1, for jitter and lineages. The standard library's hasher keys are random.
 fn random() -> f64 {
     use std::hash::{BuildHasher, Hasher};
     let bits = std::hash::RandomState::new().build_hasher().finish();
