@@ -364,7 +364,10 @@ impl Report for DeleteReport {
 }
 
 /// Columns under headings; `>` before a heading aligns its column to the right.
-fn table<const N: usize>(headings: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+pub(super) fn table<const N: usize>(
+    headings: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(headings.map(|heading| heading.trim_start_matches('>')));
@@ -381,7 +384,7 @@ fn table<const N: usize>(headings: [&str; N], rows: impl Iterator<Item = [String
 
 /// The text in one line, without what a terminal would take for a command: it may come from a
 /// damaged file.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -13,6 +13,7 @@ mod hostfile;
 mod layers;
 mod logging;
 mod options;
+mod plan;
 mod print;
 mod program;
 mod progress;

@@ -66,8 +66,11 @@ pub(crate) const CONFIG_VARIABLE: &str = "HIGHWATER_CONFIG";
 /// their own.
 pub(crate) const SUPERVISED_VARIABLE: &str = "HIGHWATER_SUPERVISED";
 
+/// Set by `highwater restore-plan`: the program only says what a restore of the checkpoint at this path would do.
+pub(crate) const PLAN_VARIABLE: &str = "HIGHWATER_RESTORE_PLAN";
+
 /// Variables that are ours, but no settings.
-pub(crate) const OTHER_VARIABLES: [&str; 2] = [CONFIG_VARIABLE, SUPERVISED_VARIABLE];
+pub(crate) const OTHER_VARIABLES: [&str; 3] = [CONFIG_VARIABLE, SUPERVISED_VARIABLE, PLAN_VARIABLE];
 
 /// What a supervisor tells the processes that it starts, by variables that win over their flags.
 pub(crate) const SUPERVISOR_DECIDES: [&str; 5] =

@@ -34,6 +34,18 @@ enum ToolCommand {
     /// Ask a running job for a savepoint
     #[command(subcommand)]
     Savepoint(SavepointCommand),
+    /// Show what a program would restore from a checkpoint or a savepoint, without starting the job; exit with 1 if it
+    /// would not start
+    RestorePlan {
+        /// Directory of a checkpoint or a savepoint
+        path: PathBuf,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+        /// The program and its arguments
+        #[arg(required = true, last = true, value_name = "PROGRAM")]
+        program: Vec<OsString>,
+    },
     /// Look into the state of a checkpoint or a savepoint
     #[command(subcommand)]
     State(StateCommand),
@@ -194,6 +206,8 @@ pub(crate) enum ToolError {
          start; if that is what you want, say --force"
     )]
     Newest { job: Name, id: Epoch },
+    #[error("there is no plan: {why}")]
+    NoPlan { why: String },
     #[error("there is no savepoint: {why}")]
     NoSavepoint { why: String },
     #[error(
@@ -247,6 +261,12 @@ fn execute(command: ToolCommand) -> Result<ExitCode, ToolError> {
             let report = savepoint(&place.dir, place.job.as_ref(), &to, stop, timeout)?;
             show(place.json, &report);
             Ok(ExitCode::SUCCESS)
+        }
+        ToolCommand::RestorePlan { path, json, program } => {
+            let plan = super::plan::ask(&path, &program)?;
+            show(json, &plan);
+            let starts = plan.problems.is_empty();
+            Ok(if starts { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         ToolCommand::State(StateCommand::Ls { path, json }) => {
             show(json, &states::states(&path)?);

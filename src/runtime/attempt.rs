@@ -313,6 +313,7 @@ pub(crate) fn run_attempt(
         store: store.clone(),
         durable: config.durable(),
         restored,
+        planning: false,
     });
     env.counters.begin_attempt(&shared.ledger);
     let executor = Arc::clone(&shared.executor);

@@ -44,6 +44,8 @@ pub(crate) struct AttemptShared {
     /// Whether snapshots are written at all: not if the job has neither a directory nor an interval.
     pub(crate) durable: bool,
     pub(crate) restored: Option<Restored>,
+    /// The dataflow is only built, to see what state it declares: sources and sinks touch nothing.
+    pub(crate) planning: bool,
 }
 
 /// Writes one section on a snapshot thread.
@@ -189,6 +191,8 @@ pub(crate) struct WorkerContext {
     finished_sources: Cell<usize>,
     pub(crate) channels: RefCell<Vec<Rc<dyn ChannelControl>>>,
     pub(crate) sinks: RefCell<Vec<Rc<dyn SinkControl>>>,
+    /// The states that the dataflow declares, once it is built.
+    pub(crate) declared: RefCell<Vec<SectionHeader>>,
     pub(crate) outgoing: RefCell<Vec<(Option<usize>, Control)>>,
     failure: RefCell<Option<Failure>>,
     /// The epoch that the final checkpoint closes, while one is in progress or complete.
@@ -235,6 +239,7 @@ impl WorkerContext {
             finished_sources: Cell::new(0),
             channels: RefCell::default(),
             sinks: RefCell::default(),
+            declared: RefCell::default(),
             outgoing: RefCell::default(),
             failure: RefCell::default(),
             final_epoch: Cell::new(None),

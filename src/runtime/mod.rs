@@ -21,6 +21,7 @@ pub mod keyed;
 pub(crate) mod ledger;
 pub(crate) mod mailbox;
 pub(crate) mod pace;
+pub(crate) mod plan;
 pub(crate) mod pool;
 pub(crate) mod restore;
 pub(crate) mod router;

@@ -145,6 +145,20 @@ impl Restored {
         parts.flat_map(|part| part.sections.iter().map(|section| &section.header))
     }
 
+    /// What the checkpoint holds of a state that the program declares.
+    pub(crate) fn held(&self, wanted: &SectionHeader) -> Option<&SectionHeader> {
+        self.sections().find(|header| self.identity(header) == declared_identity(wanted))
+    }
+
+    /// What the checkpoint holds that the program does not declare.
+    pub(crate) fn not_in<'a>(
+        &'a self,
+        declared: &'a [SectionHeader],
+    ) -> impl Iterator<Item = &'a SectionHeader> {
+        let wanted: BTreeSet<Identity<'_>> = declared.iter().map(declared_identity).collect();
+        self.sections().filter(move |header| !wanted.contains(&self.identity(header)))
+    }
+
     /// Checks that the checkpoint holds the same kind of state as the program declares; says whether it holds it.
     ///
     /// # Errors

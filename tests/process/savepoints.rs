@@ -9,10 +9,11 @@ use serde_json::Value;
 
 use crate::Test;
 use crate::program::JOB;
-use crate::support::{Bench, TOOL, send, wait_until};
+use crate::support::{Bench, TOOL, files_below, send, wait_until};
 
 pub const TESTS: &[Test] = &[
     ("a_savepoint_of_two_processes_is_restored_after_a_kill_at_other_parallelism", restored),
+    ("a_restore_plan_says_what_would_become_of_each_state_and_touches_nothing", plan),
     ("the_tool_says_why_there_is_no_savepoint", refused),
 ];
 
@@ -110,6 +111,51 @@ fn restored() {
     let entries: u64 = dumped.iter().map(|line| line["entries"].as_u64().unwrap()).sum();
     assert_eq!(entries, bench.args.keys);
     assert!(dumped.iter().all(|line| !line["hex"].as_str().unwrap().is_empty()));
+}
+
+fn plan() {
+    let bench = Bench::new(1);
+    bench.start(bench.program(&["-w", "2"]), "log").succeeds();
+    let newest = bench.checkpoints().join(JOB).join(format!("chk/{}", bench.newest()));
+    let everything = || {
+        let files = files_below(&bench.checkpoints()).into_iter();
+        let files: Vec<_> = files.chain(files_below(&bench.args.output)).collect();
+        files.into_iter().map(|file| (fs::read(&file).unwrap(), file)).collect::<Vec<_>>()
+    };
+    let before = everything();
+    let plan = |json: bool, more: &[&str]| {
+        let mut command = Command::new(TOOL);
+        command.arg("restore-plan").arg(&newest).args(json.then_some("--json")).arg("--");
+        command.arg(std::env::current_exe().unwrap()).args(bench.args.to_arguments());
+        command.args(&bench.flags).args(more).env(crate::program::ASK, "1").output().unwrap()
+    };
+    let actions = |output: &Output| {
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let states = plan["states"].as_array().unwrap().clone();
+        let action = |state: &Value| {
+            let text = |key: &str| state[key].as_str().unwrap_or("-").to_owned();
+            format!("{} {} {}", text("action"), text("operator"), text("renamed_from"))
+        };
+        (states.iter().map(action).collect::<Vec<_>>(), plan["problems"].clone())
+    };
+    let fits = plan(true, &[]);
+    assert_eq!(fits.status.code(), Some(0), "{}", text(&fits.stderr));
+    let (states, problems) = actions(&fits);
+    for operator in ["numbers", "count", "counts"] {
+        assert!(states.contains(&format!("map {operator} -")), "{states:?}");
+    }
+    assert_eq!(problems.as_array().unwrap().len(), 0);
+
+    // The checkpoint's `count` becomes an operator that the program does not have.
+    let renamed = plan(true, &["--rename-state", "count=totals"]);
+    assert_eq!(renamed.status.code(), Some(1));
+    let (states, problems) = actions(&renamed);
+    assert!(states.contains(&"new count -".to_owned()), "{states:?}");
+    assert!(states.iter().any(|state| state.starts_with("drop ")), "{states:?}");
+    assert!(problems.to_string().contains("--allow-dropped-state"), "{problems}");
+    let table = text(&plan(false, &["--max-parallelism", "64"]).stdout);
+    assert!(table.contains("would NOT start") && table.contains("128"), "{table}");
+    assert!(before == everything(), "it has touched something");
 }
 
 fn refused() {
