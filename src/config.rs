@@ -111,6 +111,9 @@ pub struct RestoreConfig {
     pub allow_dropped_state: bool,
     /// Whether operators that the checkpoint does not know may start empty.
     pub allow_new_state: bool,
+    /// Operators that have another name now: the name in the checkpoint, and the program's. No name is both, and no two
+    /// become the same.
+    pub renamed: BTreeMap<Name, Name>,
 }
 
 /// Which checkpoint a job starts from.
@@ -192,6 +195,7 @@ impl JobConfig {
                 from: RestoreFrom::Newest,
                 allow_dropped_state: false,
                 allow_new_state: false,
+                renamed: BTreeMap::new(),
             },
             restart: RestartStrategy::default(),
             flow: FlowConfig {

@@ -8,6 +8,7 @@
 //! ```text
 //! setup KEY=VALUE ...                 a new coordinator; keys as in `setup` below
 //! TIME tick | trigger | cancel | stop | drain
+//! TIME savepoint REQUEST | stop-savepoint REQUEST | drain-savepoint REQUEST
 //! TIME ack EPOCH WORKER | published EPOCH | reserved END
 //! TIME finished WORKER | committed WORKER EPOCH
 //! TIME decline EPOCH WORKER REASON | publish-failed EPOCH REASON | reserve-failed REASON
@@ -162,6 +163,13 @@ fn event(text: &str) -> Option<Event<String>> {
         }
         ["stop"] => Event::Stop { drain: false },
         ["drain"] => Event::Stop { drain: true },
+        ["savepoint", request] => Event::Savepoint { request: request.parse().ok()? },
+        ["stop-savepoint", request] => {
+            Event::StopWithSavepoint { request: request.parse().ok()?, drain: false }
+        }
+        ["drain-savepoint", request] => {
+            Event::StopWithSavepoint { request: request.parse().ok()?, drain: true }
+        }
         ["cancel"] => Event::Cancel,
         _ => return None,
     })
@@ -172,6 +180,7 @@ fn reason(words: &[&str], worker: Option<usize>) -> Option<AbortReason> {
     Some(match (words, worker) {
         (["superseded", by], _) => AbortReason::Superseded { by: epoch(by)? },
         (["fenced", by], _) => AbortReason::Fenced { by: Attempt(by.parse().ok()?) },
+        (["savepoint", why @ ..], None) => AbortReason::Savepoint { why: why.join(" ") },
         (["not-ready"], Some(worker)) => {
             AbortReason::NotReady { worker, why: "starting".to_owned() }
         }
@@ -200,10 +209,17 @@ fn show(effect: &Effect<String>, answer: &mut String) {
     };
     let last = |last: &bool| if *last { " last" } else { "" };
     match effect {
-        Effect::Begin { epoch, last: l } => writeln!(answer, "begin {epoch}{}", last(l)),
-        Effect::Publish { epoch, last: l, parts } => {
+        Effect::Begin { epoch, last: l, savepoint } => {
+            let savepoint = if *savepoint { " savepoint" } else { "" };
+            writeln!(answer, "begin {epoch}{}{savepoint}", last(l))
+        }
+        Effect::SavepointFailed { request, reason } => {
+            writeln!(answer, "savepoint {request} failed: {reason}")
+        }
+        Effect::Publish { epoch, last: l, savepoint, parts } => {
             let parts: Vec<String> = parts.iter().map(|(w, part)| format!("{w}:{part}")).collect();
-            writeln!(answer, "publish {epoch}{} parts {}", last(l), parts.join(" "))
+            let savepoint = savepoint.map_or(String::new(), |it| format!(" savepoint {it}"));
+            writeln!(answer, "publish {epoch}{}{savepoint} parts {}", last(l), parts.join(" "))
         }
         Effect::Complete { epoch, last: l } => writeln!(answer, "complete {epoch}{}", last(l)),
         Effect::Abort { epoch, reason } => writeln!(answer, "abort {epoch}: {reason}"),

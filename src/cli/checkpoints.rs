@@ -250,7 +250,7 @@ impl Report for ShowReport {
         );
         if !self.states.is_empty() {
             text.push('\n');
-            text.push_str(&self.state_table());
+            text.push_str(&state_table(&self.states));
         }
         match &self.timings {
             Some(timings) => text.push_str(&timings.text()),
@@ -260,21 +260,19 @@ impl Report for ShowReport {
     }
 }
 
-impl ShowReport {
-    fn state_table(&self) -> String {
-        let rows = self.states.iter().map(|row| {
-            let version = row.type_version;
-            [
-                row.operator.clone(),
-                row.state.clone(),
-                row.kind.clone(),
-                format!("{} v{version}", printable(&row.type_name)),
-                row.entries.to_string(),
-                short_size(row.size_bytes),
-            ]
-        });
-        table(["OPERATOR", "STATE", "KIND", "TYPE", ">ENTRIES", ">SIZE"], rows)
-    }
+pub(super) fn state_table(states: &[StateRow]) -> String {
+    let rows = states.iter().map(|row| {
+        let version = row.type_version;
+        [
+            row.operator.clone(),
+            row.state.clone(),
+            row.kind.clone(),
+            format!("{} v{version}", printable(&row.type_name)),
+            row.entries.to_string(),
+            short_size(row.size_bytes),
+        ]
+    });
+    table(["OPERATOR", "STATE", "KIND", "TYPE", ">ENTRIES", ">SIZE"], rows)
 }
 
 impl Timings {
@@ -366,7 +364,10 @@ impl Report for DeleteReport {
 }
 
 /// Columns under headings; `>` before a heading aligns its column to the right.
-fn table<const N: usize>(headings: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+pub(super) fn table<const N: usize>(
+    headings: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(headings.map(|heading| heading.trim_start_matches('>')));
@@ -383,7 +384,7 @@ fn table<const N: usize>(headings: [&str; N], rows: impl Iterator<Item = [String
 
 /// The text in one line, without what a terminal would take for a command: it may come from a
 /// damaged file.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

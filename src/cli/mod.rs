@@ -13,13 +13,16 @@ mod hostfile;
 mod layers;
 mod logging;
 mod options;
+mod plan;
 mod print;
 mod program;
 mod progress;
 mod resolve;
 mod restart;
+mod savepoints;
 mod settings;
 mod sources;
+mod states;
 #[cfg(test)]
 mod test_support;
 #[cfg(test)]

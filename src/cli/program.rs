@@ -8,9 +8,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::cli::plan::plan_line;
+use crate::cli::settings::PLAN_VARIABLE;
 use crate::cli::{CliError, NoArgs, ProgressMode, ProgressPrinter, ProgressSample, Resolved};
 use crate::ids::Attempt;
-use crate::job::execute::{RunRecord, execute_in_run};
+use crate::job::execute::{RunRecord, builder, execute_in_run};
 use crate::job::{Job, JobError, JobHandle};
 use crate::runtime::context::FailureKind;
 use crate::runtime::describe;
@@ -61,6 +63,19 @@ pub fn run_with<A: clap::Args + Send + Sync + 'static>(
     super::start_logging(&resolved.log);
     for warning in &resolved.warnings {
         tracing::warn!("{warning}");
+    }
+    if let Some(path) = std::env::var_os(PLAN_VARIABLE) {
+        let build = builder(move |job| build(job, &args));
+        match plan_line(path.as_ref(), &resolved.config, &build) {
+            Ok(line) => {
+                println!("{line}");
+                std::process::exit(exit::OK)
+            }
+            Err(error) => {
+                eprintln!("error: {error}");
+                std::process::exit(exit::FATAL)
+            }
+        }
     }
     if resolved.supervise {
         std::process::exit(supervise_self(&resolved));

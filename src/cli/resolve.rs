@@ -237,6 +237,28 @@ fn channel_timeouts(text: &str) -> Result<BTreeMap<Name, Option<Duration>>, Stri
     Ok(timeouts)
 }
 
+/// `old=new,...`. No name is on both sides: then the renames mean the same when they are applied again.
+fn renames(text: &str) -> Result<BTreeMap<Name, Name>, String> {
+    let mut renames = BTreeMap::new();
+    for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+        let Some((old, new)) = pair.split_once('=') else {
+            return Err(format!("`{pair}` should be two names of an operator: `old=new`"));
+        };
+        let name = |text: &str| Name::new(text.trim()).map_err(|error| error.to_string());
+        let (old, new) = (name(old)?, name(new)?);
+        if renames.values().any(|other| *other == new) {
+            return Err(format!("two operators are to be called {new}"));
+        }
+        if renames.insert(old.clone(), new).is_some() {
+            return Err(format!("operator {old} is renamed twice"));
+        }
+    }
+    if let Some(both) = renames.values().find(|new| renames.contains_key(*new)) {
+        return Err(format!("{both} is an old and a new name: rename in two runs"));
+    }
+    Ok(renames)
+}
+
 fn restore(reader: &Reader<'_>, checkpoints: &CheckpointConfig) -> Result<RestoreConfig, CliError> {
     let from = reader.value("restore", |text| match text {
         "newest" => Ok(RestoreFrom::Newest),
@@ -258,6 +280,7 @@ fn restore(reader: &Reader<'_>, checkpoints: &CheckpointConfig) -> Result<Restor
         from,
         allow_dropped_state: reader.value("allow-dropped-state", boolean)?,
         allow_new_state: reader.value("allow-new-state", boolean)?,
+        renamed: reader.optional("rename-state", renames)?.unwrap_or_default(),
     })
 }
 

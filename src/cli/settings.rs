@@ -66,8 +66,11 @@ pub(crate) const CONFIG_VARIABLE: &str = "HIGHWATER_CONFIG";
 /// their own.
 pub(crate) const SUPERVISED_VARIABLE: &str = "HIGHWATER_SUPERVISED";
 
+/// Set by `highwater restore-plan`: the program only says what a restore of the checkpoint at this path would do.
+pub(crate) const PLAN_VARIABLE: &str = "HIGHWATER_RESTORE_PLAN";
+
 /// Variables that are ours, but no settings.
-pub(crate) const OTHER_VARIABLES: [&str; 2] = [CONFIG_VARIABLE, SUPERVISED_VARIABLE];
+pub(crate) const OTHER_VARIABLES: [&str; 3] = [CONFIG_VARIABLE, SUPERVISED_VARIABLE, PLAN_VARIABLE];
 
 /// What a supervisor tells the processes that it starts, by variables that win over their flags.
 pub(crate) const SUPERVISOR_DECIDES: [&str; 5] =
@@ -106,7 +109,7 @@ const fn short(short: char, setting: Setting) -> Setting {
 use Kind::{Number, Switch, Text};
 
 /// All settings, in the order of help and of printed files.
-pub(crate) static SETTINGS: [Setting; 43] = [
+pub(crate) static SETTINGS: [Setting; 44] = [
     row(
         ["job-name", "job", "name"],
         Text,
@@ -262,7 +265,7 @@ pub(crate) static SETTINGS: [Setting; 43] = [
         ["restore", "restore", "from"],
         Text,
         ["newest|fresh|NUMBER|PATH", "newest"],
-        "The checkpoint to start from",
+        "The checkpoint or savepoint to start from",
     ),
     row(
         ["allow-dropped-state", "restore", "allow-dropped-state"],
@@ -275,6 +278,12 @@ pub(crate) static SETTINGS: [Setting; 43] = [
         Switch,
         ["BOOL", "false"],
         "Start even if operators that the checkpoint does not know begin empty",
+    ),
+    row(
+        ["rename-state", "restore", "rename-state"],
+        Text,
+        ["OLD=NEW,...", ""],
+        "Operators (sources, sinks and channels too) that had another name when the checkpoint was taken",
     ),
     row(
         ["restart", "restart", "strategy"],

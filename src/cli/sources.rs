@@ -78,7 +78,7 @@ pub(crate) fn delete(
     delete_of(&open(dir, job)?, id, force)
 }
 
-fn open(dir: &Path, job: Option<&Name>) -> Result<JobStore, ToolError> {
+pub(super) fn open(dir: &Path, job: Option<&Name>) -> Result<JobStore, ToolError> {
     let storage = LocalStorage::open_existing(dir)?;
     let jobs = jobs_in(&storage)?;
     let job = choose_job(job, &jobs, &storage.location())?;
@@ -171,7 +171,7 @@ fn show_of(store: &JobStore, id: Option<Epoch>) -> Result<ShowReport, ToolError>
 }
 
 /// The sections of all workers, added up by what they hold.
-fn state_rows(manifest: &Manifest) -> Vec<StateRow> {
+pub(super) fn state_rows(manifest: &Manifest) -> Vec<StateRow> {
     let mut sums = BTreeMap::new();
     for section in manifest.parts.iter().flat_map(|part| &part.sections) {
         let (entries, bytes) = sums.entry(&section.header).or_insert((0_u64, 0_u64));

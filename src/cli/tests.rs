@@ -12,7 +12,7 @@ use crate::ids::Name;
 
 /// A value for each setting that differs from its default, and the flags that must be there for it
 /// to mean anything.
-const SAMPLES: [(&str, &str, &[&str]); 43] = [
+const SAMPLES: [(&str, &str, &[&str]); 44] = [
     ("job-name", "another", &[]),
     ("max-parallelism", "256", &[]),
     ("workers", "3", &[]),
@@ -27,6 +27,7 @@ const SAMPLES: [(&str, &str, &[&str]); 43] = [
     ("checkpoint-interval", "off", &[]),
     ("checkpoint-mode", "at-least-once", &[]),
     ("alignment-timeout", "none", &[]),
+    ("rename-state", "counts=totals,numbers=input", &[]),
     ("channel-alignment-timeouts", "orders=1s,key_by-2=none", &[]),
     ("checkpoint-timeout", "1m30s", &[]),
     ("slow-checkpoint-after", "1m30s", &[]),

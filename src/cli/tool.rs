@@ -1,4 +1,4 @@
-//! The `highwater` tool: supervises a program, and looks into the checkpoints of jobs.
+//! The `highwater` tool: supervises a program, looks into checkpoints and their state, asks for savepoints.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -11,11 +11,12 @@ use super::checkpoints::Report;
 use super::error::{CliError, with_causes};
 use super::logging::start_logging;
 use super::options::SupervisorOptions;
-use super::sources;
+use super::savepoints::savepoint;
+use super::{sources, states};
 use crate::config::RestartStrategy;
 use crate::ids::{Epoch, Name};
 
-/// Runs highwater programs and looks into their checkpoints.
+/// Runs highwater programs, looks into their checkpoints, and asks them for savepoints.
 #[derive(Debug, Parser)]
 #[command(name = "highwater", version)]
 struct Tool {
@@ -30,6 +31,81 @@ enum ToolCommand {
     /// List, show, verify or delete the checkpoints of a job
     #[command(subcommand)]
     Checkpoints(CheckpointsCommand),
+    /// Ask a running job for a savepoint
+    #[command(subcommand)]
+    Savepoint(SavepointCommand),
+    /// Show what a program would restore from a checkpoint or a savepoint, without starting the job; exit with 1 if it
+    /// would not start
+    RestorePlan {
+        /// Directory of a checkpoint or a savepoint
+        path: PathBuf,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+        /// The program and its arguments
+        #[arg(required = true, last = true, value_name = "PROGRAM")]
+        program: Vec<OsString>,
+    },
+    /// Look into the state of a checkpoint or a savepoint
+    #[command(subcommand)]
+    State(StateCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum SavepointCommand {
+    /// Write a savepoint; the job goes on
+    Trigger {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        savepoint: SavepointArgs,
+    },
+    /// Write a savepoint and end the job with it; if it cannot be written, the job goes on
+    Stop {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        savepoint: SavepointArgs,
+        /// Move event time to its end first, so that all windows fire: the job is over for good
+        #[arg(long)]
+        drain: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct SavepointArgs {
+    /// The directory to write, as the job's process of worker 0 sees it; it must not exist
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// How long to wait
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = super::parse_duration)]
+    timeout: std::time::Duration,
+}
+
+#[derive(Debug, Subcommand)]
+enum StateCommand {
+    /// List operators, states, types, entries and bytes
+    Ls {
+        /// Directory of a checkpoint or a savepoint
+        path: PathBuf,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write the bytes of entries: one block of entries a line, as JSON
+    Dump {
+        /// Directory of a checkpoint or a savepoint
+        path: PathBuf,
+        /// Only of this operator
+        #[arg(long, value_name = "NAME", value_parser = name)]
+        operator: Option<Name>,
+        /// Only of this state
+        #[arg(long, value_name = "NAME", value_parser = name)]
+        state: Option<Name>,
+        /// Only blocks that hold this key group
+        #[arg(long, value_name = "N")]
+        key_group: Option<u16>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -130,6 +206,20 @@ pub(crate) enum ToolError {
          start; if that is what you want, say --force"
     )]
     Newest { job: Name, id: Epoch },
+    #[error("there is no plan: {why}")]
+    NoPlan { why: String },
+    #[error("there is no savepoint: {why}")]
+    NoSavepoint { why: String },
+    #[error(
+        "job {job} has not taken the request within {waited}: is it running, with {location} as its checkpoint directory?"
+    )]
+    NotRunning { job: Name, location: String, waited: String },
+    #[error(
+        "job {job} has taken the request and not answered within {waited}: it may still write the savepoint"
+    )]
+    NoAnswer { job: Name, waited: String },
+    #[error("{location} holds no such state: `highwater state ls` lists what there is")]
+    NoSuchState { location: String },
     /// The store or the supervisor failed.
     #[error(transparent)]
     Failed(#[from] Box<dyn std::error::Error + Send + Sync>),
@@ -161,6 +251,35 @@ fn execute(command: ToolCommand) -> Result<ExitCode, ToolError> {
             sources::supervise(plan)
         }
         ToolCommand::Checkpoints(command) => checkpoints(command),
+        ToolCommand::Savepoint(command) => {
+            let (place, SavepointArgs { to, timeout }, stop) = match command {
+                SavepointCommand::Trigger { place, savepoint } => (place, savepoint, None),
+                SavepointCommand::Stop { place, savepoint, drain } => {
+                    (place, savepoint, Some(drain))
+                }
+            };
+            let report = savepoint(&place.dir, place.job.as_ref(), &to, stop, timeout)?;
+            show(place.json, &report);
+            Ok(ExitCode::SUCCESS)
+        }
+        ToolCommand::RestorePlan { path, json, program } => {
+            let plan = super::plan::ask(&path, &program)?;
+            show(json, &plan);
+            let starts = plan.problems.is_empty();
+            Ok(if starts { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        ToolCommand::State(StateCommand::Ls { path, json }) => {
+            show(json, &states::states(&path)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        ToolCommand::State(StateCommand::Dump { path, operator, state, key_group }) => {
+            let wanted = states::Wanted { operator, state, key_group };
+            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+            states::dump(&path, &wanted, &mut out)?;
+            // A closed pipe is no reason to fail: the reader has seen enough.
+            let _ = out.flush();
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -186,27 +305,27 @@ fn plan(
 fn checkpoints(command: CheckpointsCommand) -> Result<ExitCode, ToolError> {
     match command {
         CheckpointsCommand::List { place } => {
-            show(&place, &sources::list(&place.dir, place.job.as_ref())?);
+            show(place.json, &sources::list(&place.dir, place.job.as_ref())?);
         }
         CheckpointsCommand::Show { place, id } => {
-            show(&place, &sources::show(&place.dir, place.job.as_ref(), id.map(Epoch))?);
+            show(place.json, &sources::show(&place.dir, place.job.as_ref(), id.map(Epoch))?);
         }
         CheckpointsCommand::Verify { place, id } => {
             let report = sources::verify(&place.dir, place.job.as_ref(), id.map(Epoch))?;
-            show(&place, &report);
+            show(place.json, &report);
             if !report.is_clean() {
                 return Ok(ExitCode::FAILURE);
             }
         }
         CheckpointsCommand::Delete { place, id, force } => {
-            show(&place, &sources::delete(&place.dir, place.job.as_ref(), Epoch(id), force)?);
+            show(place.json, &sources::delete(&place.dir, place.job.as_ref(), Epoch(id), force)?);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(place: &Place, report: &impl Report) {
-    let text = if place.json { report.json() + "\n" } else { report.text() };
+fn show(json: bool, report: &impl Report) {
+    let text = if json { report.json() + "\n" } else { report.text() };
     // A closed pipe is no reason to fail: the reader has seen enough.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -46,6 +46,10 @@ pub enum BlockKind {
     Fence = 6,
     /// One entry of a job's history.
     History = 7,
+    /// What a user asks a running job for.
+    Request = 8,
+    /// The job's answer to it.
+    Answer = 9,
 }
 
 /// Fills the frame at the start of `block`, whose payload is already behind it.

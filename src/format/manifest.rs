@@ -12,6 +12,8 @@ use crate::ids::{Attempt, Epoch, Lineage, Name};
 pub enum ManifestKind {
     /// Owned by the system, which deletes it when newer ones are there.
     Checkpoint,
+    /// Owned by a user: a directory of its own, whose parts the manifest names by their names in it.
+    Savepoint,
 }
 
 /// What a checkpoint is made of.

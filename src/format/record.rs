@@ -1,5 +1,7 @@
 //! Small records: what a job is, and what became of its checkpoints.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::FormatError;
@@ -125,6 +127,79 @@ pub struct WorkerTimings {
     pub in_flight_records: u64,
 }
 
+/// A user asks a running job for a savepoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavepointRequest {
+    /// The directory that the savepoint is to be: absolute, and not there yet.
+    pub to: PathBuf,
+    /// `Some`: the job ends with it; `true`: after event time has moved to its end.
+    pub stop: Option<bool>,
+    /// After this nobody waits for an answer. Units: milliseconds since 1970.
+    pub expires_unix_ms: u64,
+}
+
+/// What became of a [`SavepointRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavepointAnswer {
+    /// When it was given. Units: milliseconds since 1970.
+    pub unix_ms: u64,
+    /// What was written, or why nothing was.
+    pub result: Result<SavepointInfo, String>,
+}
+
+/// What a savepoint holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavepointInfo {
+    /// Its directory.
+    pub path: PathBuf,
+    /// The job whose state it is.
+    pub job: Name,
+    /// The checkpoint that it is a copy of.
+    pub epoch: Epoch,
+    /// Number of workers that took it.
+    pub parallelism: u32,
+    /// Number of entries of all parts.
+    pub entries: u64,
+    /// Units: bytes of all parts.
+    pub bytes: u64,
+}
+
+impl SavepointRequest {
+    /// The request as one checked block.
+    ///
+    /// # Errors
+    /// [`FormatError::Encode`].
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        block::encode_value(BlockKind::Request, self)
+    }
+
+    /// Reads what [`SavepointRequest::encode`] made.
+    ///
+    /// # Errors
+    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        block::decode_value(BlockKind::Request, bytes)
+    }
+}
+
+impl SavepointAnswer {
+    /// The answer as one checked block.
+    ///
+    /// # Errors
+    /// [`FormatError::Encode`].
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        block::encode_value(BlockKind::Answer, self)
+    }
+
+    /// Reads what [`SavepointAnswer::encode`] made.
+    ///
+    /// # Errors
+    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        block::decode_value(BlockKind::Answer, bytes)
+    }
+}
+
 impl JobRecord {
     /// The record as one checked block.
     ///
@@ -178,6 +253,34 @@ mod tests {
         assert_eq!(JobRecord::decode(&bytes).unwrap(), record);
         every_prefix_is_refused(&bytes, JobRecord::decode);
         mutations_never_decode_to_something_else(&bytes, &record, JobRecord::decode);
+    }
+
+    #[test]
+    fn a_request_and_its_answer_come_back_or_are_refused() {
+        let request = SavepointRequest {
+            to: PathBuf::from("/save/point"),
+            stop: Some(true),
+            expires_unix_ms: 1_700_000_000_000,
+        };
+        let bytes = request.encode().unwrap();
+        assert_eq!(SavepointRequest::decode(&bytes).unwrap(), request);
+        every_prefix_is_refused(&bytes, SavepointRequest::decode);
+        mutations_never_decode_to_something_else(&bytes, &request, SavepointRequest::decode);
+        let info = SavepointInfo {
+            path: PathBuf::from("/save/point"),
+            job: Name::new("job").unwrap(),
+            epoch: Epoch(9),
+            parallelism: 2,
+            entries: 10,
+            bytes: 1000,
+        };
+        for result in [Ok(info), Err("no space left".to_owned())] {
+            let answer = SavepointAnswer { unix_ms: 1_700_000_000_000, result };
+            let bytes = answer.encode().unwrap();
+            assert_eq!(SavepointAnswer::decode(&bytes).unwrap(), answer);
+            every_prefix_is_refused(&bytes, SavepointAnswer::decode);
+            mutations_never_decode_to_something_else(&bytes, &answer, SavepointAnswer::decode);
+        }
     }
 
     #[test]

@@ -177,6 +177,7 @@ impl<'scope> Job<'scope> {
     pub(crate) fn finish(&self) -> Vec<BuildError> {
         let mut state = self.state.borrow_mut();
         let mut errors = std::mem::take(&mut state.errors);
+        self.context.declared.borrow_mut().clone_from(&state.declared);
         if state.sources == 0 {
             errors.push(BuildError::NoSource);
         }
@@ -403,6 +404,9 @@ impl<'scope> Job<'scope> {
             parallelism: self.context.peers,
         };
         let restored = self.restored_transactions::<S>(&name);
+        if shared.planning {
+            return;
+        }
         let Some(mut committer) = self.connect(&name, to.committer(&sink_context)) else { return };
         // What the checkpoint holds is committed before anything of our own is; commit is idempotent. What one worker
         // had pending is committed by one worker, in its order.

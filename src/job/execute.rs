@@ -1,12 +1,15 @@
 //! Running a job from a configuration, without a command line.
 
 use std::fmt;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crossbeam::channel::bounded;
 use timely::dataflow::Scope;
 
 use crate::config::JobConfig;
+use crate::format::record::SavepointInfo;
 use crate::ids::Attempt;
 use crate::job::{BuildError, Job};
 use crate::network::{self, MeshSetup, Secret};
@@ -21,10 +24,12 @@ use crate::runtime::context::{Failure, FailureKind, WorkerContext};
 use crate::runtime::counters::Counters;
 use crate::runtime::describe;
 use crate::runtime::driver::Request;
+use crate::runtime::savepoint::{AskedSavepoint, Asker};
 use crate::runtime::time::Time;
 use crate::storage::CheckpointStorage;
 use crate::storage::local::LocalStorage;
 use crate::storage::memory::MemoryStorage;
+use crate::storage::savepoint::absolute;
 
 /// A job ended with a failure.
 pub struct JobError {
@@ -79,6 +84,13 @@ impl From<BuildError> for JobError {
     }
 }
 
+/// There is no savepoint.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct SavepointFailed {
+    why: String,
+}
+
 /// A handle on a running job, usable from any thread.
 #[derive(Clone)]
 pub struct JobHandle {
@@ -108,6 +120,43 @@ impl JobHandle {
     /// As [`stop`](Self::stop), after event time has moved to its end on what was read: an irrevocable end.
     pub fn drain(&self) {
         self.running.request(Request::Stop { drain: true });
+    }
+
+    /// Writes a savepoint to the directory `to`, which must not be there yet, and waits for it. Only the process of
+    /// worker 0 can; it must not be called on a worker's thread.
+    ///
+    /// # Errors
+    /// [`SavepointFailed`]: no attempt runs now, or it failed meanwhile, or the savepoint could not be written. The job
+    /// goes on.
+    pub fn savepoint(&self, to: impl AsRef<Path>) -> Result<SavepointInfo, SavepointFailed> {
+        self.ask_for_savepoint(to.as_ref(), None)
+    }
+
+    /// Ends the job with a final checkpoint that is a savepoint as well, and waits for that. `drain`: after event time has
+    /// moved to its end. Who runs the job sees it end with success when sinks have committed.
+    ///
+    /// # Errors
+    /// As [`savepoint`](Self::savepoint). The job goes on; a drained one ends without a savepoint.
+    pub fn stop_with_savepoint(
+        &self,
+        to: impl AsRef<Path>,
+        drain: bool,
+    ) -> Result<SavepointInfo, SavepointFailed> {
+        self.ask_for_savepoint(to.as_ref(), Some(drain))
+    }
+
+    fn ask_for_savepoint(
+        &self,
+        to: &Path,
+        stop: Option<bool>,
+    ) -> Result<SavepointInfo, SavepointFailed> {
+        let to = absolute(to).map_err(|error| SavepointFailed { why: describe(&error) })?;
+        let (sender, answer) = bounded(1);
+        let asker = Asker::Thread(sender);
+        self.running.request(Request::Savepoint(AskedSavepoint { to, stop, asker }));
+        let ended = "no attempt of the job runs now, or it ended before the savepoint was complete";
+        let answer = answer.recv().unwrap_or_else(|_| Err(ended.to_owned()));
+        answer.map_err(|why| SavepointFailed { why })
     }
 
     /// Ends the job at once. It can go on from its last checkpoint.

@@ -24,10 +24,13 @@
 
 mod builder;
 pub(crate) mod execute;
+pub mod state_reader;
 mod stream;
 
 pub use builder::{BuildError, Job};
-pub use execute::{JobError, JobHandle, execute};
+pub use execute::{JobError, JobHandle, SavepointFailed, execute};
+
+pub use crate::format::record::SavepointInfo;
 pub use stream::{KeyedStream, Stream};
 
 pub use crate::runtime::counters::{

@@ -69,6 +69,12 @@ pub enum AbortReason {
     /// manifest is in storage. The next attempt finds out.
     #[error("undecided: the job ended while the manifest was being published")]
     Undecided,
+    /// The job was to end with a savepoint, which could not be written.
+    #[error("the savepoint could not be written: {why}")]
+    Savepoint {
+        /// What went wrong.
+        why: String,
+    },
 }
 
 impl AbortReason {
@@ -83,7 +89,8 @@ impl AbortReason {
             | Self::Fenced { .. }
             | Self::Subsumed { .. }
             | Self::Stopping
-            | Self::Undecided => false,
+            | Self::Undecided
+            | Self::Savepoint { .. } => false,
         }
     }
 }

@@ -15,17 +15,29 @@
 //! | Running    | last `WorkerFinished`   | Ending     | begin the final one when alone       |
 //! | Running    | `Stop`, not draining    | Ending     | the same                             |
 //! | Running    | `Stop`, draining        | Draining   | drain sources                        |
-//! | Draining   | interval due, `Trigger` | Draining   | as in Running                        |
+//! | Running    | `StopWithSavepoint`     | as `Stop`  | the final one is to be a savepoint   |
+//! | Running    | `Savepoint`             | Running    | begin one, when a slot is free       |
+//! | Draining   | interval due, `Trigger`, `Savepoint` | Draining | as in Running            |
 //! | Draining   | last `WorkerFinished`   | Ending     | as in Running                        |
 //! | Ending     | none in progress        | Ending     | begin the final one, after its delay |
 //! | Ending     | the final one complete  | Committing | complete, record, retire             |
 //! | Ending     | the final one aborted   | Ending     | abort, record; later a new one       |
+//! | Ending     | it was to be a savepoint, and sources have not ended | Running | abort, record, answer |
+//! | Ending     | it was to be a savepoint, and sources have ended | Ending | the same; the next one is none |
 //! | Ending     | it holds records in flight, input has ended | Ending | complete, not as the last; later a new one |
 //! | Committing | last `WorkerCommitted`  | Over       | finish                               |
 //! | not Over   | `Cancel`                | Over       | abort those in progress, finish      |
 //! | not Over   | too many failures       | Over       | abort those in progress, fail        |
 //! | not Over   | `Fenced`, as any reason | Over       | record, fail; delete nothing         |
 //! | Over       | any                     | Over       | none                                 |
+//!
+//! # Savepoints
+//! A checkpoint that a user asked for as a savepoint is one like any other: it is retained, subsumes, and sinks commit by
+//! it. Besides, its channels do not overtake, and the publisher copies it to where the user said. So nothing else begins
+//! while one is in progress: a later barrier could overtake what it must not log, and a later checkpoint would subsume
+//! it. Each request is answered once: by the publisher if the checkpoint is published with it, else by
+//! `SavepointFailed`. One that comes when the job is ending is refused. A stop whose savepoint fails is undone: the user
+//! asked for both.
 //!
 //! "Alone": no other checkpoint is in progress. A draining `Stop` with all sources at their end
 //! leads to Ending at once. The first `Stop` counts; later ones change nothing, nor does a
@@ -90,7 +102,7 @@ mod message;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub use self::message::{CoordinatorSetup, Effect, Event, InProgress, Phase, Status};
@@ -132,6 +144,10 @@ pub struct Coordinator<P> {
     last_end: Option<Duration>,
     /// A user's request that waits for a free slot.
     wanted: bool,
+    /// Savepoints that wait for a free slot.
+    savepoints: VecDeque<u64>,
+    /// The savepoint that the final checkpoint is to be.
+    final_savepoint: Option<u64>,
     final_retry: Retry,
     /// The final checkpoint is tried again until nothing is on its way.
     in_flight_retry: Retry,
@@ -160,6 +176,8 @@ struct Pending<P> {
     in_flight: bool,
     /// Whether the job ends with it; known when it is published.
     last: bool,
+    /// The request for a savepoint that it is to answer.
+    savepoint: Option<u64>,
 }
 
 impl<P> Pending<P> {
@@ -241,6 +259,8 @@ impl<P> Coordinator<P> {
             last_trigger: Duration::ZERO,
             last_end: None,
             wanted: false,
+            savepoints: VecDeque::new(),
+            final_savepoint: None,
             final_retry: Retry::NEW,
             in_flight_retry: Retry {
                 delay: IN_FLIGHT_DELAY.0,
@@ -280,7 +300,7 @@ impl<P> Coordinator<P> {
         self.take_in(now, event, effects);
         self.expire(now, effects);
         self.publish_next(effects);
-        self.enter_ending();
+        self.enter_ending(effects);
         self.begin_if_due(now, effects);
         self.reserve_if_due(now, effects);
         self.finish_if_committed(effects);
@@ -330,6 +350,12 @@ impl<P> Coordinator<P> {
             Event::Trigger => {
                 self.wanted |= matches!(self.phase, Phase::Running | Phase::Draining);
             }
+            Event::Savepoint { request } => match self.phase {
+                Phase::Running | Phase::Draining => self.savepoints.push_back(request),
+                _ => {
+                    effects.push(Effect::SavepointFailed { request, reason: AbortReason::Stopping })
+                }
+            },
             Event::Ack { epoch, worker, part, in_flight } => {
                 self.ack(now, epoch, worker, part, in_flight);
             }
@@ -367,6 +393,15 @@ impl<P> Coordinator<P> {
             }
             Event::WorkerCommitted { worker, epoch } => self.worker_committed(worker, epoch),
             Event::Stop { drain } => self.stop(drain, effects),
+            Event::StopWithSavepoint { request, drain } => {
+                if self.phase == Phase::Running {
+                    self.final_savepoint = Some(request);
+                    self.stop(drain, effects);
+                } else {
+                    let reason = AbortReason::Stopping;
+                    effects.push(Effect::SavepointFailed { request, reason });
+                }
+            }
             Event::Cancel => {
                 self.give_up(now, true, effects);
                 effects.push(Effect::Finish);
@@ -407,19 +442,31 @@ impl<P> Coordinator<P> {
         }
         self.wanted = false;
         if !drain {
-            self.phase = Phase::Ending;
+            self.begin_ending(effects);
         } else if self.finished.len() < self.workers {
             self.phase = Phase::Draining;
             effects.push(Effect::DrainSources);
         }
     }
 
-    fn enter_ending(&mut self) {
+    fn enter_ending(&mut self, effects: &mut Vec<Effect<P>>) {
         if matches!(self.phase, Phase::Running | Phase::Draining)
             && self.finished.len() == self.workers
         {
-            self.phase = Phase::Ending;
-            self.wanted = false;
+            self.begin_ending(effects);
+        }
+    }
+
+    fn begin_ending(&mut self, effects: &mut Vec<Effect<P>>) {
+        self.phase = Phase::Ending;
+        self.wanted = false;
+        self.refuse_savepoints(effects);
+    }
+
+    /// Those that have not begun.
+    fn refuse_savepoints(&mut self, effects: &mut Vec<Effect<P>>) {
+        for request in self.savepoints.drain(..) {
+            effects.push(Effect::SavepointFailed { request, reason: AbortReason::Stopping });
         }
     }
 
@@ -460,8 +507,10 @@ impl<P> Coordinator<P> {
             let ended = self.finished.len() == workers;
             let last = pending.is_last() && !(ended && pending.in_flight);
             pending.last = last;
+            // If there will be one more, that one is the savepoint.
+            let savepoint = pending.savepoint.filter(|_| last == pending.is_last());
             self.publishing = Some(epoch);
-            effects.push(Effect::Publish { epoch, last, parts });
+            effects.push(Effect::Publish { epoch, last, savepoint, parts });
         }
     }
 
@@ -495,6 +544,7 @@ impl<P> Coordinator<P> {
         });
         if last {
             assert!(self.pending.is_empty(), "nothing is begun beside the final checkpoint");
+            self.final_savepoint = None;
             self.phase = Phase::Committing { epoch };
         }
     }
@@ -510,14 +560,28 @@ impl<P> Coordinator<P> {
         assert_ne!(self.publishing, Some(epoch), "C4: what is being published is not aborted");
         let pending = self.pending.remove(&epoch).expect("the callers look it up");
         if let AbortReason::Fenced { by } = reason {
+            if let Some(request) = pending.savepoint {
+                if pending.is_last() {
+                    self.final_savepoint = None;
+                }
+                effects.push(Effect::SavepointFailed { request, reason: reason.clone() });
+            }
             self.record(now, epoch, &pending, Err(reason), effects);
             self.fail_fenced(now, by, effects);
             return;
         }
         effects.push(Effect::Abort { epoch, reason: reason.clone() });
         self.record(now, epoch, &pending, Err(reason.clone()), effects);
+        if let Some(request) = pending.savepoint {
+            effects.push(Effect::SavepointFailed { request, reason: reason.clone() });
+        }
         if pending.is_last() {
-            self.final_retry.failed(now);
+            let undo = self.final_savepoint.take().is_some() && self.finished.len() < self.workers;
+            if undo {
+                self.phase = Phase::Running;
+            } else {
+                self.final_retry.failed(now);
+            }
         }
         if !reason.counts() {
             return;
@@ -549,8 +613,16 @@ impl<P> Coordinator<P> {
                 }
                 AbortReason::Stopping
             };
+            if let Some(request) = pending.savepoint {
+                if pending.is_last() {
+                    self.final_savepoint = None;
+                }
+                effects.push(Effect::SavepointFailed { request, reason: reason.clone() });
+            }
             self.record(now, epoch, &pending, Err(reason), effects);
         }
+        self.savepoints.extend(self.final_savepoint.take());
+        self.refuse_savepoints(effects);
         self.publishing = None;
         self.phase = Phase::Over;
     }
@@ -589,9 +661,10 @@ impl<P> Coordinator<P> {
             Phase::Running | Phase::Draining => {
                 let one_at_a_time = !self.config.min_pause.is_zero();
                 let slots = if one_at_a_time { 1 } else { self.config.concurrent_max as usize };
-                if self.pending.len() >= slots {
+                let savepoint = self.pending.values().any(|pending| pending.savepoint.is_some());
+                if savepoint || self.pending.len() >= slots {
                     None
-                } else if self.wanted {
+                } else if self.wanted || !self.savepoints.is_empty() {
                     Some((Duration::ZERO, Cause::User))
                 } else {
                     let due = self.last_trigger.saturating_add(self.config.interval?);
@@ -617,6 +690,12 @@ impl<P> Coordinator<P> {
         assert!(self.last_completed.is_none_or(|last| last < epoch), "C3: epochs grow");
         self.next_epoch = epoch.next();
         self.last_trigger = now;
+        let savepoint = match cause {
+            Cause::Interval => None,
+            // It is a checkpoint as well, so it answers a trigger too.
+            Cause::User => self.savepoints.pop_front(),
+            Cause::End => self.final_savepoint,
+        };
         self.wanted = false;
         let pending = Pending {
             cause,
@@ -626,8 +705,10 @@ impl<P> Coordinator<P> {
             last_ack: None,
             in_flight: false,
             last: false,
+            savepoint,
         };
-        effects.push(Effect::Begin { epoch, last: pending.is_last() });
+        let (last, savepoint) = (pending.is_last(), savepoint.is_some());
+        effects.push(Effect::Begin { epoch, last, savepoint });
         let before = self.pending.insert(epoch, pending);
         assert!(before.is_none(), "C3: epochs are used once");
     }

@@ -42,8 +42,8 @@ use crate::runtime::ledger::Ledger;
 use crate::runtime::restore::Restored;
 use crate::runtime::take_current_operator;
 use crate::runtime::time::Time;
-use crate::storage::CheckpointStorage;
 use crate::storage::job_store::{Claim, JobStore};
+use crate::storage::{CheckpointStorage, Image};
 
 /// How long the end of a job waits for storage to delete what is old.
 const END_PATIENCE: Duration = Duration::from_secs(30);
@@ -73,32 +73,56 @@ pub(crate) struct Running(Arc<RunningState>);
 #[derive(Default)]
 struct RunningState {
     control: Mutex<Option<Arc<AttemptControl>>>,
-    /// What was asked for last.
-    requested: Mutex<Option<Request>>,
+    /// How the job was last asked to end.
+    requested: Mutex<Option<Ending>>,
+}
+
+/// How a job is asked to end: that outlives the attempt that is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Stop { drain: bool },
+    Cancel,
+}
+
+impl Ending {
+    fn request(self) -> Request {
+        match self {
+            Self::Stop { drain } => Request::Stop { drain },
+            Self::Cancel => Request::Cancel,
+        }
+    }
 }
 
 impl Running {
     fn set(&self, control: Option<Arc<AttemptControl>>) {
         *self.0.control.lock().unwrap_or_else(PoisonError::into_inner) = control;
         // It came while nothing ran, or the attempt that it came to has failed.
-        if let Some(request) = self.requested() {
-            self.request(request);
+        if let Some(ending) = self.requested() {
+            self.request(ending.request());
         }
     }
 
     pub(crate) fn request(&self, request: Request) {
-        *self.0.requested.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
+        let ending = match &request {
+            Request::Stop { drain } => Some(Ending::Stop { drain: *drain }),
+            Request::Cancel => Some(Ending::Cancel),
+            // Whoever asked is told that the attempt has failed.
+            Request::Savepoint(_) => None,
+        };
+        if let Some(ending) = ending {
+            *self.0.requested.lock().unwrap_or_else(PoisonError::into_inner) = Some(ending);
+        }
         if let Some(control) = &*self.0.control.lock().unwrap_or_else(PoisonError::into_inner) {
             control.request(request);
         }
     }
 
-    fn requested(&self) -> Option<Request> {
+    fn requested(&self) -> Option<Ending> {
         *self.0.requested.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn cancelled(&self) -> bool {
-        self.requested() == Some(Request::Cancel)
+        self.requested() == Some(Ending::Cancel)
     }
 }
 
@@ -110,6 +134,8 @@ pub(crate) struct Start {
     pub(crate) first_epoch: Epoch,
     /// The checkpoint to restore, and whether it is one outside of the job's own directory.
     restore: Option<(Epoch, bool)>,
+    /// Whether the user's renames apply: not to what this run has written itself.
+    renames: bool,
 }
 
 /// The right to coordinate an attempt: worker 0's.
@@ -163,45 +189,63 @@ pub(crate) fn claim(
         (RestoreFrom::Newest, Err(error)) => return Err(fatal(describe(&error))),
         (_, Err(_)) => None,
     };
-    let own = newest.as_ref().filter(|m| run_began.is_some_and(|began| m.attempt >= began));
+    let own = newest
+        .as_ref()
+        .is_some_and(|newest| run_began.is_some_and(|began| newest.attempt >= began));
     let restored = match (&config.restore.from, own) {
-        (_, Some(_)) | (RestoreFrom::Newest, None) => match newest {
-            Some(manifest) => Some((Restored { manifest, store: store.clone() }, false)),
+        (_, true) | (RestoreFrom::Newest, false) => match newest {
+            Some(manifest) => Some((Image::loaded(manifest, store.clone()), false)),
             None => {
                 store.newest_of(&claim).map_err(|error| fatal(describe(&error)))?;
                 None
             }
         },
-        (RestoreFrom::Fresh, None) => None,
-        (RestoreFrom::Checkpoint(which), None) => {
+        (RestoreFrom::Fresh, false) => None,
+        (RestoreFrom::Checkpoint(which), false) => {
             Some(named(&store, which).map_err(|error| fatal(describe(&error)))?)
         }
     };
     // A restore of what is not the newest is a new history: sinks must not take its transactions for committed.
     let continued = restored.as_ref().filter(|(restored, outside)| {
-        !outside && retained.last() == Some(&restored.manifest.epoch)
+        !outside && retained.last() == Some(&restored.manifest().epoch)
     });
-    let lineage = continued.map_or(claim.lineage(), |(restored, _)| restored.manifest.lineage);
+    let outside = restored.as_ref().is_some_and(|(_, outside)| *outside);
+    let lineage = match continued {
+        Some((restored, _)) => restored.manifest().lineage,
+        // Another directory counts its attempts for itself: its lineages may be those of this one, and its transactions,
+        // which sinks know by lineage, attempt and epoch, must not be taken for ours.
+        None if outside => foreign_lineage(env),
+        None => claim.lineage(),
+    };
     let start = Start {
         attempt: claim.attempt(),
         lineage,
         first_epoch: claim.first_epoch(),
-        restore: restored.as_ref().map(|(restored, outside)| (restored.manifest.epoch, *outside)),
+        restore: restored.as_ref().map(|(image, outside)| (image.manifest().epoch, *outside)),
+        renames: !own,
     };
-    Ok((start, Right { claim, retained }, restored.map(|(restored, _)| restored)))
+    let restored = restored.map(|(image, _)| restored_as(image, config, &start)).transpose()?;
+    Ok((start, Right { claim, retained }, restored))
+}
+
+/// The checkpoint, with the names that the program has for its operators.
+fn restored_as(image: Image, config: &JobConfig, start: &Start) -> Result<Restored, Failure> {
+    if start.renames {
+        Restored::new(image, &config.restore.renamed).map_err(|error| fatal(describe(&error)))
+    } else {
+        Ok(Restored::unchanged(image))
+    }
 }
 
 /// The checkpoint that the user named, by number or by path, and whether it is outside of the job's directory.
 fn named(
     store: &JobStore,
     which: &str,
-) -> Result<(Restored, bool), crate::storage::job_store::JobStoreError> {
+) -> Result<(Image, bool), crate::storage::job_store::JobStoreError> {
     if let Ok(number) = which.parse::<u64>() {
-        let manifest = store.load(Epoch(number))?;
-        return Ok((Restored { manifest, store: store.clone() }, false));
+        return Ok((Image::of_job(store.clone(), Epoch(number))?, false));
     }
-    let (store, epoch) = JobStore::open_checkpoint_path(Path::new(which))?;
-    Ok((Restored { manifest: store.load(epoch)?, store }, true))
+    Ok((Image::open(Path::new(which))?, true))
 }
 
 /// Reads what process 0 has announced that the attempt starts from.
@@ -217,15 +261,14 @@ pub(crate) fn follow(
     let restored = match (start.restore, &config.restore.from) {
         (None, _) => return Ok(None),
         (Some((_, true)), RestoreFrom::Checkpoint(which)) => {
-            named(&store, which).map(|(restored, _)| restored)
+            named(&store, which).map(|(image, _)| image)
         }
-        (Some((epoch, _)), _) => {
-            store.load(epoch).map(|manifest| Restored { manifest, store: store.clone() })
-        }
+        (Some((epoch, _)), _) => Image::of_job(store.clone(), epoch),
     };
-    restored.map(Some).map_err(|error| {
+    let image = restored.map_err(|error| {
         fatal(format!("{}; all processes must see the same checkpoint directory", describe(&error)))
-    })
+    })?;
+    restored_as(image, config, start).map(Some)
 }
 
 /// Runs one attempt to its end.
@@ -270,6 +313,7 @@ pub(crate) fn run_attempt(
         store: store.clone(),
         durable: config.durable(),
         restored,
+        planning: false,
     });
     env.counters.begin_attempt(&shared.ledger);
     let executor = Arc::clone(&shared.executor);
@@ -542,16 +586,22 @@ pub(crate) fn announce(start: &Start, restored: Option<&Restored>) {
         Some(restored) => tracing::info!(
             attempt,
             lineage,
-            epoch = restored.manifest.epoch.0,
-            parallelism = restored.manifest.parallelism,
+            epoch = restored.manifest().epoch.0,
+            parallelism = restored.manifest().parallelism,
             "restoring checkpoint {}",
-            restored.manifest.epoch
+            restored.manifest().epoch
         ),
         None => tracing::info!(attempt, lineage, "starting with nothing to restore"),
     }
 }
 
-/// A number from 0 to 1, for jitter. The standard library's hasher keys are random.
+/// A lineage that no directory has, as good as certainly: above all that are numbers of attempts, and drawn.
+fn foreign_lineage(env: &Environment) -> Lineage {
+    let drawn = env.turns.as_ref().map_or_else(random, |turns| turns.random());
+    Lineage((1 << 53) + (drawn * (1_u64 << 53) as f64) as u64)
+}
+
+/// A number from 0 to 1, for jitter and lineages. The standard library's hasher keys are random.
 fn random() -> f64 {
     use std::hash::{BuildHasher, Hasher};
     let bits = std::hash::RandomState::new().build_hasher().finish();

@@ -110,6 +110,8 @@ struct Hands<D: Record> {
     machine: Channel<Waiting<D>>,
     effects: Vec<Effect>,
     timers: Rc<Timers>,
+    /// Timers of checkpoints of which it is not known whether anything may overtake.
+    undecided: VecDeque<(Duration, Epoch)>,
     /// The logs of barriers that have not passed.
     logs: BTreeMap<Epoch, (ChannelLog<D>, Duration)>,
     /// The first epoch that the machine has not heard of.
@@ -147,6 +149,7 @@ impl<D: Record> Hands<D> {
             machine: Channel::new(kind, mode, first),
             effects: Vec::new(),
             timers,
+            undecided: VecDeque::new(),
             logs: BTreeMap::new(),
             unannounced: first,
             held_since: None,
@@ -194,8 +197,20 @@ impl<D: Record> Hands<D> {
         }
     }
 
+    /// Starts the timers of the checkpoints whose barriers may overtake, as soon as that is known.
+    fn decide(&mut self) {
+        while let Some((at, epoch)) = self.undecided.front().copied() {
+            let Some(may_overtake) = self.context.may_overtake(epoch) else { break };
+            self.undecided.pop_front();
+            if may_overtake {
+                self.timers.at.borrow_mut().push_back((at, epoch));
+            }
+        }
+    }
+
     /// Feeds the timers that have fired.
     fn fire(&mut self) {
+        self.decide();
         if self.timers.at.borrow().is_empty() {
             return;
         }
@@ -216,7 +231,7 @@ impl<D: Record> Hands<D> {
                         && self.context.shared.durable
                     {
                         let at = self.context.now().saturating_add(timeout);
-                        self.timers.at.borrow_mut().push_back((at, epoch));
+                        self.undecided.push_back((at, epoch));
                     }
                 }
                 Effect::Log { epoch, batches } => {

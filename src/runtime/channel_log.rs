@@ -225,7 +225,7 @@ pub(crate) fn read_log<D: Record>(
         })
     })?;
     let (index, peers) = (context.index, context.peers);
-    let before = restored.manifest.parallelism as usize;
+    let before = restored.manifest().parallelism as usize;
     let max_parallelism = context.config().max_parallelism;
     let groups = match placement {
         Placement::Keyed(_) => owned_groups(context),

@@ -44,6 +44,8 @@ pub(crate) struct AttemptShared {
     /// Whether snapshots are written at all: not if the job has neither a directory nor an interval.
     pub(crate) durable: bool,
     pub(crate) restored: Option<Restored>,
+    /// The dataflow is only built, to see what state it declares: sources and sinks touch nothing.
+    pub(crate) planning: bool,
 }
 
 /// Writes one section on a snapshot thread.
@@ -179,6 +181,8 @@ pub(crate) struct WorkerContext {
     pub(crate) mailbox: Mailbox,
     /// The worker's epoch: its sources must be in this one.
     epoch: Cell<Epoch>,
+    /// Checkpoints that the coordinator has announced and that are not over: whether nothing may overtake.
+    announced: RefCell<BTreeMap<Epoch, bool>>,
     /// When the newest checkpoint began, while it is in progress.
     begun_at: Cell<Option<Duration>>,
     /// When the last participant handed in, until that checkpoint is over.
@@ -196,6 +200,8 @@ pub(crate) struct WorkerContext {
     pub(crate) channels: RefCell<Vec<Rc<dyn ChannelControl>>>,
     pub(crate) timers: RefCell<Vec<Rc<dyn TimerControl>>>,
     pub(crate) sinks: RefCell<Vec<Rc<dyn SinkControl>>>,
+    /// The states that the dataflow declares, once it is built.
+    pub(crate) declared: RefCell<Vec<SectionHeader>>,
     pub(crate) outgoing: RefCell<Vec<(Option<usize>, Control)>>,
     failure: RefCell<Option<Failure>>,
     /// The epoch that the final checkpoint closes, while one is in progress or complete.
@@ -229,6 +235,7 @@ impl WorkerContext {
             shared,
             mailbox,
             epoch,
+            announced: RefCell::default(),
             begun_at: Cell::new(None),
             handed_in_at: Cell::new(None),
             names: RefCell::default(),
@@ -242,6 +249,7 @@ impl WorkerContext {
             channels: RefCell::default(),
             timers: RefCell::default(),
             sinks: RefCell::default(),
+            declared: RefCell::default(),
             outgoing: RefCell::default(),
             failure: RefCell::default(),
             final_epoch: Cell::new(None),
@@ -308,6 +316,27 @@ impl WorkerContext {
                 activator.activate();
             }
         }
+    }
+
+    /// The coordinator says that the checkpoint that closes `epoch` begins, and whether nothing may overtake.
+    pub(crate) fn announce(&self, epoch: Epoch, aligned: bool) {
+        if !self.ended.borrow().contains(&epoch) {
+            self.announced.borrow_mut().insert(epoch, aligned);
+        }
+        self.begin(epoch);
+        // Channels that knew of it have waited for this word.
+        for activator in self.origins.borrow().iter() {
+            activator.activate();
+        }
+    }
+
+    /// Whether barriers of this checkpoint may overtake. `None`: that is not known yet, as long as only a record of a
+    /// later epoch has told of it.
+    pub(crate) fn may_overtake(&self, epoch: Epoch) -> Option<bool> {
+        if self.ended.borrow().contains(&epoch) {
+            return Some(true); // Nobody keeps its logs.
+        }
+        self.announced.borrow().get(&epoch).map(|aligned| !aligned)
     }
 
     /// Whether a barrier is on its way through this worker, or acks and announcements soon will be. Steps are short then:
@@ -406,6 +435,7 @@ impl WorkerContext {
         let mut ended = self.ended.borrow_mut();
         assemblies.remove(&epoch);
         ended.insert(epoch);
+        self.announced.borrow_mut().remove(&epoch);
         if epoch.next() == self.epoch.get() {
             self.begun_at.set(None);
             self.handed_in_at.set(None);

@@ -17,7 +17,8 @@ use crate::protocol::watermark::InstanceStatus;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Control {
     /// Coordinator to all: the checkpoint that closes this epoch begins. `last`: it is the final one.
-    Begin { epoch: Epoch, last: bool },
+    /// `aligned`: nothing overtakes.
+    Begin { epoch: Epoch, last: bool, aligned: bool },
     /// Worker to coordinator: all participants of this worker have taken their snapshot, and it is durable.
     Ack { epoch: Epoch, part: PartRef, timings: WorkerTimings },
     /// Worker to coordinator: this worker's part could not be made.

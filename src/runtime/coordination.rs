@@ -12,7 +12,7 @@ use crate::format::record::{
 };
 use crate::ids::Epoch;
 use crate::protocol::abort::{AbortReason, JobFailure, Outcome};
-use crate::protocol::coordinator::{Coordinator, CoordinatorSetup, Effect, Event};
+use crate::protocol::coordinator::{Coordinator, CoordinatorSetup, Effect, Event, Phase};
 use crate::protocol::watchdog::Watchdog;
 use crate::runtime::clock::Clock;
 use crate::runtime::context::{Failure, FailureKind, WorkerContext};
@@ -20,6 +20,7 @@ use crate::runtime::control::Control;
 use crate::runtime::describe;
 use crate::runtime::executor::Lane;
 use crate::runtime::mailbox::Letter;
+use crate::runtime::savepoint::{AskedSavepoint, PreparedSavepoint, Savepoints, take_requests};
 use crate::storage::job_store::{Claim, HISTORY_MAX, JobStore, JobStoreError};
 
 type Part = (PartRef, WorkerTimings);
@@ -76,6 +77,7 @@ pub(crate) struct Coordination {
     watchdog: Watchdog<(Epoch, CheckpointPhase, u32)>,
     /// What was recorded last, for what is heard of it later.
     recorded: VecDeque<CheckpointRecord>,
+    savepoints: Savepoints,
 }
 
 /// Records of the history that are not written yet. On a full disk they wait, and those that tell of it most of all.
@@ -88,12 +90,16 @@ impl Coordination {
             checkpoints.interval = None;
         }
         let watchdog = Watchdog::new(slow_after(&checkpoints));
+        // What comes from elsewhere has a number of elsewhere: it may be that of one that is still to come here.
+        let restored = context.shared.restored.as_ref();
+        let restored = restored.map(|restored| restored.manifest().epoch);
+        let restored = restored.filter(|epoch| *epoch < claim.first_epoch());
         let machine = Coordinator::new(CoordinatorSetup {
             checkpoints,
             workers: context.peers,
             first_epoch: claim.first_epoch(),
             reserved_end: claim.epochs_end(),
-            restored: context.shared.restored.as_ref().map(|restored| restored.manifest.epoch),
+            restored,
             retained_before: retained,
         });
         let claim = Arc::new(claim);
@@ -107,6 +113,7 @@ impl Coordination {
             unrecorded: Unrecorded::default(),
             watchdog,
             recorded: VecDeque::new(),
+            savepoints: Savepoints::default(),
         };
         coordination.housekeeping("removing what dead attempts left", |store, claim| {
             store.sweep(claim, TEMPORARY_AGE).map(drop)
@@ -138,14 +145,14 @@ impl Coordination {
         &mut self,
         epoch: Epoch,
         publish_us: u64,
-        result: Result<(), JobStoreError>,
+        result: Result<(), AbortReason>,
     ) {
         if let Some(progress) = self.progress.get_mut(&epoch) {
             progress.publish_us = publish_us;
         }
         self.step(match result {
             Ok(()) => Event::Published { epoch },
-            Err(error) => Event::PublishFailed { epoch, reason: reason(&error) },
+            Err(reason) => Event::PublishFailed { epoch, reason },
         });
     }
 
@@ -159,16 +166,24 @@ impl Coordination {
     fn carry_out(&mut self, effect: Effect<Part>) {
         let attempt = self.context.shared.attempt.0;
         match effect {
-            Effect::Begin { epoch, last } => {
+            Effect::Begin { epoch, last, savepoint } => {
                 tracing::debug!(attempt, epoch = epoch.0, last, "checkpoint begins");
                 let triggered_unix_ms = self.context.shared.clock.unix_ms();
                 let began = self.context.now();
                 let progress = Progress { triggered_unix_ms, began, ..Progress::default() };
                 self.progress.insert(epoch, progress);
                 self.context.shared.counters.set_in_progress(self.progress.len() as u32);
-                self.context.send(None, Control::Begin { epoch, last });
+                self.context.send(None, Control::Begin { epoch, last, aligned: savepoint });
             }
-            Effect::Publish { epoch, last, parts } => self.publish(epoch, last, parts),
+            Effect::Publish { epoch, last, savepoint, parts } => {
+                self.publish(epoch, last, savepoint, parts);
+            }
+            Effect::SavepointFailed { request, reason } => {
+                // It may be with the publisher, who answers.
+                if let Some(savepoint) = self.savepoints.take(request) {
+                    self.answer_savepoint(savepoint, reason.to_string());
+                }
+            }
             Effect::Complete { epoch, last } => {
                 self.context.send(None, Control::Complete { epoch, last });
             }
@@ -206,7 +221,13 @@ impl Coordination {
         }
     }
 
-    fn publish(&mut self, epoch: Epoch, last: bool, parts: Vec<(usize, Part)>) {
+    fn publish(
+        &mut self,
+        epoch: Epoch,
+        last: bool,
+        savepoint: Option<u64>,
+        parts: Vec<(usize, Part)>,
+    ) {
         let now = self.context.now();
         if let Some(progress) = self.progress.get_mut(&epoch) {
             progress.publishing = Some(now);
@@ -229,13 +250,17 @@ impl Coordination {
         let mailbox = self.context.mailbox.clone();
         let durable = shared.durable;
         let clock = Arc::clone(&shared.clock);
+        let savepoint = savepoint.and_then(|request| self.savepoints.take(request));
         self.io(move |store, claim| {
             let start = clock.now();
+            let publish = || publish_for_certain(store, claim, &manifest, &*clock);
             // A job that keeps nothing has nothing to publish; its final checkpoint only orders the commits.
-            let result = if durable {
-                publish_for_certain(store, claim, &manifest, &*clock)
-            } else {
-                Ok(())
+            let result = match savepoint {
+                _ if !durable => Ok(()),
+                Some(savepoint) => savepoint.publish(store, &manifest, &*clock, || {
+                    publish().map_err(|error| reason(&error))
+                }),
+                None => publish().map_err(|error| reason(&error)),
             };
             let publish_us = clock.now().saturating_sub(start).as_micros() as u64;
             mailbox.post(Letter::Publish { epoch, publish_us, result });
@@ -296,6 +321,57 @@ impl Coordination {
             }
             Ok(())
         });
+    }
+
+    /// Somebody in this process asks for a savepoint: its directory is made first.
+    pub(crate) fn prepare_savepoint(&self, asked: AskedSavepoint) {
+        let mailbox = self.context.mailbox.clone();
+        let (durable, clock) =
+            (self.context.shared.durable, Arc::clone(&self.context.shared.clock));
+        self.io(move |store, _| {
+            let prepared = asked.prepare(durable, store, &*clock);
+            let prepared = prepared.into_iter().collect();
+            mailbox.post(Letter::Savepoints { prepared, looked: false });
+        });
+    }
+
+    /// The directories of these savepoints are made, so they can begin.
+    pub(crate) fn begin_savepoints(&mut self, prepared: Vec<PreparedSavepoint>, looked: bool) {
+        if looked {
+            self.savepoints.looked();
+        }
+        for savepoint in prepared {
+            if self.machine.status().phase == Phase::Over {
+                self.answer_savepoint(savepoint, "the job is over".to_owned());
+                continue;
+            }
+            let stop = savepoint.stop;
+            let request = self.savepoints.add(savepoint);
+            self.step(match stop {
+                None => Event::Savepoint { request },
+                Some(drain) => Event::StopWithSavepoint { request, drain },
+            });
+        }
+    }
+
+    /// From time to time: whether somebody has left a request in the job's directory.
+    pub(crate) fn look_for_requests(&mut self, now: Duration) {
+        let shared = &self.context.shared;
+        if !shared.durable || shared.config.checkpoints.directory.is_none() {
+            return;
+        }
+        let Some(open) = self.savepoints.look(now) else { return };
+        let mailbox = self.context.mailbox.clone();
+        let clock = Arc::clone(&shared.clock);
+        self.io(move |store, claim| {
+            let prepared = take_requests(store, claim, &open, &*clock);
+            mailbox.post(Letter::Savepoints { prepared, looked: true });
+        });
+    }
+
+    fn answer_savepoint(&self, savepoint: PreparedSavepoint, why: String) {
+        let clock = Arc::clone(&self.context.shared.clock);
+        self.io(move |store, _| savepoint.fail(store, &*clock, why));
     }
 
     /// Looks for checkpoints that a worker has not answered, and for a manifest that takes long.

@@ -29,6 +29,7 @@ use crate::runtime::coordination::Coordination;
 use crate::runtime::coordination::slow_after;
 use crate::runtime::executor::{Executor, Lane};
 use crate::runtime::mailbox::{Letter, Mailbox};
+use crate::runtime::savepoint::AskedSavepoint;
 use crate::runtime::snapshot::{PartFailure, write_part};
 use crate::storage::job_store::Claim;
 
@@ -46,12 +47,14 @@ const SENDER_MEMORY: Duration = Duration::from_secs(1);
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What someone outside asks a running attempt for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Request {
     /// A final checkpoint, then the end. `drain`: event time moves to its end first.
     Stop { drain: bool },
     /// The end.
     Cancel,
+    /// A savepoint; it concerns this attempt only.
+    Savepoint(AskedSavepoint),
 }
 
 /// How the threads of an attempt stop each other.
@@ -274,6 +277,9 @@ impl Driver {
         {
             coordination.step(Event::Tick);
         }
+        if let Some(coordination) = &mut self.coordination {
+            coordination.look_for_requests(now);
+        }
         for sink in self.context.sinks.borrow().iter() {
             sink.tick(now);
         }
@@ -322,12 +328,12 @@ impl Driver {
     fn frame(&mut self, from: usize, control: Control) {
         let context = &self.context;
         match control {
-            Control::Begin { epoch, last } => {
+            Control::Begin { epoch, last, aligned } => {
                 // Before sources hear of it: they read no further than the final barrier.
                 if last {
                     context.set_final(Some(epoch));
                 }
-                context.begin(epoch);
+                context.announce(epoch, aligned);
             }
             Control::Complete { epoch, last } => {
                 context.end(epoch);
@@ -448,6 +454,11 @@ impl Driver {
             match request {
                 Some(Request::Stop { drain }) => self.coordinator(Event::Stop { drain }),
                 Some(Request::Cancel) => self.coordinator(Event::Cancel),
+                Some(Request::Savepoint(asked)) => {
+                    if let Some(coordination) = &mut self.coordination {
+                        coordination.prepare_savepoint(asked);
+                    }
+                }
                 None => return,
             }
         }
@@ -479,6 +490,11 @@ impl Driver {
             Letter::Publish { epoch, publish_us, result } => {
                 if let Some(coordination) = &mut self.coordination {
                     coordination.published(epoch, publish_us, result);
+                }
+            }
+            Letter::Savepoints { prepared, looked } => {
+                if let Some(coordination) = &mut self.coordination {
+                    coordination.begin_savepoints(prepared, looked);
                 }
             }
             Letter::Reserve { result } => {

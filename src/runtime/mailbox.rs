@@ -6,6 +6,8 @@ use crate::connect::ConnectError;
 use crate::format::manifest::PartRef;
 use crate::format::record::WorkerTimings;
 use crate::ids::Epoch;
+use crate::protocol::abort::AbortReason;
+use crate::runtime::savepoint::PreparedSavepoint;
 use crate::runtime::snapshot::PartFailure;
 use crate::storage::job_store::JobStoreError;
 
@@ -16,7 +18,10 @@ pub(crate) enum Letter {
     /// A sink has committed through this epoch, or could not.
     Commit { sink: usize, result: Result<Epoch, ConnectError> },
     /// The manifest of an epoch is published, or not.
-    Publish { epoch: Epoch, publish_us: u64, result: Result<(), JobStoreError> },
+    Publish { epoch: Epoch, publish_us: u64, result: Result<(), AbortReason> },
+    /// Requests for savepoints whose directories are made; perhaps none. `looked`: all that were found in the job's
+    /// directory.
+    Savepoints { prepared: Vec<PreparedSavepoint>, looked: bool },
     /// More epochs are reserved, up to this one, or not.
     Reserve { result: Result<Epoch, JobStoreError> },
     /// Housekeeping failed: it is logged, and tried again after the next checkpoint.

@@ -1,13 +1,14 @@
 //! What an attempt starts from: one manifest, read by every worker for itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::format::manifest::Manifest;
 use crate::format::part::EntryBlock;
 use crate::format::{FormatError, SectionHeader, SectionKind};
 use crate::ids::{Epoch, Name};
-use crate::storage::job_store::{JobStore, JobStoreError};
+use crate::storage::Image;
+use crate::storage::job_store::JobStoreError;
 
 /// A checkpoint cannot be restored.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,14 @@ pub enum RestoreError {
         /// What the program declares.
         wanted: String,
     },
+    /// A state is to be renamed that is not there, or to what is there already.
+    #[error("the renames do not fit checkpoint {epoch}: {}", list(.problems))]
+    Rename {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// What is wrong with each.
+        problems: Vec<String>,
+    },
     /// The number of key groups differs.
     #[error(
         "checkpoint {epoch} has {found} key groups and the job is set to {wanted}; set --max-parallelism {found}: it is fixed for the life of the state"
@@ -75,7 +84,7 @@ fn list(states: &[String]) -> String {
 /// The operator's name and the state's.
 type Identity<'a> = (&'a Name, &'a Name);
 
-fn identity(header: &SectionHeader) -> Identity<'_> {
+fn declared_identity(header: &SectionHeader) -> Identity<'_> {
     (&header.operator, &header.state)
 }
 
@@ -86,15 +95,68 @@ fn text((operator, state): &Identity<'_>) -> String {
 /// The checkpoint that an attempt starts from.
 #[derive(Debug, Clone)]
 pub(crate) struct Restored {
-    pub(crate) manifest: Manifest,
-    /// Where its parts are: the job's own store, or that of the path the user gave.
-    pub(crate) store: JobStore,
+    image: Image,
+    /// Names of operators in the checkpoint, and what the program calls them.
+    renamed: BTreeMap<Name, Name>,
 }
 
 impl Restored {
+    /// The checkpoint, with the names that the program has for its operators. A rename that the checkpoint has seen
+    /// already (the old name is not there, the new one is) changes nothing, so that a job can be started again by the same
+    /// command.
+    ///
+    /// # Errors
+    /// [`RestoreError::Rename`], with all that does not fit.
+    pub(crate) fn new(image: Image, renamed: &BTreeMap<Name, Name>) -> Result<Self, RestoreError> {
+        let parts = image.manifest().parts.iter();
+        let sections = parts.flat_map(|part| &part.sections);
+        let held: BTreeSet<&Name> = sections.map(|section| &section.header.operator).collect();
+        let names = || held.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+        let problem = |(old, new): (&Name, &Name)| match (held.contains(old), held.contains(new)) {
+            (true, true) => Some(format!("{old}={new}: it holds state of both")),
+            (false, false) => {
+                Some(format!("{old}={new}: it holds state of neither, but of {}", names()))
+            }
+            (true, false) | (false, true) => None,
+        };
+        let problems: Vec<String> = renamed.iter().filter_map(problem).collect();
+        if problems.is_empty() {
+            return Ok(Self { renamed: renamed.clone(), image });
+        }
+        Err(RestoreError::Rename { epoch: image.manifest().epoch, problems })
+    }
+
+    /// The checkpoint as it is.
+    pub(crate) fn unchanged(image: Image) -> Self {
+        Self { image, renamed: BTreeMap::new() }
+    }
+
+    pub(crate) fn manifest(&self) -> &Manifest {
+        self.image.manifest()
+    }
+
+    /// The operator's name in the program, and the state's.
+    fn identity<'a>(&'a self, header: &'a SectionHeader) -> Identity<'a> {
+        (self.renamed.get(&header.operator).unwrap_or(&header.operator), &header.state)
+    }
+
     fn sections(&self) -> impl Iterator<Item = &SectionHeader> {
-        let parts = self.manifest.parts.iter();
+        let parts = self.manifest().parts.iter();
         parts.flat_map(|part| part.sections.iter().map(|section| &section.header))
+    }
+
+    /// What the checkpoint holds of a state that the program declares.
+    pub(crate) fn held(&self, wanted: &SectionHeader) -> Option<&SectionHeader> {
+        self.sections().find(|header| self.identity(header) == declared_identity(wanted))
+    }
+
+    /// What the checkpoint holds that the program does not declare.
+    pub(crate) fn not_in<'a>(
+        &'a self,
+        declared: &'a [SectionHeader],
+    ) -> impl Iterator<Item = &'a SectionHeader> {
+        let wanted: BTreeSet<Identity<'_>> = declared.iter().map(declared_identity).collect();
+        self.sections().filter(move |header| !wanted.contains(&self.identity(header)))
     }
 
     /// Checks that the checkpoint holds the same kind of state as the program declares; says whether it holds it.
@@ -106,12 +168,13 @@ impl Restored {
         wanted: &SectionHeader,
         max_parallelism: u16,
     ) -> Result<bool, RestoreError> {
-        let epoch = self.manifest.epoch;
-        let found = self.manifest.max_parallelism;
+        let epoch = self.manifest().epoch;
+        let found = self.manifest().max_parallelism;
         if found != max_parallelism {
             return Err(RestoreError::MaxParallelism { epoch, found, wanted: max_parallelism });
         }
-        let same = |header: &&SectionHeader| identity(header) == identity(wanted);
+        let name = (&wanted.operator, &wanted.state);
+        let same = |header: &&SectionHeader| self.identity(header) == name;
         let Some(found) = self.sections().find(same) else { return Ok(false) };
         let describe = |header: &SectionHeader| {
             format!("{} (version {})", header.type_name, header.type_version)
@@ -122,7 +185,7 @@ impl Restored {
         {
             return Err(RestoreError::Type {
                 epoch,
-                state: text(&identity(wanted)),
+                state: text(&name),
                 found: describe(found),
                 wanted: describe(wanted),
             });
@@ -133,7 +196,7 @@ impl Restored {
     /// Whether the checkpoint holds a state of just this kind and these types.
     pub(crate) fn holds(&self, wanted: &SectionHeader) -> bool {
         self.sections().any(|header| {
-            identity(header) == identity(wanted)
+            self.identity(header) == declared_identity(wanted)
                 && header.kind == wanted.kind
                 && short(&header.type_name) == short(&wanted.type_name)
         })
@@ -149,16 +212,17 @@ impl Restored {
         allow_dropped: bool,
         allow_new: bool,
     ) -> Result<(), RestoreError> {
-        let epoch = self.manifest.epoch;
-        let held: BTreeSet<Identity<'_>> = self.sections().map(identity).collect();
-        let wanted: BTreeSet<Identity<'_>> = declared.iter().map(identity).collect();
+        let epoch = self.manifest().epoch;
+        let held: BTreeSet<Identity<'_>> =
+            self.sections().map(|header| self.identity(header)).collect();
+        let wanted: BTreeSet<Identity<'_>> = declared.iter().map(declared_identity).collect();
         let states: Vec<String> = held.difference(&wanted).map(text).collect();
         if !states.is_empty() && !allow_dropped {
             return Err(RestoreError::Dropped { epoch, states });
         }
         // A channel has state only if a barrier has overtaken something.
         let lasting = declared.iter().filter(|header| header.kind != SectionKind::ChannelLog);
-        let wanted: BTreeSet<Identity<'_>> = lasting.map(identity).collect();
+        let wanted: BTreeSet<Identity<'_>> = lasting.map(declared_identity).collect();
         let states: Vec<String> = wanted.difference(&held).map(text).collect();
         if !states.is_empty() && !allow_new {
             return Err(RestoreError::New { epoch, states });
@@ -193,17 +257,18 @@ impl Restored {
         from_part: impl Fn(u32) -> bool,
         mut take: impl FnMut(u32, &EntryBlock<'_>) -> Result<(), FormatError>,
     ) -> Result<(), RestoreError> {
-        let epoch = self.manifest.epoch;
+        let manifest = self.manifest();
+        let epoch = manifest.epoch;
         let unreadable = |source| RestoreError::Unreadable { epoch, source };
-        for part in self.manifest.parts.iter().filter(|part| from_part(part.worker)) {
+        for part in manifest.parts.iter().filter(|part| from_part(part.worker)) {
             let wanted = (operator, state);
-            if !part.sections.iter().any(|section| identity(&section.header) == wanted) {
+            if !part.sections.iter().any(|section| self.identity(&section.header) == wanted) {
                 continue;
             }
-            let mut reader = self.store.open_part(&self.manifest, part).map_err(unreadable)?;
-            let damaged = |error| unreadable(self.store.part_error(epoch, part, error));
+            let mut reader = self.image.open_part(part).map_err(unreadable)?;
+            let damaged = |error| unreadable(self.image.part_error(part, error));
             // `open_part` has checked that the part's sections are those of the manifest.
-            let index = reader.sections().iter().position(|s| identity(&s.header) == wanted);
+            let index = reader.sections().iter().position(|s| self.identity(&s.header) == wanted);
             let Some(index) = index else { continue };
             let mut blocks = reader.blocks(index, groups.clone());
             while let Some(block) = blocks.next().map_err(damaged)? {
@@ -215,7 +280,7 @@ impl Restored {
 }
 
 /// A type's name without module paths: those change when a program is tidied up.
-fn short(type_name: &str) -> String {
+pub(crate) fn short(type_name: &str) -> String {
     let mut out = String::new();
     let mut word_start = 0;
     for c in type_name.chars() {

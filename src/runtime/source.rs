@@ -231,6 +231,7 @@ where
     };
     let started = match splits {
         Some(kept) => reading.open(kept),
+        None if context.shared.planning => Ok(()),
         None if context.index == 0 => deal::<S>(&mut reading.from, number, context),
         None => Ok(()),
     };

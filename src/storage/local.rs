@@ -66,6 +66,29 @@ impl LocalStorage {
         Ok(Self { root })
     }
 
+    /// Makes the directory `root`, which must not be there, and opens the store in it. Of any number of concurrent
+    /// calls one succeeds.
+    ///
+    /// # Errors
+    /// [`StorageError::Determinate`]: of kind `AlreadyExists` if something of that name is there.
+    pub fn create_new(root: &Path) -> Result<Self, StorageError> {
+        let failed = |source| determinate(StorageOp::Write, root, source);
+        let root = std::path::absolute(root).map_err(failed)?;
+        let Some(parent) = root.parent() else {
+            return Err(failed(io::Error::from(ErrorKind::AlreadyExists)));
+        };
+        Self::open(parent)?;
+        DirBuilder::new().mode(0o700).create(&root).map_err(failed)?;
+        sync_directory(parent).map_err(failed)?;
+        Ok(Self { root })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Opens the store in `root`, which must be there.
     ///
     /// # Errors

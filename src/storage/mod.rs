@@ -21,10 +21,13 @@ use serde::{Deserialize, Serialize};
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod fault;
+pub mod image;
 pub mod job_store;
 pub mod local;
 pub mod memory;
+pub mod savepoint;
 
+pub use image::Image;
 pub use job_store::JobStore;
 pub use local::LocalStorage;
 pub use memory::MemoryStorage;

@@ -14,6 +14,7 @@ pub type Part = u64;
 struct Pending {
     begun: Duration,
     last: bool,
+    savepoint: bool,
     /// The first part of each worker that the coordinator was given.
     parts: BTreeMap<usize, Part>,
 }
@@ -37,6 +38,12 @@ pub struct Checker {
     committed: BTreeMap<usize, Epoch>,
     finished: BTreeSet<usize>,
     stopped: Option<bool>,
+    /// Whether the job is to end with a savepoint.
+    stop_savepoint: bool,
+    /// Requests for savepoints that have no answer.
+    unanswered: BTreeSet<u64>,
+    /// The request that the outstanding publication answers if it succeeds.
+    answering: Option<u64>,
     cancelled: bool,
     fenced: bool,
     failures: u32,
@@ -62,6 +69,9 @@ impl Checker {
             committed: BTreeMap::new(),
             finished: BTreeSet::new(),
             stopped: None,
+            stop_savepoint: false,
+            unanswered: BTreeSet::new(),
+            answering: None,
             cancelled: false,
             fenced: false,
             failures: 0,
@@ -110,6 +120,16 @@ impl Checker {
             }
             Event::Stop { drain } => self.stopped = self.stopped.or(Some(*drain)),
             Event::Cancel => self.cancelled = true,
+            Event::Savepoint { request } if !self.over => {
+                assert!(self.unanswered.insert(*request));
+            }
+            Event::StopWithSavepoint { request, drain } if !self.over => {
+                assert!(self.unanswered.insert(*request));
+                if self.stopped.is_none() && self.finished.len() < self.setup.workers {
+                    self.stopped = Some(*drain);
+                    self.stop_savepoint = true;
+                }
+            }
             _ => {}
         }
     }
@@ -119,11 +139,20 @@ impl Checker {
         for effect in effects {
             assert!(!self.over, "C6: {effect:?} after the end");
             match effect {
-                Effect::Begin { epoch, last } => self.begin(now, *epoch, *last),
-                Effect::Publish { epoch, last, parts } => {
+                Effect::Begin { epoch, last, savepoint } => {
+                    self.begin(now, *epoch, *last, *savepoint);
+                }
+                Effect::SavepointFailed { request, .. } => {
+                    assert!(self.unanswered.remove(request), "{request} is answered twice");
+                    self.count("savepoint failed");
+                }
+                Effect::Publish { epoch, last, savepoint, parts } => {
                     assert_eq!(self.publishing, None, "C4");
                     let pending = &self.pending[epoch];
                     assert_eq!(pending.last, *last);
+                    assert_eq!(pending.savepoint, savepoint.is_some());
+                    assert!(savepoint.is_none_or(|request| self.unanswered.contains(&request)));
+                    self.answering = *savepoint;
                     assert_eq!(pending.parts.len(), self.setup.workers, "C2: {epoch}");
                     let first: Vec<_> = pending.parts.iter().map(|(w, p)| (*w, *p)).collect();
                     assert_eq!(&first, parts, "the first part of each worker counts");
@@ -137,6 +166,10 @@ impl Checker {
                     let pending = self.pending.remove(epoch).expect("C1: complete, not pending");
                     assert_eq!(pending.last, *last);
                     assert!(self.valid.iter().all(|valid| valid < epoch), "C3");
+                    if let Some(request) = self.answering.take() {
+                        assert!(self.unanswered.remove(&request), "{request} is answered twice");
+                        self.count(if *last { "final savepoint" } else { "savepoint" });
+                    }
                     self.valid.insert(*epoch);
                     self.failures = 0;
                     self.last_end = Some(now);
@@ -212,7 +245,7 @@ impl Checker {
         self.setup.checkpoints.tolerable_failures.is_none_or(|max| self.failures <= max)
     }
 
-    fn begin(&mut self, now: Duration, epoch: Epoch, last: bool) {
+    fn begin(&mut self, now: Duration, epoch: Epoch, last: bool, savepoint: bool) {
         let config = &self.setup.checkpoints;
         assert!(self.begun_before.is_none_or(|begun| begun < epoch), "C3: {epoch} is not new");
         assert!(epoch >= self.setup.first_epoch && epoch < self.reserved_end, "C3: {epoch}");
@@ -229,16 +262,19 @@ impl Checker {
             assert!(!all_finished && self.stopped != Some(false), "periodic at the end");
             let slots = if config.min_pause.is_zero() { config.concurrent_max as usize } else { 1 };
             assert!(self.pending.len() < slots, "too many at once");
-            if !std::mem::take(&mut self.user_asked) {
+            if !std::mem::take(&mut self.user_asked) && !savepoint {
                 assert!(now >= self.last_trigger + config.interval.expect("periodic"));
                 assert!(self.last_end.is_none_or(|end| now >= end + config.min_pause));
             }
         }
-        assert!(self.pending.values().all(|pending| !pending.last), "nothing beside the final one");
+        let beside = self.pending.values().any(|pending| pending.last || pending.savepoint);
+        assert!(!beside, "nothing beside the final one or a savepoint");
+        assert!(!last || savepoint == self.stop_savepoint, "the final one is what was asked for");
+        assert!(!savepoint || !self.unanswered.is_empty(), "a savepoint for nobody");
         assert_eq!(self.final_complete, None, "nothing behind the final one");
         self.begun_before = Some(epoch);
         self.last_trigger = now;
-        self.pending.insert(epoch, Pending { begun: now, last, parts: BTreeMap::new() });
+        self.pending.insert(epoch, Pending { begun: now, last, savepoint, parts: BTreeMap::new() });
         self.unrecorded.insert(epoch);
         self.count(if last { "final" } else { "periodic" });
     }
@@ -249,6 +285,14 @@ impl Checker {
         let pending = self.pending.remove(&epoch).expect("C1: aborted, but not pending");
         self.last_end = Some(now);
         self.failures += u32::from(reason.counts());
+        if pending.last && std::mem::take(&mut self.stop_savepoint) {
+            // The job goes on as if nobody had stopped it, if it can.
+            if self.finished.len() < self.setup.workers {
+                self.stopped = None;
+                self.counts.remove("final");
+                self.count("stop undone");
+            }
+        }
         match reason {
             AbortReason::Expired { waiting_for } => {
                 let missing = |w: &usize| !pending.parts.contains_key(w);
@@ -278,6 +322,7 @@ impl Checker {
 
     fn end(&mut self, how: &'static str) {
         assert!(self.pending.is_empty(), "what was in progress is ended");
+        assert!(self.unanswered.is_empty(), "not answered: {:?}", self.unanswered);
         assert!(self.unrecorded.is_empty(), "the history is complete: {:?}", self.unrecorded);
         self.over = true;
         self.count(how);

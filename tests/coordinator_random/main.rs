@@ -56,6 +56,7 @@ struct World {
     /// Messages that were delivered: any of them may come again.
     delivered: Vec<Event<Part>>,
     part: Part,
+    request: u64,
     chaos: bool,
 }
 
@@ -95,6 +96,7 @@ impl World {
             underway: Vec::new(),
             delivered: Vec::new(),
             part: 0,
+            request: 0,
             chaos: true,
         }
     }
@@ -201,9 +203,18 @@ impl World {
                 let drain = self.random.percent(50);
                 self.step(Event::Stop { drain });
             }
+            980..983 => {
+                self.request += 1;
+                self.step(Event::Savepoint { request: self.request });
+            }
+            983..985 => {
+                self.request += 1;
+                let drain = self.random.percent(30);
+                self.step(Event::StopWithSavepoint { request: self.request, drain });
+            }
             972..973 => self.step(Event::Cancel),
             973..980 => self.step(Event::WorkerFinished { worker: self.workers }),
-            980..990 => {
+            985..990 => {
                 let epoch = Epoch(self.random.below(300));
                 let worker = self.workers + self.random.below(2) as usize;
                 self.step(Event::Ack { epoch, worker, part: 0, in_flight: false });
@@ -272,6 +283,10 @@ fn the_contract_holds_under_lost_duplicated_and_reordered_events_and_the_job_fin
         "undecided",
         "other",
         "drain",
+        "savepoint",
+        "final savepoint",
+        "savepoint failed",
+        "stop undone",
         "finish",
         "cancel",
         "fenced",

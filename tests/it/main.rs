@@ -13,6 +13,7 @@ mod flow;
 mod lifecycle;
 mod operators;
 mod restore;
+mod savepoints;
 mod state_kinds;
 mod storage_faults;
 mod support;

@@ -8,6 +8,7 @@
 mod commands;
 mod kills;
 mod program;
+mod savepoints;
 mod silence;
 mod support;
 mod unaligned;
@@ -25,11 +26,12 @@ fn main() -> ExitCode {
     let mut chosen: Vec<String> = std::env::args().skip(1).collect();
     let only_list = chosen.iter().any(|argument| argument == "--list");
     chosen.retain(|argument| !argument.starts_with('-'));
-    let tests: Vec<Test> = [commands::TESTS, kills::TESTS, silence::TESTS, unaligned::TESTS]
-        .into_iter()
-        .flatten()
-        .copied()
-        .collect();
+    let tests: Vec<Test> =
+        [commands::TESTS, kills::TESTS, savepoints::TESTS, silence::TESTS, unaligned::TESTS]
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
     let mut failed = Vec::new();
     for (name, test) in tests {
         if !chosen.is_empty() && !chosen.iter().any(|part| name.contains(part.as_str())) {

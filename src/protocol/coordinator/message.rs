@@ -31,6 +31,11 @@ pub enum Event<P> {
     Tick,
     /// A user asks for a checkpoint now.
     Trigger,
+    /// A user asks for a savepoint now.
+    Savepoint {
+        /// What the answer names; never used before.
+        request: u64,
+    },
     /// A worker has stored its part.
     Ack {
         /// The checkpoint.
@@ -94,6 +99,14 @@ pub enum Event<P> {
         /// Whether event time moves to its end first, so that all windows fire.
         drain: bool,
     },
+    /// As `Stop`, and the final checkpoint is to be a savepoint: if that fails, the job goes on, unless its sources have
+    /// ended.
+    StopWithSavepoint {
+        /// What the answer names; never used before.
+        request: u64,
+        /// Whether event time moves to its end first.
+        drain: bool,
+    },
     /// A user ends the job at once.
     Cancel,
 }
@@ -107,6 +120,8 @@ pub enum Effect<P> {
         epoch: Epoch,
         /// Whether the job ends with it.
         last: bool,
+        /// Whether it is to be a savepoint: nothing overtakes then.
+        savepoint: bool,
     },
     /// Write the manifest and publish it, create-if-absent; answer [`Event::Published`] or
     /// [`Event::PublishFailed`], without fail.
@@ -115,6 +130,9 @@ pub enum Effect<P> {
         epoch: Epoch,
         /// Whether the job ends with it.
         last: bool,
+        /// Copy it, too, to where this request says, and answer the request. If that fails and the job ends with it, answer
+        /// [`Event::PublishFailed`] and publish nothing.
+        savepoint: Option<u64>,
         /// One part of every worker, ascending.
         parts: Vec<(usize, P)>,
     },
@@ -150,6 +168,14 @@ pub enum Effect<P> {
     /// All workers: sources read no more and move event time to its end, then say
     /// [`Event::WorkerFinished`].
     DrainSources,
+    /// There will be no savepoint for this request, or nobody here knows whether there is. A request that is answered
+    /// already stays so.
+    SavepointFailed {
+        /// The request.
+        request: u64,
+        /// Why.
+        reason: AbortReason,
+    },
     /// A line for the history.
     Record(Outcome),
     /// All workers: drop the sources' capabilities; the job is over.

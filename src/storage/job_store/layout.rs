@@ -10,6 +10,7 @@ pub(super) const JOB: &str = "job";
 pub(super) const ATTEMPTS: &str = "attempts";
 pub(super) const CHECKPOINTS: &str = "chk";
 pub(super) const HISTORY: &str = "history";
+pub(super) const REQUESTS: &str = "requests";
 
 /// What a blob is, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,12 @@ pub(super) enum Place {
     /// A part or a shared file: who wrote it, for which checkpoint.
     Data(Attempt, Epoch),
     History(Epoch),
+    /// A user's request.
+    Request(u64),
+    /// An attempt has taken the request.
+    Taken(u64),
+    /// The answer to the request.
+    Answer(u64),
     /// Not ours.
     Other,
 }
@@ -74,6 +81,18 @@ pub(super) fn history(epoch: Epoch) -> String {
     format!("{HISTORY}/{epoch}")
 }
 
+pub(super) fn request(id: u64) -> String {
+    format!("{REQUESTS}/{id}")
+}
+
+pub(super) fn taken(id: u64) -> String {
+    format!("{REQUESTS}/{id}.taken")
+}
+
+pub(super) fn answer(id: u64) -> String {
+    format!("{REQUESTS}/{id}.answer")
+}
+
 pub(super) fn parse(below_job: &str) -> Place {
     let components: Vec<_> = below_job.split('/').collect();
     let parsed = match components[..] {
@@ -82,6 +101,7 @@ pub(super) fn parse(below_job: &str) -> Place {
         [CHECKPOINTS, epoch, "manifest"] => number(epoch).map(|n| Place::Manifest(Epoch(n))),
         [CHECKPOINTS, epoch, part] => parse_part(epoch, part),
         ["shared", file] => parse_shared(file),
+        [REQUESTS, name] => parse_request(name),
         [HISTORY, epoch] => number(epoch).map(|n| Place::History(Epoch(n))),
         _ => None,
     };
@@ -107,6 +127,15 @@ fn parse_part(epoch: &str, name: &str) -> Option<Place> {
         number(worker)?;
     }
     Some(Place::Data(Attempt(number(attempt)?), Epoch(number(epoch)?)))
+}
+
+fn parse_request(name: &str) -> Option<Place> {
+    match name.split_once('.') {
+        None => number(name).map(Place::Request),
+        Some((id, "taken")) => number(id).map(Place::Taken),
+        Some((id, "answer")) => number(id).map(Place::Answer),
+        Some(_) => None,
+    }
 }
 
 fn parse_shared(name: &str) -> Option<Place> {
@@ -162,6 +191,9 @@ mod tests {
         }
         assert_eq!(parse("shared/12-7-a-b"), Place::Data(attempt, epoch));
         assert_eq!(parse(&history(epoch)), Place::History(epoch));
+        assert_eq!(parse(&request(5)), Place::Request(5));
+        assert_eq!(parse(&taken(5)), Place::Taken(5));
+        assert_eq!(parse(&answer(5)), Place::Answer(5));
     }
 
     #[test]
@@ -185,6 +217,9 @@ mod tests {
             "chk/1/1-00.part",
             "chk/1/0-1.part",
             "shared/1-2",
+            "requests/x",
+            "requests/1.tmp",
+            "requests/0",
         ] {
             assert_eq!(parse(other), Place::Other, "{other}");
         }

@@ -7,6 +7,7 @@
 //! <job>/chk/<n>/<attempt>-<worker>.part  what one worker wrote for it
 //! <job>/shared/<attempt>-<epoch>-<id>    files of several checkpoints, by who first wrote them for which
 //! <job>/history/<n>                      what became of checkpoint n; the last hundred
+//! <job>/requests/<id>[.taken|.answer]    what a user asks a running job for, and the answer
 //! ```
 //! # Invariants
 //! * A checkpoint can be restored if and only if its manifest is there and counts. (I5)
@@ -23,6 +24,7 @@
 mod claim;
 mod layout;
 mod part_output;
+mod requests;
 mod retire;
 mod verify;
 
@@ -36,6 +38,7 @@ use std::sync::Arc;
 
 pub use claim::{Claim, Published};
 pub use part_output::PartOutput;
+pub use requests::{REQUEST_AGE_MAX, TakenRequest};
 pub use retire::Released;
 pub use verify::{Problem, VerifyReport};
 
@@ -171,7 +174,10 @@ pub enum JobStoreError {
         why: String,
     },
     /// The path does not lead to a checkpoint.
-    #[error("{path} is not a checkpoint: give <directory>/<job>/chk/<number>")]
+    #[error(
+        "{path} is not a checkpoint: give the directory of a checkpoint (<directory>/<job>/chk/<number>, or a copy) or \
+         of a savepoint"
+    )]
     NotACheckpointPath {
         /// The path.
         path: String,
@@ -365,24 +371,7 @@ impl JobStore {
                 (PartBytes::Blob(reader), size)
             }
         };
-        let failed = |e| self.part_error(manifest.epoch, part, e);
-        let reader = PartReader::open(bytes, size).map_err(failed)?;
-        let header = reader.header();
-        let same = header.job == manifest.job
-            && (header.epoch, header.attempt) == (manifest.epoch, manifest.attempt)
-            && header.worker == part.worker
-            && header.max_parallelism == manifest.max_parallelism;
-        if !same {
-            let why = format!(
-                "this is the part of worker {} for checkpoint {} of job {}, attempt {}",
-                header.worker, header.epoch, header.job, header.attempt
-            );
-            return Err(failed(FormatError::corrupt(0, why)));
-        }
-        if !reader.sections().iter().map(|s| s.summary()).eq(part.sections.iter().cloned()) {
-            return Err(failed(FormatError::corrupt(0, "its sections are not the manifest's")));
-        }
-        Ok(reader)
+        read_part(manifest, part, bytes, size).map_err(|e| self.part_error(manifest.epoch, part, e))
     }
 
     /// Says of damage in a part which file it is in.
@@ -517,6 +506,32 @@ impl JobStore {
     fn encode_error(&self, path: &BlobPath, source: FormatError) -> JobStoreError {
         JobStoreError::Encode { path: self.address(path), source }
     }
+}
+
+/// Opens a part, and checks that it is what the manifest says.
+pub(super) fn read_part(
+    manifest: &Manifest,
+    part: &PartRef,
+    bytes: PartBytes,
+    size: u64,
+) -> Result<PartReader<PartBytes>, FormatError> {
+    let reader = PartReader::open(bytes, size)?;
+    let header = reader.header();
+    let same = header.job == manifest.job
+        && (header.epoch, header.attempt) == (manifest.epoch, manifest.attempt)
+        && header.worker == part.worker
+        && header.max_parallelism == manifest.max_parallelism;
+    if !same {
+        let why = format!(
+            "this is the part of worker {} for checkpoint {} of job {}, attempt {}",
+            header.worker, header.epoch, header.job, header.attempt
+        );
+        return Err(FormatError::corrupt(0, why));
+    }
+    if !reader.sections().iter().map(|s| s.summary()).eq(part.sections.iter().cloned()) {
+        return Err(FormatError::corrupt(0, "its sections are not the manifest's"));
+    }
+    Ok(reader)
 }
 
 /// The bytes of a part, wherever they are.

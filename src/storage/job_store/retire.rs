@@ -145,7 +145,7 @@ impl JobStore {
         Ok(released)
     }
 
-    /// Every blob that the job needs: its record, its history, the attempts from the ruling one on, the checkpoints that
+    /// Every blob that the job needs: its record, its history, requests and answers, the attempts from the ruling one on, the checkpoints that
     /// count and all that they reference.
     ///
     /// # Errors
@@ -186,6 +186,8 @@ impl JobStore {
         let ruling = registry::ruling(&facts);
         let needed = |place: Place| match place {
             Place::Job | Place::History(_) => true,
+            // Whoever asked, or the attempt that runs, removes them.
+            Place::Request(_) | Place::Taken(_) | Place::Answer(_) => true,
             Place::Claim(attempt) | Place::Fence(attempt) | Place::Reservation(attempt, _) => {
                 ruling.is_none_or(|ruling| attempt >= ruling)
             }

@@ -1,0 +1,213 @@
+//! Writing a savepoint: a directory that holds one checkpoint and needs nothing else.
+//!
+//! ```text
+//! <savepoint>/manifest                 published last; names parts by their names here
+//! <savepoint>/<attempt>-<worker>.part  copies of the checkpoint's parts
+//! ```
+//! # Invariants
+//! * The directory is made for it, exclusively, and never written again: nothing that was there is replaced.
+//! * Without a manifest it is no savepoint. The manifest comes after all that it names is durable, and only if the
+//!   checkpoint itself was published: so a fenced attempt leaves none.
+//!
+//! # Failure
+//! A draft that is dropped removes what it has written. A kill leaves a directory without a manifest, which nothing
+//! reads; it is the user's to remove.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::image::blob;
+use super::job_store::{JobStore, JobStoreError};
+use super::{BlobPath, CheckpointStorage, Created, LocalStorage, StorageError, StorageOp};
+use crate::format::FormatError;
+use crate::format::manifest::{Manifest, ManifestKind, PartPlace};
+use crate::format::record::SavepointInfo;
+
+/// Units: bytes that are copied at once.
+const COPY_BYTES: usize = 1 << 20;
+
+/// A savepoint could not be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SavepointError {
+    /// The directory is there.
+    #[error("{path} exists already: a savepoint is written to a new directory")]
+    Exists {
+        /// The directory.
+        path: String,
+    },
+    /// The directory could not be written.
+    #[error("the savepoint could not be written")]
+    Target(#[source] StorageError),
+    /// The checkpoint could not be read.
+    #[error("the checkpoint could not be read back")]
+    Checkpoint(#[source] JobStoreError),
+}
+
+/// A savepoint that is being written. It removes itself unless it is finished.
+#[derive(Debug)]
+pub struct Draft {
+    storage: LocalStorage,
+    written: Vec<BlobPath>,
+    finished: bool,
+}
+
+impl Draft {
+    /// Makes the directory `to`, and those above it that are missing.
+    ///
+    /// # Errors
+    /// [`SavepointError::Exists`] or [`SavepointError::Target`].
+    pub fn create(to: &Path) -> Result<Self, SavepointError> {
+        let storage = LocalStorage::create_new(to).map_err(|error| match error {
+            StorageError::Determinate { source, path, .. }
+                if source.kind() == io::ErrorKind::AlreadyExists =>
+            {
+                SavepointError::Exists { path }
+            }
+            error => SavepointError::Target(error),
+        })?;
+        Ok(Self { storage, written: Vec::new(), finished: false })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.storage.root()
+    }
+
+    /// Copies the parts of a checkpoint whose manifest need not be published yet. Returns the savepoint's manifest.
+    ///
+    /// # Errors
+    /// [`SavepointError`]; the draft is then to be dropped.
+    pub fn copy(
+        &mut self,
+        store: &JobStore,
+        manifest: &Manifest,
+    ) -> Result<Manifest, SavepointError> {
+        let mut copied = manifest.clone();
+        copied.kind = ManifestKind::Savepoint;
+        if let Some(shared) = manifest.files.first() {
+            return Err(self.target(StorageOp::Write, format!("{shared} is no part")));
+        }
+        for part in &mut copied.parts {
+            let worker = part.worker;
+            let PartPlace::Blob { path, bytes, crc32c } = &mut part.place else { continue };
+            let name = blob(&format!("{}-{worker}.part", manifest.attempt));
+            self.copy_part(store, path, &name, (*bytes, *crc32c))?;
+            *path = name.into();
+        }
+        Ok(copied)
+    }
+
+    fn copy_part(
+        &mut self,
+        store: &JobStore,
+        from: &str,
+        to: &BlobPath,
+        expected: (u64, u32),
+    ) -> Result<(), SavepointError> {
+        let damaged = |why: String| {
+            let path = format!("{}/{from}", store.storage().location());
+            SavepointError::Checkpoint(JobStoreError::Damaged {
+                path,
+                source: FormatError::corrupt(0, why),
+            })
+        };
+        let source = BlobPath::new(from).map_err(|error| damaged(error.to_string()))?;
+        let reading = |error: StorageError| SavepointError::Checkpoint(error.into());
+        let mut reader = store.storage().open(&source).map_err(reading)?;
+        let mut writer = self.storage.writer(to).map_err(SavepointError::Target)?;
+        self.written.push(to.clone());
+        let (mut bytes, mut checksum, mut piece) = (0, 0, vec![0; COPY_BYTES]);
+        loop {
+            let count = match reader.read(&mut piece) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => {
+                    let path = format!("{}/{from}", store.storage().location());
+                    let op = StorageOp::Read;
+                    return Err(reading(StorageError::Determinate { op, path, source }));
+                }
+            };
+            writer.write_all(&piece[..count]).map_err(|source| self.failed(to, source))?;
+            checksum = crc32c::crc32c_append(checksum, &piece[..count]);
+            bytes += count as u64;
+        }
+        if (bytes, checksum) != expected {
+            return Err(damaged("its size or its checksum is not the manifest's".to_owned()));
+        }
+        writer.finish().map_err(SavepointError::Target)
+    }
+
+    /// Publishes the manifest: from here on it is a savepoint.
+    ///
+    /// # Errors
+    /// [`SavepointError::Target`].
+    pub fn finish(mut self, manifest: &Manifest) -> Result<SavepointInfo, SavepointError> {
+        let bytes =
+            manifest.encode().map_err(|error| self.target(StorageOp::Write, error.to_string()))?;
+        let name = blob("manifest");
+        match self.storage.create(&name, &bytes) {
+            Ok(Created::New) => {}
+            Ok(Created::AlreadyExists) => {
+                // Somebody else has written here: it is theirs now.
+                self.finished = true;
+                return Err(
+                    self.target(StorageOp::Publish, "there is a manifest already".to_owned())
+                );
+            }
+            Err(error) => {
+                self.written.insert(0, name);
+                return Err(SavepointError::Target(error));
+            }
+        }
+        self.finished = true;
+        Ok(SavepointInfo {
+            path: self.path().to_owned(),
+            job: manifest.job.clone(),
+            epoch: manifest.epoch,
+            parallelism: manifest.parallelism,
+            entries: manifest.entries(),
+            bytes: manifest.size_bytes(),
+        })
+    }
+
+    fn failed(&self, file: &BlobPath, source: io::Error) -> SavepointError {
+        let path = format!("{}/{file}", self.storage.location());
+        SavepointError::Target(StorageError::Determinate { op: StorageOp::Write, path, source })
+    }
+
+    fn target(&self, op: StorageOp, why: String) -> SavepointError {
+        let path = self.storage.location();
+        SavepointError::Target(StorageError::Determinate {
+            op,
+            path,
+            source: io::Error::other(why),
+        })
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        // Best effort: what stays has no manifest. The manifest, if it may be there, is first in the list.
+        for file in &self.written {
+            let _ = self.storage.delete(file);
+        }
+        let _ = std::fs::remove_dir(self.path());
+    }
+}
+
+/// Where a savepoint is to be, independent of the current directory.
+///
+/// # Errors
+/// [`SavepointError::Target`] if the path is empty.
+pub fn absolute(to: &Path) -> Result<PathBuf, SavepointError> {
+    std::path::absolute(to).map_err(|source| {
+        let path = to.display().to_string();
+        SavepointError::Target(StorageError::Determinate { op: StorageOp::Write, path, source })
+    })
+}

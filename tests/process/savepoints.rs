@@ -1,0 +1,186 @@
+//! Savepoints that the tool asks a running job for.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::Test;
+use crate::program::JOB;
+use crate::support::{Bench, TOOL, files_below, send, wait_until};
+
+pub const TESTS: &[Test] = &[
+    ("a_savepoint_of_two_processes_is_restored_after_a_kill_at_other_parallelism", restored),
+    ("a_restore_plan_says_what_would_become_of_each_state_and_touches_nothing", plan),
+    ("the_tool_says_why_there_is_no_savepoint", refused),
+];
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn tool(bench: &Bench, words: &[&str], to: &Path, more: &[&str]) -> Output {
+    let mut command = Command::new(TOOL);
+    command.args(words).arg("--dir").arg(bench.checkpoints()).arg("--to").arg(to).args(more);
+    command.output().unwrap()
+}
+
+/// Every committed line, and how often it is there.
+fn lines(output: &Path) -> BTreeMap<String, u64> {
+    let mut lines = BTreeMap::new();
+    for entry in fs::read_dir(output).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            for line in fs::read_to_string(path).unwrap().lines() {
+                *lines.entry(line.to_owned()).or_default() += 1;
+            }
+        }
+    }
+    lines
+}
+
+fn restored() {
+    let bench = Bench::new(6);
+    let to = bench.path("savepoint");
+    let mut first = bench.start(bench.supervised(2, 1, &[]), "log-1");
+    bench.wait_for_a_checkpoint();
+    let wrote = tool(&bench, &["savepoint", "trigger"], &to, &["--json"]);
+    assert!(wrote.status.success(), "{}\n{}", text(&wrote.stderr), first.said());
+    let report: Value = serde_json::from_slice(&wrote.stdout).unwrap();
+    assert_eq!((report["parallelism"].as_u64(), report["job"].as_str()), (Some(2), Some(JOB)));
+    assert!(!bench.checkpoints().join(JOB).join("requests").exists(), "nothing is left of it");
+
+    // The job goes on; then it is killed, and its checkpoints are of no use.
+    bench.wait_for_a_checkpoint();
+    let processes = first.children();
+    assert!(first.kill(), "{}", first.said());
+    processes.iter().for_each(|pid| send(*pid, rustix::process::Signal::KILL));
+    wait_until("its processes are gone", || {
+        processes.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+    });
+    let before = lines(&bench.args.output);
+    assert!(before.values().all(|times| *times == 1));
+    let moved = bench.path("elsewhere");
+    fs::rename(&to, &moved).unwrap();
+
+    // From there on at three workers, and stopped with another savepoint.
+    let from = moved.display().to_string();
+    let mut second = bench.start(bench.program(&["-w", "3", "--restore", &from]), "log-2");
+    bench.wait_for_a_checkpoint();
+    let last = bench.path("last");
+    let stopped = tool(&bench, &["savepoint", "stop"], &last, &[]);
+    assert!(stopped.status.success(), "{}\n{}", text(&stopped.stderr), second.said());
+    second.succeeds();
+    let from = last.display().to_string();
+    bench.start(bench.supervised(2, 2, &["--restore", &from]), "log-3").succeeds();
+
+    // What the runs since the savepoint have written: of each key all counts from some one on, each once.
+    let mut after = lines(&bench.args.output);
+    for (line, times) in before {
+        *after.get_mut(&line).unwrap() -= times;
+    }
+    let mut counts: BTreeMap<u64, Vec<(u64, u64)>> = BTreeMap::new();
+    for (line, times) in after.into_iter().filter(|(_, times)| *times > 0) {
+        let (key, count) = line.split_once(' ').unwrap();
+        counts.entry(key.parse().unwrap()).or_default().push((count.parse().unwrap(), times));
+    }
+    assert_eq!(counts.len() as u64, bench.args.keys);
+    let (mut lost, mut doubled, mut restored) = (0, 0, 0);
+    for counts in counts.values_mut() {
+        counts.sort_unstable();
+        let total = bench.args.records / bench.args.keys;
+        restored += u64::from(counts[0].0 > 1);
+        lost += total + 1 - counts[0].0 - counts.len() as u64;
+        doubled += counts.iter().map(|(_, times)| times - 1).sum::<u64>();
+    }
+    assert_eq!((lost, doubled), (0, 0), "LOSS {lost} DUP {doubled}");
+    assert!(restored > 0, "it began anew");
+    bench.assert_directory_is_the_reachable_set();
+
+    let ls = Command::new(TOOL).args(["state", "ls", "--json"]).arg(&last).output().unwrap();
+    let ls: Value = serde_json::from_slice(&ls.stdout).unwrap();
+    let states = ls["states"].as_array().unwrap();
+    let count = states.iter().find(|state| state["operator"] == "count").unwrap();
+    assert_eq!(count["entries"].as_u64(), Some(bench.args.keys));
+    let dump = ["state", "dump", "--operator", "count"];
+    let dump = Command::new(TOOL).args(dump).arg(&last).output().unwrap();
+    let dumped: Vec<Value> =
+        text(&dump.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let entries: u64 = dumped.iter().map(|line| line["entries"].as_u64().unwrap()).sum();
+    assert_eq!(entries, bench.args.keys);
+    assert!(dumped.iter().all(|line| !line["hex"].as_str().unwrap().is_empty()));
+}
+
+fn plan() {
+    let bench = Bench::new(1);
+    bench.start(bench.program(&["-w", "2"]), "log").succeeds();
+    let newest = bench.checkpoints().join(JOB).join(format!("chk/{}", bench.newest()));
+    let everything = || {
+        let files = files_below(&bench.checkpoints()).into_iter();
+        let files: Vec<_> = files.chain(files_below(&bench.args.output)).collect();
+        files.into_iter().map(|file| (fs::read(&file).unwrap(), file)).collect::<Vec<_>>()
+    };
+    let before = everything();
+    let plan = |json: bool, more: &[&str]| {
+        let mut command = Command::new(TOOL);
+        command.arg("restore-plan").arg(&newest).args(json.then_some("--json")).arg("--");
+        command.arg(std::env::current_exe().unwrap()).args(bench.args.to_arguments());
+        command.args(&bench.flags).args(more).env(crate::program::ASK, "1").output().unwrap()
+    };
+    let actions = |output: &Output| {
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let states = plan["states"].as_array().unwrap().clone();
+        let action = |state: &Value| {
+            let text = |key: &str| state[key].as_str().unwrap_or("-").to_owned();
+            format!("{} {} {}", text("action"), text("operator"), text("renamed_from"))
+        };
+        (states.iter().map(action).collect::<Vec<_>>(), plan["problems"].clone())
+    };
+    let fits = plan(true, &[]);
+    assert_eq!(fits.status.code(), Some(0), "{}", text(&fits.stderr));
+    let (states, problems) = actions(&fits);
+    for operator in ["numbers", "count", "counts"] {
+        assert!(states.contains(&format!("map {operator} -")), "{states:?}");
+    }
+    assert_eq!(problems.as_array().unwrap().len(), 0);
+
+    // The checkpoint's `count` becomes an operator that the program does not have.
+    let renamed = plan(true, &["--rename-state", "count=totals"]);
+    assert_eq!(renamed.status.code(), Some(1));
+    let (states, problems) = actions(&renamed);
+    assert!(states.contains(&"new count -".to_owned()), "{states:?}");
+    assert!(states.iter().any(|state| state.starts_with("drop ")), "{states:?}");
+    assert!(problems.to_string().contains("--allow-dropped-state"), "{problems}");
+    let table = text(&plan(false, &["--max-parallelism", "64"]).stdout);
+    assert!(table.contains("would NOT start") && table.contains("128"), "{table}");
+    assert!(before == everything(), "it has touched something");
+}
+
+fn refused() {
+    let bench = Bench::new(4);
+    let to = bench.path("savepoint");
+    // Nobody has ever run here.
+    fs::create_dir(bench.checkpoints()).unwrap();
+    let none = tool(&bench, &["savepoint", "trigger"], &to, &["--timeout", "1s"]);
+    assert_eq!(none.status.code(), Some(2));
+    assert!(text(&none.stderr).contains("no checkpoint of any job"), "{}", text(&none.stderr));
+
+    let mut job = bench.start(bench.program(&["-w", "2"]), "log");
+    bench.wait_for_a_checkpoint();
+    fs::create_dir(&to).unwrap();
+    for command in ["trigger", "stop"] {
+        let taken = tool(&bench, &["savepoint", command], &to, &[]);
+        assert_eq!(taken.status.code(), Some(2));
+        assert!(text(&taken.stderr).contains("exists already"), "{}", text(&taken.stderr));
+    }
+    job.succeeds();
+    bench.assert_exactly_once();
+
+    let absent = tool(&bench, &["savepoint", "stop"], &bench.path("x"), &["--timeout", "300ms"]);
+    assert_eq!(absent.status.code(), Some(2));
+    assert!(text(&absent.stderr).contains("is it running"), "{}", text(&absent.stderr));
+    assert!(!bench.path("x").exists());
+    bench.assert_directory_is_the_reachable_set();
+}
