@@ -36,9 +36,9 @@ use crate::config::FlowConfig;
 /// millisecond.
 pub const QUANTUM_RECORDS_MAX: usize = 65_536;
 
-/// The least budget: one batch, as timely sizes its containers. A slow consumer then has little
-/// more in its queue than what it works on.
-pub const BUDGET_BYTES_MIN: u64 = 8 << 10;
+/// The least budget: a few records. A consumer that takes 10 ms for each then has little more in
+/// its queue than what it works on; one record may always be sent, however large.
+pub const BUDGET_BYTES_MIN: u64 = 1 << 10;
 
 /// The budget before anything is measured.
 const BUDGET_BYTES_FIRST: u64 = 64 << 10;

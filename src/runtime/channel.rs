@@ -120,9 +120,44 @@ struct Hands<D: Record> {
     held_since: Option<Duration>,
     /// When a timer fired last.
     fired_at: Duration,
-    /// Since when nothing is released for the sake of a checkpoint.
-    waiting_since: Option<Duration>,
-    no_wait_before: Duration,
+    wait: Wait,
+}
+
+/// For how long nothing was released for the sake of a checkpoint.
+#[derive(Default)]
+struct Wait {
+    /// The worker's epoch when it was waited last: after the next checkpoint has begun it is another one.
+    epoch: Option<Epoch>,
+    /// Since when, if it is waited now.
+    since: Option<Duration>,
+    /// For how long before, in that epoch.
+    before: Duration,
+    /// When it may be waited for another checkpoint.
+    next: Duration,
+}
+
+impl Wait {
+    /// Until when to wait, if it should be until `wanted`.
+    fn until(&mut self, wanted: Option<Duration>, epoch: Epoch, now: Duration) -> Option<Duration> {
+        if self.epoch != Some(epoch) && now >= self.next {
+            *self = Self { epoch: Some(epoch), ..Self::default() };
+        }
+        let waited = self.before + self.since.map_or(Duration::ZERO, |since| now - since);
+        let wanted =
+            wanted.filter(|wanted| now < *wanted && waited < WAIT_MAX && self.epoch == Some(epoch));
+        match wanted {
+            Some(wanted) => {
+                self.since.get_or_insert(now);
+                Some(wanted.min(now + (WAIT_MAX - waited)))
+            }
+            None => {
+                self.since = None;
+                self.before = waited;
+                self.next = now + waited * WAIT_SHARE;
+                None
+            }
+        }
+    }
 }
 
 impl<D: Record> Hands<D> {
@@ -154,8 +189,7 @@ impl<D: Record> Hands<D> {
             unannounced: first,
             held_since: None,
             fired_at: Duration::ZERO,
-            waiting_since: None,
-            no_wait_before: Duration::ZERO,
+            wait: Wait::default(),
         }
     }
 
@@ -281,30 +315,18 @@ impl<D: Record> Hands<D> {
         }
     }
 
-    /// Until when nothing should be released, because a checkpoint waits for the end of this step more urgently. It does
-    /// not happen for longer than [`WAIT_MAX`], nor more than a tenth of the time, however often checkpoints are taken.
+    /// Until when nothing should be released, because a checkpoint waits for the end of this step more urgently. For one
+    /// checkpoint that is [`WAIT_MAX`] in all; and it is a tenth of the time, however often checkpoints are taken.
     fn waits(&mut self, pace: &Pace) -> Option<Duration> {
         let overtakes = self.machine.expects_to_overtake();
         let overtakes = overtakes.then(|| self.fired_at + WAIT_MAX);
         let announces = self.context.handed_in_at().zip(pace.slow_record());
         let announces = announces.map(|(since, record)| since + record * ANNOUNCE_WAIT_RECORDS);
         let until = overtakes.into_iter().chain(announces).max();
-        if until.is_none() && self.waiting_since.is_none() {
+        if until.is_none() && self.wait.since.is_none() {
             return None;
         }
-        let now = self.context.now();
-        if until.is_some_and(|until| now < until) {
-            let started = now >= self.no_wait_before;
-            let since = self.waiting_since.or(started.then_some(now));
-            if let Some(since) = since.filter(|since| now < *since + WAIT_MAX) {
-                self.waiting_since = Some(since);
-                return until.map(|until| until.min(since + WAIT_MAX));
-            }
-        }
-        if let Some(since) = self.waiting_since.take() {
-            self.no_wait_before = now + (now - since) * WAIT_SHARE;
-        }
-        None
+        self.wait.until(until, self.context.epoch(), self.context.now())
     }
 
     /// Releases what a step has room for. Returns whether there is more that may be released.
@@ -495,5 +517,36 @@ impl<'scope, D: Record> Feedback<'scope, D> {
                 }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn a_wait_goes_on_in_the_same_checkpoint_up_to_a_limit() {
+        let mut wait = Wait::default();
+        assert_eq!(wait.until(Some(ms(1_020)), Epoch(2), ms(1_000)), Some(ms(1_020)));
+        assert_eq!(wait.until(None, Epoch(2), ms(1_010)), None, "it has overtaken");
+        assert_eq!(wait.until(Some(ms(2_000)), Epoch(2), ms(1_015)), Some(ms(1_055)));
+        assert_eq!(wait.until(Some(ms(2_000)), Epoch(2), ms(1_055)), None, "50 ms are over");
+        assert_eq!(wait.until(Some(ms(2_000)), Epoch(2), ms(1_060)), None);
+    }
+
+    #[test]
+    fn checkpoints_in_quick_succession_are_waited_for_a_tenth_of_the_time() {
+        let mut wait = Wait::default();
+        let mut waited = Duration::ZERO;
+        for now in 0..10_000 {
+            // A new checkpoint every 20 ms, each of which would like to be waited for without end.
+            let waits = wait.until(Some(ms(1 << 20)), Epoch(now / 20), ms(now));
+            waited += waits.map_or(Duration::ZERO, |_| ms(1));
+        }
+        assert!((ms(500)..ms(1_200)).contains(&waited), "{waited:?} of 10 s");
     }
 }
