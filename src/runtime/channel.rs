@@ -139,23 +139,28 @@ struct Wait {
 impl Wait {
     /// Until when to wait, if it should be until `wanted`.
     fn until(&mut self, wanted: Option<Duration>, epoch: Epoch, now: Duration) -> Option<Duration> {
-        if self.epoch != Some(epoch) && now >= self.next {
+        if self.epoch != Some(epoch) {
+            self.end(now);
+            if now < self.next {
+                return None;
+            }
             *self = Self { epoch: Some(epoch), ..Self::default() };
         }
         let waited = self.before + self.since.map_or(Duration::ZERO, |since| now - since);
-        let wanted =
-            wanted.filter(|wanted| now < *wanted && waited < WAIT_MAX && self.epoch == Some(epoch));
-        match wanted {
-            Some(wanted) => {
-                self.since.get_or_insert(now);
-                Some(wanted.min(now + (WAIT_MAX - waited)))
-            }
-            None => {
-                self.since = None;
-                self.before = waited;
-                self.next = now + waited * WAIT_SHARE;
-                None
-            }
+        let wanted = wanted.filter(|wanted| now < *wanted && waited < WAIT_MAX);
+        if let Some(wanted) = wanted {
+            self.since.get_or_insert(now);
+            Some(wanted.min(now + (WAIT_MAX - waited)))
+        } else {
+            self.end(now);
+            None
+        }
+    }
+
+    fn end(&mut self, now: Duration) {
+        if let Some(since) = self.since.take() {
+            self.before += now - since;
+            self.next = now + self.before * WAIT_SHARE;
         }
     }
 }
