@@ -197,6 +197,7 @@ fn kind(kind: SectionKind) -> &'static str {
         SectionKind::KeyedValue => "keyed value",
         SectionKind::SinkTransactions => "sink transactions",
         SectionKind::ChannelLog => "channel log",
+        SectionKind::Watermark => "watermark",
         SectionKind::EventTimers => "event-time timers",
         SectionKind::ProcessingTimers => "processing-time timers",
         SectionKind::KeyedList => "keyed list",

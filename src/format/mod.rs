@@ -34,6 +34,17 @@ pub enum SectionKind {
     KeyedReducing,
     /// Keyed aggregating state: one entry a key, with its accumulator, sorted by key group.
     KeyedAggregating,
+    /// The event time that an operator had shown: one entry.
+    Watermark,
+}
+
+impl SectionKind {
+    /// Whether a checkpoint may lack it without lacking state: a channel has a log only if a barrier has overtaken
+    /// something, an operator a watermark only if its records have event time.
+    #[must_use]
+    pub fn is_optional(self) -> bool {
+        matches!(self, Self::ChannelLog | Self::Watermark)
+    }
 }
 
 /// What a section is: whose state, which kind, which types.

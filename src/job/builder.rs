@@ -16,7 +16,7 @@ use crate::runtime::channel::ChannelSpec;
 use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log};
 use crate::runtime::context::WorkerContext;
 use crate::runtime::event_time::EventTime;
-use crate::runtime::keyed::{Context, StateDeclaration, keyed, owned_groups};
+use crate::runtime::keyed::{Context, StateDeclaration, keyed, owned_groups, watermark_header};
 use crate::runtime::keyed_timers::{
     KeyTimers, TimedParts, Timer, TimerContext, keyed_with_timers, timer_headers,
 };
@@ -290,9 +290,11 @@ impl<'scope> Job<'scope> {
         F: FnMut(&K, V, &mut S::Access<'_>, &mut Context<'_, O>) + 'static,
     {
         let name = self.name(name);
-        let tables = self.restored_tables(&name, &states, BTreeSet::new());
+        let (taken, shown) = self.restored_watermark(&name);
+        let tables = self.restored_tables(&name, &states, BTreeSet::from([taken]));
         let Stream { inner, job, origins, channel } = stream;
-        let inner = keyed(inner, origins.clone(), &self.context, &name, states, tables, logic);
+        let inner =
+            keyed(inner, origins.clone(), &self.context, &name, (states, tables, shown), logic);
         Stream { inner, job, origins, channel }
     }
 
@@ -314,7 +316,9 @@ impl<'scope> Job<'scope> {
     {
         let name = self.name(name);
         let headers = timer_headers::<K>(&name);
-        let taken = headers.iter().map(|header| header.state.clone()).collect();
+        let (watermark, shown) = self.restored_watermark(&name);
+        let taken = headers.iter().map(|header| header.state.clone());
+        let taken = taken.chain([watermark]).collect();
         let tables = self.restored_tables(&name, &states, taken);
         let mut timers = KeyTimers::new(&Backend::default(), self.context.config().max_parallelism);
         let groups = owned_groups(&self.context);
@@ -342,11 +346,30 @@ impl<'scope> Job<'scope> {
                 self.error(error);
             }
         }
-        let parts = TimedParts { states, tables, timers, on_record, on_timer };
+        let parts = TimedParts { states, tables, timers, shown, on_record, on_timer };
         let Stream { inner, job, origins, channel } = stream;
         let inner = keyed_with_timers(inner, origins.clone(), &self.context, &name, parts);
         let origins = origins.iter().map(|origin| origin.held_at(held_at)).collect();
         Stream { inner, job, origins, channel }
+    }
+
+    /// What event time an operator had shown at any worker when the restored snapshot was taken; and the name under which
+    /// that is kept.
+    fn restored_watermark(&self, name: &Name) -> (Name, i64) {
+        let header = watermark_header(name);
+        let mut shown = i64::MIN;
+        if let Some(restored) = self.restorable(&header) {
+            let every = 0..u16::MAX;
+            let read = restored.for_each_block(name, &header.state, every, |_, block| {
+                codec::decode_entries(block.bytes, block.entries, |event: i64| {
+                    shown = shown.max(event);
+                })
+            });
+            if let Err(error) = read {
+                self.error(error);
+            }
+        }
+        (header.state, shown)
     }
 
     /// The tables of an operator's states, with what a checkpoint holds of them. `seen`: names that states may not have.

@@ -57,6 +57,8 @@ pub(crate) struct Gate<B> {
     waiting: VecDeque<(Time, B)>,
     origins: Vec<Origin>,
     restored_event: i64,
+    /// What was shown last before the barrier of the open epoch had passed.
+    shown: Cell<i64>,
     /// One more limit of the origins, for operators that may pause them.
     paused: Option<Rc<Cell<Epoch>>>,
 }
@@ -71,7 +73,15 @@ impl<B> Gate<B> {
             }
         }
         let restored_event = Origin::restored_event(&origins);
-        Self { mode, open, waiting: VecDeque::new(), origins, restored_event, paused: None }
+        Self {
+            mode,
+            open,
+            waiting: VecDeque::new(),
+            origins,
+            restored_event,
+            shown: Cell::new(restored_event),
+            paused: None,
+        }
     }
 
     /// Stops the origins, whatever the epoch, or lets them go on. So that what an operator has no time for waits in the
@@ -103,10 +113,31 @@ impl<B> Gate<B> {
     /// The least event time that may still come; `i64::MAX` at end of input. Right after a restore a frontier begins
     /// at the beginning of time; what users see of it does not go back (I9). What is held has left the frontier
     /// behind and is still to come: its records would be late otherwise.
+    ///
+    /// The snapshot keeps what was shown last before the barrier had come through, and a restored gate shows no less. The
+    /// sources' positions are not enough for that: one that was behind its barrier already may have moved event time
+    /// on, and the gate may have seen it. What the barrier itself brings does not count: other workers may have taken
+    /// records since whose event time it has passed.
     pub(crate) fn event(&self, frontier: &MutableAntichain<Time>) -> i64 {
         let held = self.waiting.iter().map(|(time, _)| time.event);
         let least = frontier.frontier().iter().map(|time| time.event).chain(held).min();
-        least.unwrap_or(i64::MAX).max(self.restored_event)
+        let event = least.unwrap_or(i64::MAX).max(self.restored_event);
+        let open = self.open.get();
+        if frontier.frontier().iter().any(|time| time.epoch() <= open) {
+            self.shown.set(event);
+        }
+        event
+    }
+
+    /// What was shown last, for the snapshot. `None` if it says nothing.
+    pub(crate) fn shown(&self) -> Option<i64> {
+        Some(self.shown.get()).filter(|event| *event != i64::MIN && *event != i64::MAX)
+    }
+
+    /// Shows no less than what a restored snapshot says was shown.
+    pub(crate) fn resume_at(&mut self, event: i64) {
+        self.restored_event = self.restored_event.max(event);
+        self.shown.set(self.restored_event);
     }
 
     /// Whether a batch of `epoch` may be processed now.
@@ -169,6 +200,14 @@ pub(crate) fn lowest_epoch(frontier: &MutableAntichain<Time>) -> Option<Epoch> {
 mod tests {
     use super::*;
 
+    fn times(times: &[(u64, i64)]) -> MutableAntichain<Time> {
+        let mut frontier = MutableAntichain::new();
+        frontier.update_iter(
+            times.iter().map(|(epoch, event)| (Time { epoch: *epoch, event: *event }, 1)),
+        );
+        frontier
+    }
+
     fn frontier(epochs: &[u64]) -> MutableAntichain<Time> {
         let mut frontier = MutableAntichain::new();
         frontier.update_iter(epochs.iter().map(|epoch| (Time { epoch: *epoch, event: 0 }, 1)));
@@ -214,12 +253,30 @@ mod tests {
     fn event_time_does_not_pass_what_a_gate_holds() {
         let mut gate = Gate::new(CheckpointMode::ExactlyOnce, Epoch(1), Vec::new());
         gate.hold(Time::new(Epoch(2), 100), ());
-        let mut later = MutableAntichain::new();
-        later.update_iter([(Time { epoch: 2, event: 500 }, 1)]);
-        assert_eq!(gate.event(&later), 100);
+        let later = times(&[(2, 500)]);
         gate.advance();
+        assert_eq!(gate.event(&later), 100);
         assert_eq!(gate.next_open(), Some(()));
         assert_eq!(gate.event(&later), 500);
+    }
+
+    #[test]
+    fn event_time_that_was_shown_is_kept_and_does_not_go_back_in_a_restored_gate() {
+        // I9
+        let gate = Gate::<()>::new(CheckpointMode::ExactlyOnce, Epoch(1), Vec::new());
+        assert_eq!(gate.shown(), None);
+        // One source has passed its barrier at 79 and has moved on since: positions do not tell.
+        assert_eq!(gate.event(&times(&[(1, 79)])), 79);
+        assert_eq!(gate.event(&times(&[(1, 94), (2, 94)])), 94);
+        assert_eq!(gate.event(&times(&[(2, 99)])), 99);
+        assert_eq!(gate.shown(), Some(94), "of the epoch that ends");
+        let mut restored = Gate::<()>::new(CheckpointMode::ExactlyOnce, Epoch(2), Vec::new());
+        restored.resume_at(94);
+        assert_eq!(restored.shown(), Some(94), "a checkpoint may come before any record");
+        assert_eq!(restored.event(&times(&[(2, 79)])), 94);
+        assert_eq!(restored.event(&times(&[(2, 95)])), 95);
+        gate.event(&times(&[(1, i64::MAX)]));
+        assert_eq!(gate.shown(), None, "the end of the input is where it was");
     }
 
     #[test]

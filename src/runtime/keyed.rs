@@ -20,8 +20,8 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession};
 
 use crate::connect::Record;
-use crate::format::{SectionHeader, SectionKind};
-use crate::ids::{InvalidName, Name};
+use crate::format::{SectionHeader, SectionKind, codec};
+use crate::ids::{InvalidName, KeyGroup, Name};
 use crate::protocol::key_groups::key_groups;
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{Contribution, SectionTask, WorkerContext};
@@ -116,14 +116,14 @@ where
     }
 }
 
-/// Builds a keyed operator. `tables` is restored already; the key groups that this worker owns are all it holds.
+/// Builds a keyed operator, of its states, their tables, and what event time was shown before the restored snapshot.
+/// Tables are restored already; the key groups that this worker owns are all they hold.
 pub(crate) fn keyed<'scope, K, V, S, O, F>(
     stream: Stream<'scope, Time, Vec<(K, V)>>,
     origins: Vec<Origin>,
     context: &Rc<WorkerContext>,
     name: &Name,
-    states: S,
-    tables: S::Tables,
+    (states, tables, shown): (S, S::Tables, i64),
     logic: F,
 ) -> Stream<'scope, Time, Vec<O>>
 where
@@ -141,6 +141,7 @@ where
     let participant = context.participant(name.clone());
     let mode = context.config().checkpoints.mode;
     let mut gate = Gate::new(mode, context.shared.first_epoch, origins);
+    gate.resume_at(shown);
     let mut processor = Processor::<K, V, S, O, F> {
         tables,
         logic,
@@ -171,7 +172,9 @@ where
                 }
             });
             while gate.barrier_passed(&[frontier]) {
-                let contribution = freeze::<K, S>(&states, &mut processor.tables, &name, &context);
+                let mut contribution =
+                    freeze::<K, S>(&states, &mut processor.tables, &name, &context);
+                contribution.sections.extend(watermark_section(&name, gate.shown(), &context));
                 context.hand_in(gate.open(), participant, contribution);
                 gate.advance();
                 while let Some((capability, mut records)) = gate.next_open() {
@@ -181,6 +184,29 @@ where
         }
     });
     results
+}
+
+/// The section that keeps what event time an operator has shown.
+pub(crate) fn watermark_header(operator: &Name) -> SectionHeader {
+    SectionHeader {
+        operator: operator.clone(),
+        state: Name::new("operator-watermark").expect("a constant name"),
+        kind: SectionKind::Watermark,
+        type_name: "i64".to_owned(),
+        type_version: 1,
+    }
+}
+
+/// Keeps what was shown, if it says anything.
+pub(crate) fn watermark_section(
+    operator: &Name,
+    shown: Option<i64>,
+    context: &WorkerContext,
+) -> Option<(SectionHeader, SectionTask)> {
+    let shown = shown.filter(|_| context.shared.durable)?;
+    let write: SectionTask =
+        Box::new(move |out| Ok(out.entry(KeyGroup(0), &mut |bytes| codec::encode(&shown, bytes))?));
+    Some((watermark_header(operator), write))
 }
 
 fn freeze<K: Key, S: States<K>>(

@@ -38,7 +38,7 @@ use crate::format::{SectionHeader, SectionKind, codec};
 use crate::ids::{Epoch, KeyGroup, Name};
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{Contribution, SectionTask, TimerControl, WorkerContext};
-use crate::runtime::keyed::{Session, frozen_sections, section_task};
+use crate::runtime::keyed::{Session, frozen_sections, section_task, watermark_section};
 use crate::runtime::pace::Pace;
 use crate::runtime::pool::Pool;
 use crate::runtime::router::batch_records;
@@ -246,6 +246,8 @@ pub(crate) struct TimedParts<K: Key, S: States<K>, F, T> {
     pub(crate) states: S,
     pub(crate) tables: S::Tables,
     pub(crate) timers: KeyTimers<K>,
+    /// What event time was shown before the restored snapshot.
+    pub(crate) shown: i64,
     pub(crate) on_record: F,
     pub(crate) on_timer: T,
 }
@@ -423,6 +425,7 @@ where
     let restored = Origin::restored_event(&origins);
     let mode = context.config().checkpoints.mode;
     let mut gate = Gate::new(mode, context.shared.first_epoch, origins);
+    gate.resume_at(parts.shown);
     let mut processor = Processor::<K, V, S, O, F, T> {
         parts,
         held: None,
@@ -495,7 +498,8 @@ where
                 if !passed {
                     break;
                 }
-                let contribution = processor.freeze(&name, &context);
+                let mut contribution = processor.freeze(&name, &context);
+                contribution.sections.extend(watermark_section(&name, gate.shown(), &context));
                 context.hand_in(open, participant, contribution);
                 gate.advance();
                 processor.settle(at, gate.open());

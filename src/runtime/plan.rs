@@ -13,7 +13,7 @@ use timely::communication::{Allocator, Hooks, initialize_from};
 use timely::worker::Worker;
 
 use crate::config::JobConfig;
-use crate::format::{SectionHeader, SectionKind};
+use crate::format::SectionHeader;
 use crate::ids::{Attempt, Epoch, Lineage};
 use crate::runtime::attempt::Build;
 use crate::runtime::board::Board;
@@ -100,7 +100,7 @@ pub(crate) fn restore_plan(
         let action = match restored.check_type(wanted, config.max_parallelism) {
             Ok(true) => Action::Map,
             // A channel has state only if a barrier has overtaken something.
-            Ok(false) if wanted.kind == SectionKind::ChannelLog => continue,
+            Ok(false) if wanted.kind.is_optional() => continue,
             Ok(false) => Action::New,
             Err(error @ RestoreError::Type { .. }) => {
                 note(error);

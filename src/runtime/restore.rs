@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::format::manifest::Manifest;
 use crate::format::part::EntryBlock;
-use crate::format::{FormatError, SectionHeader, SectionKind};
+use crate::format::{FormatError, SectionHeader};
 use crate::ids::{Epoch, Name};
 use crate::storage::Image;
 use crate::storage::job_store::JobStoreError;
@@ -220,8 +220,7 @@ impl Restored {
         if !states.is_empty() && !allow_dropped {
             return Err(RestoreError::Dropped { epoch, states });
         }
-        // A channel has state only if a barrier has overtaken something.
-        let lasting = declared.iter().filter(|header| header.kind != SectionKind::ChannelLog);
+        let lasting = declared.iter().filter(|header| !header.kind.is_optional());
         let wanted: BTreeSet<Identity<'_>> = lasting.map(declared_identity).collect();
         let states: Vec<String> = wanted.difference(&held).map(text).collect();
         if !states.is_empty() && !allow_new {

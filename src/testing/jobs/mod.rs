@@ -37,6 +37,9 @@ use crate::connect::Collect;
 use crate::ids::Name;
 use crate::job::Job;
 
+/// What a barrier may need for one exchange, at the slowest clock and with workers that get few turns.
+const BARRIER_TIME: Duration = Duration::from_millis(500);
+
 /// Records that all nodes of a job process together, at the most: a simulation should take milliseconds.
 const STEPS_MAX: usize = 2_500;
 
@@ -464,6 +467,9 @@ impl RandomJob {
             if random.chance(0.5) {
                 config.checkpoints.alignment_timeout = general;
             }
+            // A barrier needs turns for every exchange. With less time for them no checkpoint would ever complete.
+            let least = BARRIER_TIME * (channels.len() as u32 + 2);
+            config.checkpoints.timeout = config.checkpoints.timeout.max(least);
             let often = random.pick(&[0.0, 0.3, 1.0]);
             for (name, timeout) in channels.iter().zip(own) {
                 if random.chance(often) {
