@@ -129,9 +129,12 @@ impl<B> Gate<B> {
         event
     }
 
-    /// What was shown last, for the snapshot. `None` if it says nothing.
+    /// What was shown last, for the snapshot. `None` if it says nothing. At least once it does not: records of the next
+    /// epoch may have been taken before the barrier came through, which will come again.
     pub(crate) fn shown(&self) -> Option<i64> {
-        Some(self.shown.get()).filter(|event| *event != i64::MIN && *event != i64::MAX)
+        let exactly_once = self.mode == CheckpointMode::ExactlyOnce;
+        let shown = Some(self.shown.get()).filter(|_| exactly_once);
+        shown.filter(|event| *event != i64::MIN && *event != i64::MAX)
     }
 
     /// Shows no less than what a restored snapshot says was shown.
