@@ -3,18 +3,17 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use highwater::config::{JobConfig, RestartStrategy};
+use highwater::config::JobConfig;
 use highwater::connect::workload;
 use highwater::ids::Name;
 use highwater::job::{self, CompletedCheckpoint, JobHandle};
 use highwater::prelude::*;
-use highwater::supervisor::{self, Supervision};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::Measured;
 use crate::args::{Args, Interval};
-use crate::keyed_count::supervised_config;
+use crate::keyed_count::{supervise, supervised_config};
 use crate::report::{leave, parameters, quantile, status_bytes};
 
 /// Checkpoints that are looked at; one more is taken, and the first left out.
@@ -53,7 +52,7 @@ pub fn run(args: &Args) -> Measured {
         return Ok(serde_json::Value::Null);
     }
     if args.alignment_timeout.is_some() {
-        return if args.processes > 1 { supervise(&args) } else { run_alone(&args) };
+        return if args.processes > 1 { supervise(&args, join) } else { run_alone(&args) };
     }
     let sides = [
         ("off", "none", Interval(None)),
@@ -90,26 +89,8 @@ fn run_alone(args: &Args) -> Measured {
     run_here(args, config)
 }
 
-fn supervise(args: &Args) -> Measured {
-    let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
-    let own = Args { report_dir: Some(directory.path().to_owned()), ..args.clone() };
-    let supervision = Supervision {
-        program: std::env::current_exe().map_err(|error| format!("own program: {error}"))?,
-        args: own.to_arguments(),
-        processes: args.processes,
-        workers: Some(args.workers()),
-        restart: RestartStrategy::None,
-        runtime_dir: None,
-    };
-    let outcome = supervisor::supervise(supervision).map_err(|error| error.to_string())?;
-    if outcome.exit_code() != supervisor::exit::OK {
-        return Err(format!("the processes failed: {outcome:?}"));
-    }
-    join(directory.path(), args.processes)
-}
-
 /// Process 0 knows the checkpoints; records are added up.
-fn join(directory: &Path, processes: usize) -> Measured {
+fn join(directory: &Path, args: &Args) -> Measured {
     let report = |process: usize| -> Measured {
         let file = directory.join(format!("process-{process}.json"));
         let text = std::fs::read_to_string(&file)
@@ -117,7 +98,7 @@ fn join(directory: &Path, processes: usize) -> Measured {
         serde_json::from_str(&text).map_err(|error| error.to_string())
     };
     let mut joined = report(0)?;
-    for process in 1..processes {
+    for process in 1..args.processes {
         let other = report(process)?;
         for field in ["records_per_second", "peak_rss_bytes"] {
             let sum = joined[field].as_f64().unwrap_or(0.0) + other[field].as_f64().unwrap_or(0.0);

@@ -21,7 +21,7 @@ pub fn run(args: &Args) -> Measured {
     if let Some(directory) = &args.report_dir {
         run_supervised(args, directory)
     } else if args.processes > 1 {
-        supervise(args)
+        counting::checked(supervise(args, report::join)?)
     } else {
         let mut config = JobConfig::new(Name::new("keyed-count").expect("a constant name"));
         config.workers = args.workers();
@@ -57,8 +57,8 @@ fn run_here(args: &Args, config: JobConfig) -> Measured {
     Ok(watch.report(args, results, digest, checkpoints))
 }
 
-/// Starts the processes, and joins what they report.
-fn supervise(args: &Args) -> Measured {
+/// Starts the processes, and joins what they have left in the directory.
+pub fn supervise(args: &Args, join: impl FnOnce(&Path, &Args) -> Measured) -> Measured {
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     let own = Args { report_dir: Some(directory.path().to_owned()), ..args.clone() };
     let supervision = Supervision {
@@ -73,7 +73,7 @@ fn supervise(args: &Args) -> Measured {
     if outcome.exit_code() != supervisor::exit::OK {
         return Err(format!("the processes failed: {outcome:?}"));
     }
-    counting::checked(report::join(directory.path(), args)?)
+    join(directory.path(), args)
 }
 
 /// One of several processes, as the supervisor has told it to be.
