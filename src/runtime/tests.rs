@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use crate::config::{JobConfig, RestartStrategy};
 use crate::connect::{Collect, Generator};
+use crate::format::record::CheckpointPhase;
 use crate::ids::Name;
 use crate::job::Value;
 use crate::job::execute::builder;
 use crate::runtime::attempt::{Environment, Running, run_in_place};
 use crate::runtime::clock::SystemClock;
 use crate::runtime::counters::Counters;
+use crate::storage::BlobPath;
 use crate::storage::fault::{FaultAction, FaultOp, FaultPoint, FaultStorage};
 use crate::storage::job_store::JobStore;
 use crate::storage::memory::MemoryStorage;
@@ -32,20 +34,35 @@ struct Run {
 /// Runs a job whose store fails at its call number `fail_at`, counted from when the job runs. Checks the output, and
 /// that nothing is left over once the next attempt has swept.
 fn run(fail_at: u64, action: FaultAction) -> Run {
-    let memory = Arc::new(MemoryStorage::new());
-    let armed = Arc::new(AtomicBool::new(false));
     let calls = AtomicU64::new(0);
     let failed = Arc::new(std::sync::Mutex::new(None));
+    let noted = Arc::clone(&failed);
+    let (counters, _) = run_over(Duration::from_secs(10), move |point| {
+        if calls.fetch_add(1, Ordering::SeqCst) != fail_at {
+            return FaultAction::Proceed;
+        }
+        println!("{point:?}: {action:?}"); // Shown if the run fails.
+        *noted.lock().unwrap() = Some(point.clone());
+        action
+    });
+    let failed = failed.lock().unwrap().clone();
+    let checkpoints = counters.checkpoints();
+    let completed = checkpoints.completed.len();
+    Run { failed, restarts: counters.restarts(), aborted: checkpoints.aborted, completed }
+}
+
+/// Runs a job over a store of which `decide` says what becomes of each call. Checks as [`run`] does.
+fn run_over(
+    slow_after: Duration,
+    decide: impl Fn(&FaultPoint) -> FaultAction + Send + Sync + 'static,
+) -> (Arc<Counters>, JobStore) {
+    let memory = Arc::new(MemoryStorage::new());
+    let armed = Arc::new(AtomicBool::new(false));
     let storage = {
-        let (armed, failed) = (Arc::clone(&armed), Arc::clone(&failed));
+        let armed = Arc::clone(&armed);
         FaultStorage::new(memory.clone(), move |point| {
             // Starting is another story: what cannot be claimed or restored ends the job, or restarts it.
-            let is_start = !armed.load(Ordering::SeqCst);
-            if is_start || calls.fetch_add(1, Ordering::SeqCst) != fail_at {
-                return FaultAction::Proceed;
-            }
-            *failed.lock().unwrap() = Some(point.clone());
-            action
+            if armed.load(Ordering::SeqCst) { decide(point) } else { FaultAction::Proceed }
         })
     };
     let name = Name::new("job").unwrap();
@@ -53,6 +70,7 @@ fn run(fail_at: u64, action: FaultAction) -> Run {
     config.workers = 2;
     config.checkpoints.interval = Some(Duration::from_millis(2));
     config.checkpoints.inline_bytes_max = 0;
+    config.checkpoints.slow_after = Some(slow_after);
     config.restart = RestartStrategy::None;
     let env = Environment {
         clock: Arc::new(SystemClock::new()),
@@ -85,25 +103,36 @@ fn run(fail_at: u64, action: FaultAction) -> Run {
         Ok(())
     });
     let ran = run_in_place(&env, &config, &build);
-    let failed = failed.lock().unwrap().clone();
-    ran.unwrap_or_else(|failure| panic!("{failed:?}: {}", failure.what));
+    ran.unwrap_or_else(|failure| panic!("{}", failure.what));
 
     let mut found = collect.handle().committed();
     found.sort_unstable();
     let expected: Vec<(u64, u64)> =
         (0..KEYS).flat_map(|key| (1..=RECORDS / KEYS).map(move |count| (key, count))).collect();
-    assert_eq!(found, expected, "{failed:?}");
+    assert_eq!(found, expected);
 
     let store = JobStore::new(memory, name);
     let claim = store.claim().unwrap();
     store.sweep(&claim, Duration::ZERO).unwrap();
-    assert_eq!(store.unreachable().unwrap(), [], "{failed:?}");
+    assert_eq!(store.unreachable().unwrap(), []);
     let report = store.verify(None).unwrap();
-    assert!(report.is_clean(), "{failed:?}: {:?}", report.problems);
+    assert!(report.is_clean(), "{:?}", report.problems);
+    (env.counters, store)
+}
 
-    let checkpoints = env.counters.checkpoints();
-    let completed = checkpoints.completed.len();
-    Run { failed, restarts: env.counters.restarts(), aborted: checkpoints.aborted, completed }
+#[test]
+fn a_manifest_that_takes_long_to_publish_is_noted_in_the_history() {
+    let slow_after = Duration::from_millis(20);
+    let (_, store) = run_over(slow_after, |point| {
+        let path = point.path.as_ref().map_or("", BlobPath::as_str);
+        if point.op == FaultOp::Create && path.ends_with("/manifest") {
+            std::thread::sleep(Duration::from_millis(300)); // Fault: slow storage.
+        }
+        FaultAction::Proceed
+    });
+    let waits: Vec<_> = store.history().unwrap().into_iter().flat_map(|r| r.waits).collect();
+    let publishing = waits.iter().find(|wait| wait.phase == CheckpointPhase::Publish);
+    assert!(publishing.is_some_and(|wait| wait.waited_ms >= 20), "{waits:?}");
 }
 
 /// Lets every call fail, one in each run; returns the runs in which one did.

@@ -14,6 +14,7 @@ const SLOW_AFTER: Duration = Duration::from_millis(40);
 /// A sink that takes its time.
 #[derive(Clone, Copy, Default)]
 struct Slow {
+    end: Duration,
     pre_commit: Duration,
     commit: Duration,
 }
@@ -43,6 +44,7 @@ impl TransactionWriter for Slow {
     }
 
     fn pre_commit(&mut self, _: Epoch) -> Result<Option<PreCommit<()>>, ConnectError> {
+        std::thread::sleep(self.end); // Fault: a slow sink, on the worker's own thread.
         let time = self.pre_commit;
         Ok(Some(Box::new(move || {
             std::thread::sleep(time); // Fault: a slow sink.
@@ -107,6 +109,14 @@ fn a_barrier_that_waits_for_a_backlog_names_the_channel_and_the_operators_behind
         "what has not handed in, in the order of the dataflow: {waits:?}"
     );
     assert!(aligning.iter().all(|wait| wait.worker < 2), "{waits:?}");
+}
+
+#[test]
+fn an_operator_that_stops_its_worker_at_the_barrier_is_named() {
+    let slow = Slow { end: Duration::from_millis(100), ..Slow::default() };
+    let waits = waits(100, Duration::ZERO, slow);
+    let freezing = of(&waits, CheckpointPhase::Sync);
+    assert!(freezing.iter().any(|wait| wait.operators == ["out"]), "{waits:?}");
 }
 
 #[test]
