@@ -334,18 +334,7 @@ impl<'scope> Job<'scope> {
                 self.error(error);
             }
         }
-        let mut held_at = i64::MAX;
-        if let Some(restored) = self.restorable(event_header) {
-            let every = 0..u16::MAX;
-            let read = restored.for_each_block(&name, &event_header.state, every, |_, block| {
-                codec::decode_entries(block.bytes, block.entries, |event: i64| {
-                    held_at = held_at.min(event);
-                })
-            });
-            if let Err(error) = read {
-                self.error(error);
-            }
-        }
+        let held_at = self.restored_events(event_header).into_iter().min().unwrap_or(i64::MAX);
         let parts = TimedParts { states, tables, timers, shown, on_record, on_timer };
         let Stream { inner, job, origins, channel } = stream;
         let inner = keyed_with_timers(inner, origins.clone(), &self.context, &name, parts);
@@ -357,19 +346,17 @@ impl<'scope> Job<'scope> {
     /// that is kept.
     fn restored_watermark(&self, name: &Name) -> (Name, i64) {
         let header = watermark_header(name);
-        let mut shown = i64::MIN;
-        if let Some(restored) = self.restorable(&header) {
-            let every = 0..u16::MAX;
-            let read = restored.for_each_block(name, &header.state, every, |_, block| {
-                codec::decode_entries(block.bytes, block.entries, |event: i64| {
-                    shown = shown.max(event);
-                })
-            });
-            if let Err(error) = read {
-                self.error(error);
-            }
-        }
+        let shown = self.restored_events(&header).into_iter().max().unwrap_or(i64::MIN);
         (header.state, shown)
+    }
+
+    /// What a section that keeps one event time holds, of all workers.
+    fn restored_events(&self, header: &SectionHeader) -> Vec<i64> {
+        let read = self.restorable(header).map(|restored| restored.events(header)).transpose();
+        read.map(Option::unwrap_or_default).unwrap_or_else(|error| {
+            self.error(error);
+            Vec::new()
+        })
     }
 
     /// The tables of an operator's states, with what a checkpoint holds of them. `seen`: names that states may not have.

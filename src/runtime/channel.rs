@@ -34,7 +34,7 @@ use crate::protocol::channel::{Channel, ChannelKind, Effect, Event};
 use crate::runtime::batch::{Batch, ByTarget};
 use crate::runtime::chain::{Origin, lowest_epoch};
 use crate::runtime::channel_log::{ChannelLog, GroupOf, RestoredLog, SharedRecords};
-use crate::runtime::context::{ChannelControl, Contribution, WorkerContext};
+use crate::runtime::context::{AlarmControl, Contribution, WorkerContext};
 use crate::runtime::counters::ChannelCounters;
 use crate::runtime::pace::Pace;
 use crate::runtime::scope_name;
@@ -81,7 +81,7 @@ struct Timers {
     activator: Activator,
 }
 
-impl ChannelControl for Timers {
+impl AlarmControl for Timers {
     fn tick(&self, now: Duration) {
         if self.deadline().is_some_and(|at| at <= now) {
             self.activator.activate();
@@ -179,7 +179,7 @@ impl<D: Record> Hands<D> {
             release_at: Cell::new(None),
             activator: activator.clone(),
         });
-        context.channels.borrow_mut().push(Rc::clone(&timers) as Rc<dyn ChannelControl>);
+        context.alarms.borrow_mut().push(Rc::clone(&timers) as Rc<dyn AlarmControl>);
         context.origin(activator.clone());
         Self {
             participant: context.participant(spec.name.clone()),
@@ -216,6 +216,14 @@ impl<D: Record> Hands<D> {
         while self.unannounced < self.context.epoch() {
             self.step(Event::Begun(self.unannounced));
             self.unannounced = self.unannounced.next();
+        }
+    }
+
+    /// A record of a later epoch is news of a checkpoint, whichever comes first.
+    fn hear_of(&mut self, epoch: Epoch) {
+        if epoch > self.context.epoch() {
+            self.context.begin(epoch.before());
+            self.announce();
         }
     }
 
@@ -423,11 +431,7 @@ pub(crate) fn channel<'scope, D: Record>(
             hands.announce();
             input.for_each(|capability, batch| {
                 let epoch = capability.time().epoch();
-                // A record of a later epoch is news of a checkpoint, whichever comes first.
-                if epoch > hands.context.epoch() {
-                    hands.context.begin(epoch.before());
-                    hands.announce();
-                }
+                hands.hear_of(epoch);
                 hands.arrived(epoch, std::mem::take(batch), capability.retain(0));
             });
             hands.frontier(&frontiers[0], &mut frontier_epoch);
@@ -502,10 +506,7 @@ impl<'scope, D: Record> Feedback<'scope, D> {
                 hands.announce();
                 input.for_each(|capability, batch| {
                     let epoch = capability.time().epoch();
-                    if epoch > hands.context.epoch() {
-                        hands.context.begin(epoch.before());
-                        hands.announce();
-                    }
+                    hands.hear_of(epoch);
                     let time = Time::new(hands.machine.open(), i64::MAX);
                     hands.arrived(epoch, std::mem::take(batch), own.delayed(&time));
                 });

@@ -23,7 +23,7 @@ use crate::connect::Record;
 use crate::format::SectionKind;
 use crate::format::{FormatError, SectionHeader, SectionOutput, codec};
 use crate::ids::{KeyGroup, Name};
-use crate::runtime::context::{SectionTask, WorkerContext};
+use crate::runtime::context::{SectionTask, WorkerContext, event_section};
 use crate::runtime::keyed::owned_groups;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::router::batch_records;
@@ -118,10 +118,7 @@ impl<D: Record> ChannelLog<D> {
             }
             Ok(())
         });
-        let write_event: SectionTask = Box::new(move |out| {
-            Ok(out.entry(KeyGroup(0), &mut |bytes| codec::encode(&event, bytes))?)
-        });
-        vec![(records, write), (least, write_event)]
+        vec![(records, write), (least, event_section(event))]
     }
 }
 
@@ -219,11 +216,7 @@ pub(crate) fn read_log<D: Record>(
 ) -> Result<RestoredLog<D>, RestoreError> {
     let mut log = RestoredLog::default();
     let [records, least] = headers;
-    restored.for_each_block(&least.operator, &least.state, 0..u16::MAX, |_, block| {
-        codec::decode_entries(block.bytes, block.entries, |event: i64| {
-            log.event = log.event.min(event);
-        })
-    })?;
+    log.event = restored.events(least)?.into_iter().min().unwrap_or(i64::MAX);
     let (index, peers) = (context.index, context.peers);
     let before = restored.manifest().parallelism as usize;
     let max_parallelism = context.config().max_parallelism;

@@ -12,8 +12,8 @@ use timely::scheduling::Activator;
 use crate::config::JobConfig;
 use crate::connect::ConnectError;
 use crate::format::record::{CheckpointPhase, CheckpointWait};
-use crate::format::{FormatError, SectionHeader, SectionOutput};
-use crate::ids::{Attempt, Epoch, Lineage, Name};
+use crate::format::{FormatError, SectionHeader, SectionOutput, codec};
+use crate::ids::{Attempt, Epoch, KeyGroup, Lineage, Name};
 use crate::protocol::watermark::InstanceStatus;
 use crate::runtime::board::Board;
 use crate::runtime::clock::Clock;
@@ -51,6 +51,11 @@ pub(crate) struct AttemptShared {
 /// Writes one section on a snapshot thread.
 pub(crate) type SectionTask =
     Box<dyn FnOnce(&mut dyn SectionOutput) -> Result<(), SectionFailure> + Send>;
+
+/// Writes the one entry of a section that keeps an event time.
+pub(crate) fn event_section(event: i64) -> SectionTask {
+    Box::new(move |out| Ok(out.entry(KeyGroup(0), &mut |bytes| codec::encode(&event, bytes))?))
+}
 
 /// A section could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -113,17 +118,10 @@ pub(crate) trait SourceControl {
     fn deadline(&self) -> Option<Duration>;
 }
 
-/// A channel, as the driver sees it.
-pub(crate) trait ChannelControl {
-    /// Called when a moment that the channel asked to be called at has come.
-    fn tick(&self, now: Duration);
-    /// When it wants to be called again.
-    fn deadline(&self) -> Option<Duration>;
-}
-
-/// An operator with processing-time timers, as the driver sees it.
-pub(crate) trait TimerControl {
-    /// Called when a moment that the operator asked to be called at has come.
+/// An operator that wants to be called at a time of its own, as the driver sees it: channels for their barriers, keyed
+/// operators for their processing-time timers.
+pub(crate) trait AlarmControl {
+    /// Called when a moment that the operator asked to be called at may have come.
     fn tick(&self, now: Duration);
     /// When it wants to be called again.
     fn deadline(&self) -> Option<Duration>;
@@ -197,8 +195,7 @@ pub(crate) struct WorkerContext {
     origins: RefCell<Vec<Activator>>,
     pub(crate) sources: RefCell<Vec<Rc<dyn SourceControl>>>,
     finished_sources: Cell<usize>,
-    pub(crate) channels: RefCell<Vec<Rc<dyn ChannelControl>>>,
-    pub(crate) timers: RefCell<Vec<Rc<dyn TimerControl>>>,
+    pub(crate) alarms: RefCell<Vec<Rc<dyn AlarmControl>>>,
     pub(crate) sinks: RefCell<Vec<Rc<dyn SinkControl>>>,
     /// The states that the dataflow declares, once it is built.
     pub(crate) declared: RefCell<Vec<SectionHeader>>,
@@ -246,8 +243,7 @@ impl WorkerContext {
             origins: RefCell::default(),
             sources: RefCell::default(),
             finished_sources: Cell::new(0),
-            channels: RefCell::default(),
-            timers: RefCell::default(),
+            alarms: RefCell::default(),
             sinks: RefCell::default(),
             declared: RefCell::default(),
             outgoing: RefCell::default(),
@@ -524,8 +520,7 @@ impl WorkerContext {
     /// threads included.
     pub(crate) fn release(&self) {
         self.sources.take();
-        self.channels.take();
-        self.timers.take();
+        self.alarms.take();
         self.sinks.take();
         self.assemblies.take();
         self.assembled.take();

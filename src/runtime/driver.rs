@@ -286,11 +286,8 @@ impl Driver {
         for source in self.context.sources.borrow().iter() {
             source.tick(now);
         }
-        for channel in self.context.channels.borrow().iter() {
-            channel.tick(now);
-        }
-        for timers in self.context.timers.borrow().iter() {
-            timers.tick(now);
+        for alarm in self.context.alarms.borrow().iter() {
+            alarm.tick(now);
         }
         self.start_part();
         self.watch(now);
@@ -598,10 +595,8 @@ impl Driver {
         let sources = self.context.sources.borrow();
         let deadlines = sinks.iter().filter_map(|sink| sink.deadline());
         let deadlines = deadlines.chain(sources.iter().filter_map(|source| source.deadline()));
-        let channels = self.context.channels.borrow();
-        let deadlines = deadlines.chain(channels.iter().filter_map(|channel| channel.deadline()));
-        let timers = self.context.timers.borrow();
-        let deadlines = deadlines.chain(timers.iter().filter_map(|timers| timers.deadline()));
+        let alarms = self.context.alarms.borrow();
+        let deadlines = deadlines.chain(alarms.iter().filter_map(|alarm| alarm.deadline()));
         let deadlines = deadlines.chain(coordinator);
         let first = deadlines.map(|deadline| deadline.saturating_sub(now)).min();
         let mut park = first.unwrap_or(PARK_MAX).min(PARK_MAX);

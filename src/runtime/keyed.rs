@@ -20,11 +20,11 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession};
 
 use crate::connect::Record;
-use crate::format::{SectionHeader, SectionKind, codec};
-use crate::ids::{InvalidName, KeyGroup, Name};
+use crate::format::{SectionHeader, SectionKind};
+use crate::ids::{InvalidName, Name};
 use crate::protocol::key_groups::key_groups;
 use crate::runtime::chain::{Gate, Origin};
-use crate::runtime::context::{Contribution, SectionTask, WorkerContext};
+use crate::runtime::context::{Contribution, SectionTask, WorkerContext, event_section};
 use crate::runtime::pool::Pool;
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
@@ -204,9 +204,7 @@ pub(crate) fn watermark_section(
     context: &WorkerContext,
 ) -> Option<(SectionHeader, SectionTask)> {
     let shown = shown.filter(|_| context.shared.durable)?;
-    let write: SectionTask =
-        Box::new(move |out| Ok(out.entry(KeyGroup(0), &mut |bytes| codec::encode(&shown, bytes))?));
-    Some((watermark_header(operator), write))
+    Some((watermark_header(operator), event_section(shown)))
 }
 
 fn freeze<K: Key, S: States<K>>(

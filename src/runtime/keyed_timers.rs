@@ -34,10 +34,12 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::scheduling::Activator;
 
 use crate::connect::Record;
-use crate::format::{SectionHeader, SectionKind, codec};
-use crate::ids::{Epoch, KeyGroup, Name};
+use crate::format::{SectionHeader, SectionKind};
+use crate::ids::{Epoch, Name};
 use crate::runtime::chain::{Gate, Origin};
-use crate::runtime::context::{Contribution, SectionTask, TimerControl, WorkerContext};
+use crate::runtime::context::{
+    AlarmControl, Contribution, SectionTask, WorkerContext, event_section,
+};
 use crate::runtime::keyed::{Session, frozen_sections, section_task, watermark_section};
 use crate::runtime::pace::Pace;
 use crate::runtime::pool::Pool;
@@ -228,7 +230,7 @@ struct Alarm {
     activator: Activator,
 }
 
-impl TimerControl for Alarm {
+impl AlarmControl for Alarm {
     fn tick(&self, now: Duration) {
         if self.wake_at.get().is_some_and(|at| at <= now) {
             self.wake_at.set(None);
@@ -380,10 +382,8 @@ where
         let TimedParts { states, tables, timers, .. } = &mut self.parts;
         let mut sections = frozen_sections::<K, S>(states, tables, operator);
         let event = self.held.as_ref().map(|held| held.time().event);
-        let write_event: SectionTask = Box::new(move |out| {
-            let Some(event) = event else { return Ok(()) };
-            Ok(out.entry(KeyGroup(0), &mut |bytes| codec::encode(&event, bytes))?)
-        });
+        let write_event =
+            event.map_or_else(|| -> SectionTask { Box::new(|_| Ok(())) }, event_section);
         let tasks = [
             section_task(timers.event.freeze()),
             section_task(timers.processing.freeze()),
@@ -421,7 +421,7 @@ where
     // The end of the job may be put off after timers have stopped for it.
     context.origin(activator.clone());
     let alarm = Rc::new(Alarm { wake_at: Cell::new(None), activator: activator.clone() });
-    context.timers.borrow_mut().push(Rc::clone(&alarm) as Rc<dyn TimerControl>);
+    context.alarms.borrow_mut().push(Rc::clone(&alarm) as Rc<dyn AlarmControl>);
     let restored = Origin::restored_event(&origins);
     let mode = context.config().checkpoints.mode;
     let mut gate = Gate::new(mode, context.shared.first_epoch, origins);

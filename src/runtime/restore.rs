@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::format::manifest::Manifest;
 use crate::format::part::EntryBlock;
-use crate::format::{FormatError, SectionHeader};
+use crate::format::{FormatError, SectionHeader, codec};
 use crate::ids::{Epoch, Name};
 use crate::storage::Image;
 use crate::storage::job_store::JobStoreError;
@@ -227,6 +227,18 @@ impl Restored {
             return Err(RestoreError::New { epoch, states });
         }
         Ok(())
+    }
+
+    /// Reads a section that keeps one event time, of every worker that has kept one.
+    ///
+    /// # Errors
+    /// [`RestoreError::Unreadable`], naming the file.
+    pub(crate) fn events(&self, header: &SectionHeader) -> Result<Vec<i64>, RestoreError> {
+        let mut events = Vec::new();
+        self.for_each_block(&header.operator, &header.state, 0..u16::MAX, |_, block| {
+            codec::decode_entries(block.bytes, block.entries, |event| events.push(event))
+        })?;
+        Ok(events)
     }
 
     /// Reads every block of one state that holds entries of `groups`, over all parts, in the order of the parts. `take`
