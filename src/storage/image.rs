@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::job_store::{JobStore, JobStoreError, PartBytes, read_part};
-use super::{BlobPath, CheckpointStorage, LocalStorage, StorageError};
+use super::{BlobPath, CheckpointStorage, StorageError, place};
 use crate::format::FormatError;
 use crate::format::manifest::{Manifest, ManifestKind, PartPlace, PartRef};
 use crate::format::part::PartReader;
@@ -29,7 +29,7 @@ enum Place {
     /// In the store of its job.
     Job(JobStore),
     /// In a directory of its own.
-    Directory(LocalStorage),
+    Directory(Arc<dyn CheckpointStorage>),
 }
 
 impl Image {
@@ -47,7 +47,8 @@ impl Image {
         Self { manifest: Arc::new(manifest), place: Place::Job(store) }
     }
 
-    /// What is in the directory `path`: a savepoint, a checkpoint of a job, or a copy of one. `/manifest` may follow.
+    /// What is in the directory `path`: a savepoint, a checkpoint of a job, or a copy of one. `/manifest` may follow. It may
+    /// be the URL of such a directory in an object store.
     ///
     /// # Errors
     /// [`JobStoreError::NotACheckpointPath`] if no manifest is there, and others.
@@ -59,16 +60,22 @@ impl Image {
             return Self::of_job(store, epoch);
         }
         let none = || JobStoreError::NotACheckpointPath { path: path.display().to_string() };
-        let absolute = std::path::absolute(path).map_err(|_| none())?;
-        let directory = if absolute.ends_with(MANIFEST) && !absolute.is_dir() {
-            absolute.parent().ok_or_else(none)?
+        let storage = if let Some(url) = place::url(path) {
+            let url = url.trim_end_matches('/');
+            let directory = url.strip_suffix("/manifest").unwrap_or(url);
+            place::open_existing(Path::new(directory))?
         } else {
-            &absolute
+            let absolute = std::path::absolute(path).map_err(|_| none())?;
+            let directory = if absolute.ends_with(MANIFEST) && !absolute.is_dir() {
+                absolute.parent().ok_or_else(none)?
+            } else {
+                &absolute
+            };
+            if !directory.is_dir() {
+                return Err(none());
+            }
+            place::open_existing(directory)?
         };
-        if !directory.is_dir() {
-            return Err(none());
-        }
-        let storage = LocalStorage::open_existing(directory)?;
         let bytes = match storage.read(&blob(MANIFEST), Manifest::BYTES_MAX) {
             Err(StorageError::NotFound { .. }) => return Err(none()),
             read => read?,
