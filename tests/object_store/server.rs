@@ -8,9 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use object_store::RetryConfig;
 use object_store::aws::AmazonS3Builder;
 use object_store::signer::Signer;
+use object_store::{ClientOptions, RetryConfig};
 
 /// A wait that takes longer than this is a failure.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -18,6 +18,7 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 /// The bucket of all tests.
 pub const BUCKET: &str = "highwater-tests";
 pub const ACCESS_KEY: &str = "HIGHWATERTESTKEY";
+const ADMIN_KEY: &str = "HIGHWATERADMINKEY";
 pub const SECRET_KEY: &str = "not-so-secret-in-a-test";
 
 /// The ports of the server's parts, in the order of `PORTS`.
@@ -60,10 +61,16 @@ impl Server {
     pub fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("data")).unwrap();
-        let keys = format!("{{\"accessKey\":\"{ACCESS_KEY}\",\"secretKey\":\"{SECRET_KEY}\"}}");
-        let access = format!(
-            "{{\"identities\":[{{\"name\":\"test\",\"credentials\":[{keys}],\"actions\":[\"Admin\"]}}]}}"
-        );
+        // For an administrator a bucket that is not there is made by the first put.
+        let identity = |name: &str, key: &str, actions: &str| {
+            format!(
+                "{{\"name\":\"{name}\",\"credentials\":[{{\"accessKey\":\"{key}\",\"secretKey\":\"{SECRET_KEY}\"}}],\
+                 \"actions\":[{actions}]}}"
+            )
+        };
+        let test = identity("test", ACCESS_KEY, r#""Read","Write","List","Tagging""#);
+        let admin = identity("admin", ADMIN_KEY, r#""Admin""#);
+        let access = format!("{{\"identities\":[{test},{admin}]}}");
         fs::write(directory.path().join("s3.json"), access).unwrap();
         let child = Mutex::new(spawn(directory.path()));
         let server = Self { directory, child };
@@ -100,11 +107,16 @@ impl Server {
         let no_retries =
             RetryConfig { max_retries: 0, retry_timeout: Duration::ZERO, ..RetryConfig::default() };
         let store = AmazonS3Builder::from_env()
+            .with_access_key_id(ADMIN_KEY)
             .with_bucket_name(BUCKET)
             .with_retry(no_retries)
+            .with_client_options(
+                ClientOptions::new().with_timeout(Duration::from_secs(2)).with_allow_http(true),
+            )
             .build()
             .unwrap();
-        let client = reqwest::Client::new();
+        // A part that is not up yet may keep us waiting.
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build().unwrap();
         let ready = async || {
             let (method, all) = (reqwest::Method::PUT, Duration::from_secs(60));
             let bucket = object_store::path::Path::default();
@@ -148,6 +160,8 @@ fn spawn(directory: &Path) -> Child {
     command.args(["-logtostderr=true", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]);
     // Parts of it that are not needed, and a small volume, of which it makes several.
     command.args(["-s3.iam=false", "-iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
+    // It is alone, so that it need not wait for others to elect it.
+    command.args(["-master.peers=none"]);
     command.args(["-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=100"]);
     for (part, port) in PORTS.iter().zip(ports.split(' ')) {
         command.arg(format!("-{part}={port}"));

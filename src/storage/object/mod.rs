@@ -201,6 +201,8 @@ impl ObjectStorage {
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, StorageError> {
         let storage = Self::connect(url, variables, RetryPolicy::default())?;
+        // Some servers would make a bucket whose name is a slip of the pen.
+        storage.check_bucket(StorageOp::Read)?;
         storage.probe()?;
         Ok(storage)
     }

@@ -151,6 +151,10 @@ pub(super) fn classify(error: &object_store::Error) -> Answer {
             (Some(_), _) => Answer::InDoubt,
             // A success whose body tells of an error, and what the server takes upon itself.
             (None, Some(200..=299 | 408 | 429 | 500 | 502..=504)) => Answer::InDoubt,
+            // Of a listing the client does not tell these apart.
+            (None, Some(404)) if text_of(error).contains("NoSuchBucket") => Answer::NoBucket,
+            (None, Some(404)) => Answer::NotFound,
+            (None, Some(401 | 403)) => Answer::Forbidden,
             (None, _) => Answer::Refused,
         },
         _ => Answer::Refused,
@@ -239,6 +243,11 @@ mod tests {
             assert_eq!(classify(&non(code)), Answer::InDoubt, "{code}");
         }
         assert_eq!(classify(&non("400 Bad Request")), Answer::Refused);
+        assert_eq!(classify(&non("501 Not Implemented")), Answer::Refused);
+        assert_eq!(classify(&non("403 Forbidden")), Answer::Forbidden);
+        assert_eq!(classify(&non("404 Not Found")), Answer::NotFound);
+        let bucket = non("404 Not Found: <Code>NoSuchBucket</Code>");
+        assert_eq!(classify(&bucket), Answer::NoBucket);
         let ok = answered("Server returned error response: <Error><Code>InternalError</Code>");
         assert_eq!(classify(&ok), Answer::InDoubt);
         let transport = |kind| {

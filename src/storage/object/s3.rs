@@ -210,12 +210,7 @@ impl Uploads {
             return Ok(text);
         }
         let source = format!("Server returned non-2xx status code: {status}: {text}").into();
-        let path = String::new();
-        Err(match status.as_u16() {
-            404 => object_store::Error::NotFound { path, source },
-            403 => object_store::Error::PermissionDenied { path, source },
-            _ => object_store::Error::Generic { store: "S3", source },
-        })
+        Err(object_store::Error::Generic { store: "S3", source })
     }
 }
 
