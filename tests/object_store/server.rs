@@ -150,6 +150,12 @@ impl Drop for Server {
         let child = self.child.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = child.kill();
         let _ = child.wait();
+        // Its parts talk to each other through sockets of this name, which stay.
+        let ports = std::env::var(PORTS_VARIABLE).unwrap_or_default();
+        for (part, port) in PORTS.iter().zip(ports.split(' ')) {
+            let part = part.split('.').next().unwrap_or_default();
+            let _ = fs::remove_file(format!("/tmp/seaweedfs-{part}-grpc-{port}.sock"));
+        }
     }
 }
 
@@ -173,6 +179,12 @@ fn spawn(directory: &Path) -> Child {
     };
     command.arg(with_path("-dir=", "data")).arg(with_path("-s3.config=", "s3.json"));
     command.current_dir(directory).env("HOME", directory);
+    // Ours are for its clients; it would make an administrator of whom they name.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("AWS_")) {
+            command.env_remove(name);
+        }
+    }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     command.spawn().unwrap_or_else(|error| panic!("{}: {error}: run ./setup", program().display()))
 }
