@@ -200,7 +200,13 @@ pub(crate) fn execute_in_run(
     let storage: Arc<dyn CheckpointStorage> = match &config.checkpoints.directory {
         Some(directory) => {
             let opened = crate::storage::open(directory);
-            opened.map_err(|error| JobError::refused(describe(&error)))?
+            opened.map_err(|error| {
+                let kind = match error.is_unreachable() {
+                    true => FailureKind::Transient,
+                    false => FailureKind::Fatal,
+                };
+                JobError { what: describe(&error), kind }
+            })?
         }
         None if config.processes > 1 && config.checkpoints.interval.is_some() => {
             return Err(JobError::refused(

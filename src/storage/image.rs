@@ -54,10 +54,15 @@ impl Image {
     /// [`JobStoreError::NotACheckpointPath`] if no manifest is there, and others.
     pub fn open(path: &Path) -> Result<Self, JobStoreError> {
         // In its job's directory? Then the job's record is there.
-        if let Ok((store, epoch)) = JobStore::open_checkpoint_path(path)
-            && store.record_of_job().is_ok()
-        {
-            return Self::of_job(store, epoch);
+        match JobStore::open_checkpoint_path(path) {
+            Ok((store, epoch)) if store.record_of_job().is_ok() => {
+                return Self::of_job(store, epoch);
+            }
+            // Asking once more would only take as long again.
+            Err(JobStoreError::Storage(error)) if error.is_unreachable() => {
+                return Err(error.into());
+            }
+            _ => {}
         }
         let none = || JobStoreError::NotACheckpointPath { path: path.display().to_string() };
         let storage = if let Some(url) = place::url(path) {

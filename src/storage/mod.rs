@@ -155,6 +155,24 @@ pub enum StorageError {
     },
 }
 
+impl StorageError {
+    /// Whether the store could not be reached: another time may go better.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        let kinds = [
+            io::ErrorKind::NotConnected,
+            io::ErrorKind::ConnectionAborted,
+            io::ErrorKind::TimedOut,
+        ];
+        match self {
+            Self::Determinate { source, .. } | Self::Indeterminate { source, .. } => {
+                kinds.contains(&source.kind())
+            }
+            Self::NotFound { .. } => false,
+        }
+    }
+}
+
 /// The outcome of [`CheckpointStorage::create`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {

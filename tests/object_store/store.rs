@@ -128,6 +128,7 @@ fn refusals(server: &Server) {
     ] {
         let text = texts(&error);
         assert!(matches!(error, StorageError::Determinate { .. }), "{error:?}");
+        assert!(!error.is_unreachable(), "no other time will go better: {error:?}");
         assert!(text.contains(url) && text.contains("make the bucket"), "{text}");
     }
 

@@ -168,7 +168,8 @@ fn kind(error: &object_store::Error, answer: Answer) -> ErrorKind {
         Answer::Condition => ErrorKind::AlreadyExists,
         Answer::NotSent => ErrorKind::NotConnected,
         Answer::InDoubt if transport(error) == Some(HttpErrorKind::Timeout) => ErrorKind::TimedOut,
-        Answer::InDoubt | Answer::Refused => ErrorKind::Other,
+        Answer::InDoubt => ErrorKind::ConnectionAborted,
+        Answer::Refused => ErrorKind::Other,
     }
 }
 

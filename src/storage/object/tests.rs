@@ -296,6 +296,7 @@ fn a_store_that_is_gone_leaves_writes_in_doubt_and_reads_not() {
     assert!(source.to_string().contains("attempts in"), "{source}");
     assert!(source.to_string().contains("check AWS_ENDPOINT_URL"), "{source}");
     assert!(store.count(Call::Get) > 3, "a read is tried again");
+    assert!(storage.read(&path("a"), 9).unwrap_err().is_unreachable());
 }
 
 #[test]
@@ -464,6 +465,7 @@ fn a_server_that_does_not_answer_is_named_and_no_secret_is_told() {
         storage.open(&path("a")).err().unwrap(),
     ];
     for error in failures {
+        assert!(error.is_unreachable(), "{error:?}");
         let StorageError::Determinate { source, path, .. } = &error else { panic!("{error:?}") };
         assert!(path.starts_with("s3://bucket/jobs"), "{path}");
         let text = source.to_string();
