@@ -320,18 +320,20 @@ impl<'scope> Job<'scope> {
         let taken = headers.iter().map(|header| header.state.clone());
         let taken = taken.chain([watermark]).collect();
         let tables = self.restored_tables(&name, &states, taken);
-        let mut timers = KeyTimers::new(&Backend::default(), self.context.config().max_parallelism);
         let groups = owned_groups(&self.context);
+        let max_parallelism = self.context.config().max_parallelism;
+        let mut timers = KeyTimers::new(&Backend::default(), max_parallelism, &groups);
         let [event_timers, processing_timers, event_header] = &headers;
         let pairs =
             [(event_timers, &mut timers.event), (processing_timers, &mut timers.processing)];
         for (header, timers) in pairs {
             let Some(restored) = self.restorable(header) else { continue };
-            let read = restored.for_each_block(&name, &header.state, groups.clone(), |_, block| {
-                timers.restore(&groups, block.entries, block.bytes)
+            let read = restored.read_table(&name, &header.state, &groups, |selection, block| {
+                timers.restore(selection, block.entries, block.bytes)
             });
-            if let Err(error) = read {
-                self.error(error);
+            match read {
+                Ok(layers) => timers.restored(layers),
+                Err(error) => self.error(error),
             }
         }
         let held_at = self.restored_events(event_header).into_iter().min().unwrap_or(i64::MAX);
@@ -367,7 +369,8 @@ impl<'scope> Job<'scope> {
         mut seen: BTreeSet<Name>,
     ) -> S::Tables {
         let max_parallelism = self.context.config().max_parallelism;
-        let mut tables = states.open(&Backend::default(), max_parallelism);
+        let groups = owned_groups(&self.context);
+        let mut tables = states.open(&Backend::default(), max_parallelism, &groups);
         if S::EXPIRES {
             S::set_now(&mut tables, self.context.unix_ms());
         }
@@ -375,7 +378,8 @@ impl<'scope> Job<'scope> {
             // A time to live may have been added since the checkpoint, or taken away.
             let other = StateDeclaration { expires: !declaration.expires, ..declaration.clone() };
             let restored = self.context.shared.restored.as_ref();
-            if restored.is_some_and(|restored| restored.holds(&other.header(name))) {
+            let converted = restored.is_some_and(|restored| restored.holds(&other.header(name)));
+            if converted {
                 declaration = other;
             }
             let expiring = declaration.expires;
@@ -388,12 +392,14 @@ impl<'scope> Job<'scope> {
                 self.error(BuildError::Duplicate(header.state.clone()));
             }
             let Some(restored) = self.restorable(&header) else { continue };
-            let groups = owned_groups(&self.context);
-            let read = restored.for_each_block(name, &header.state, groups.clone(), |_, block| {
-                S::restore(&mut tables, index, expiring, groups.clone(), block.entries, block.bytes)
+            let read = restored.read_table(name, &header.state, &groups, |selection, block| {
+                S::restore(&mut tables, index, expiring, selection, block.entries, block.bytes)
             });
-            if let Err(error) = read {
-                self.error(error);
+            match read {
+                // What was converted has to be written anew.
+                Ok(Some(layers)) if !converted => S::restored(&mut tables, index, layers),
+                Ok(_) => {}
+                Err(error) => self.error(error),
             }
         }
         tables
