@@ -204,6 +204,9 @@ fn kind(kind: SectionKind) -> &'static str {
         SectionKind::KeyedMap => "keyed map",
         SectionKind::KeyedReducing => "keyed reducing",
         SectionKind::KeyedAggregating => "keyed aggregating",
+        SectionKind::OperatorList => "operator list",
+        SectionKind::UnionList => "union list",
+        SectionKind::Broadcast => "broadcast",
     }
 }
 

@@ -36,6 +36,12 @@ pub enum SectionKind {
     KeyedAggregating,
     /// The event time that an operator had shown: one entry.
     Watermark,
+    /// Elements of an instance of an operator, dealt anew at another parallelism: one entry an element, in order.
+    OperatorList,
+    /// Elements of an instance of an operator, of which every restored instance gets all: one entry an element, in order.
+    UnionList,
+    /// A map that is the same on every instance of an operator: one entry a key, sorted by key.
+    Broadcast,
 }
 
 impl SectionKind {

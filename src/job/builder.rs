@@ -201,12 +201,12 @@ impl<'scope> Job<'scope> {
         errors
     }
 
-    fn error(&self, error: impl Into<BuildError>) {
+    pub(super) fn error(&self, error: impl Into<BuildError>) {
         self.state.borrow_mut().errors.push(error.into());
     }
 
     /// Checks a name. A wrong one is an error of the build, which goes on under another to find more.
-    fn name(&self, name: &str) -> Name {
+    pub(super) fn name(&self, name: &str) -> Name {
         match Name::new(name) {
             Ok(name) => {
                 if !self.context.claim_name(&name) {
@@ -232,7 +232,10 @@ impl<'scope> Job<'scope> {
     }
 
     /// Checks a state against the checkpoint, before it is read. `None`: there is nothing to read.
-    fn restorable(&self, header: &SectionHeader) -> Option<&crate::runtime::restore::Restored> {
+    pub(super) fn restorable(
+        &self,
+        header: &SectionHeader,
+    ) -> Option<&crate::runtime::restore::Restored> {
         self.state.borrow_mut().declared.push(header.clone());
         let restored = self.context.shared.restored.as_ref()?;
         match restored.check_type(header, self.context.config().max_parallelism) {
@@ -344,7 +347,7 @@ impl<'scope> Job<'scope> {
 
     /// What event time an operator had shown at any worker when the restored snapshot was taken; and the name under which
     /// that is kept.
-    fn restored_watermark(&self, name: &Name) -> (Name, i64) {
+    pub(super) fn restored_watermark(&self, name: &Name) -> (Name, i64) {
         let header = watermark_header(name);
         let shown = self.restored_events(&header).into_iter().max().unwrap_or(i64::MIN);
         (header.state, shown)
@@ -360,7 +363,7 @@ impl<'scope> Job<'scope> {
     }
 
     /// The tables of an operator's states, with what a checkpoint holds of them. `seen`: names that states may not have.
-    fn restored_tables<K: Key, S: States<K>>(
+    pub(super) fn restored_tables<K: Key, S: States<K>>(
         &self,
         name: &Name,
         states: &S,

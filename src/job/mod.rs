@@ -24,6 +24,7 @@
 
 mod builder;
 pub(crate) mod execute;
+mod operators;
 pub mod state_reader;
 mod stream;
 
@@ -31,6 +32,7 @@ pub use builder::{BuildError, Job};
 pub use execute::{JobError, JobHandle, SavepointFailed, execute};
 
 pub use crate::format::record::SavepointInfo;
+pub use operators::{BroadcastConnected, KeyedBroadcastConnected};
 pub use stream::{KeyedStream, Stream};
 
 pub use crate::runtime::counters::{
@@ -44,5 +46,9 @@ pub use crate::runtime::kinds::{
     Reducing, ReducingState, Value, ValueState,
 };
 pub use crate::runtime::lifetime::{Forever, Ttl};
+pub use crate::runtime::operator_state::{
+    Broadcast, BroadcastState, BroadcastStates, BroadcastView, OperatorList, OperatorListState,
+    OperatorStates, UnionList,
+};
 pub use crate::runtime::states::{Descriptor, States};
 pub use crate::runtime::time::Time;

@@ -25,6 +25,7 @@ use crate::format::{FormatError, SectionHeader, SectionOutput, codec};
 use crate::ids::{KeyGroup, Name};
 use crate::runtime::context::{SectionTask, WorkerContext, event_section};
 use crate::runtime::keyed::owned_groups;
+use crate::runtime::operator_state::replica;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::router::batch_records;
 
@@ -227,7 +228,7 @@ pub(crate) fn read_log<D: Record>(
     let from_part = |part: u32| match placement {
         Placement::Keyed(_) => true,
         Placement::Anywhere => part as usize % peers == index,
-        Placement::Replica => part as usize == index % before,
+        Placement::Replica => part as usize == replica(index, before),
         Placement::Routed(_) => before != peers || part as usize == index,
     };
     let batches = &mut log.batches;

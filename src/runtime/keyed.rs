@@ -40,7 +40,11 @@ pub struct Context<'a, O> {
     event: i64,
 }
 
-impl<O> Context<'_, O> {
+impl<'a, O> Context<'a, O> {
+    pub(super) fn new(out: &'a mut Vec<O>, event: i64) -> Self {
+        Self { out, event }
+    }
+
     /// Emits a record.
     #[inline]
     pub fn emit(&mut self, record: O) {

@@ -23,6 +23,8 @@ pub mod kinds;
 pub(crate) mod ledger;
 pub mod lifetime;
 pub(crate) mod mailbox;
+pub(crate) mod operator;
+pub mod operator_state;
 pub(crate) mod pace;
 pub(crate) mod plan;
 pub(crate) mod pool;

@@ -11,6 +11,7 @@ mod failure;
 mod files;
 mod flow;
 mod lifecycle;
+mod operator_state;
 mod operators;
 mod restore;
 mod savepoints;
