@@ -13,6 +13,7 @@ mod flow;
 mod lifecycle;
 mod operator_state;
 mod operators;
+mod rescale;
 mod restore;
 mod savepoints;
 mod state_kinds;
