@@ -23,6 +23,7 @@
 //! The function is called once for each worker and attempt, and must build the same dataflow each time.
 
 mod builder;
+pub mod convert;
 pub(crate) mod execute;
 mod operators;
 pub mod state_reader;

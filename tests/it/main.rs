@@ -6,6 +6,7 @@
 mod at_least_once;
 mod build_errors;
 mod concurrency;
+mod convert;
 mod event_time;
 mod failure;
 mod files;

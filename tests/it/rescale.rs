@@ -11,15 +11,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use highwater::config::{JobConfig, RestartStrategy, RestoreFrom};
+use highwater::convert::Conversion;
 use highwater::format::SectionKind;
 use highwater::ids::Name;
 use highwater::prelude::*;
 use highwater::protocol::key_groups::{key_group, owner};
 use highwater::state::hash::stable_hash;
+use highwater::state_reader::StateReader;
 use serde::{Deserialize, Serialize};
 
 use crate::support::{
-    Background, Random, Scratch, assert_same, quiet_panics, run, running_counts, seed, wait_until,
+    Background, Random, Scratch, assert_directory_is_the_reachable_set, assert_same, quiet_panics,
+    run, running_counts, seed, wait_until,
 };
 
 const KEYS: u64 = 42;
@@ -609,6 +612,71 @@ fn random_jobs_go_on_at_random_numbers_of_workers() {
         restored += rescale(pieces, max_parallelism, unaligned, &runs, last);
     }
     println!("{CASES} cases in {:?}, {restored} records restored into channels", start.elapsed());
+}
+
+/// The types of the keyed state of these jobs.
+fn typed(conversion: Conversion) -> Conversion {
+    conversion
+        .keyed::<u64, u64>("kinds", "count")
+        .keyed::<u64, Vec<u64>>("kinds", "numbers")
+        .keyed::<u64, BTreeMap<u64, u64>>("kinds", "digits")
+        .keyed::<u64, u64>("kinds", "sum")
+        .keyed::<u64, BTreeMap<i64, u64>>("windows", "counts")
+        .timers::<u64>("windows")
+        .keyed::<u64, u64>("lookup", "seen")
+}
+
+#[test]
+fn a_converted_savepoint_goes_on_with_another_number_of_key_groups() {
+    quiet_panics();
+    let scratch = Scratch::new();
+    let case = Case::new(Pieces::ALL);
+    case.per_millisecond.store(20, Ordering::SeqCst);
+    let config_of = |groups: u16, workers, from: &Option<PathBuf>| {
+        let mut config = scratch.config(workers);
+        config.max_parallelism = groups;
+        config.restart = RestartStrategy::None;
+        config.checkpoints.alignment_timeout = None;
+        // Small parts are in the manifest, larger ones in files: some of both.
+        config.checkpoints.inline_bytes_max = 4 << 10;
+        config.checkpoints.directory = Some(scratch.path(&format!("checkpoints-{groups}")));
+        if let Some(from) = from {
+            config.restore.from = RestoreFrom::Checkpoint(from.display().to_string());
+        }
+        let case = case.clone();
+        let build = move |job: &Job<'_>| {
+            case.build(job, groups);
+            Ok(())
+        };
+        (config, build)
+    };
+    let mut from = None;
+    for (groups, workers, next, memory) in
+        [(13, 3, 32_768, 64 << 20), (32_768, 8, 1, 1 << 10), (1, 1, 7, 1 << 10), (7, 5, 26, 100)]
+    {
+        let (config, build) = config_of(groups, workers, &from);
+        let savepoint = scratch.path(&format!("savepoint-{groups}"));
+        run_and_end(&config, End::Savepoint, false, &case, build, savepoint.clone());
+        let to = scratch.path(&format!("converted-{groups}"));
+        let conversion = typed(Conversion::new().memory_bytes(memory));
+        let info = conversion.convert(&savepoint, &to, next).unwrap();
+        let (before, after) =
+            (StateReader::open(&savepoint).unwrap(), StateReader::open(&to).unwrap());
+        assert_eq!(
+            (info.entries, after.manifest().max_parallelism),
+            (before.manifest().entries(), next)
+        );
+        from = Some(to);
+    }
+    case.per_millisecond.store(0, Ordering::SeqCst);
+    case.numbers.draw(400);
+    case.rules.draw(40);
+    case.last.store(true, Ordering::SeqCst);
+    let (config, build) = config_of(26, 4, &from);
+    let directory = config.checkpoints.directory.clone().unwrap();
+    run(config, build).unwrap();
+    case.check(4);
+    assert_directory_is_the_reachable_set(&directory);
 }
 
 #[test]
