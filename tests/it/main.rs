@@ -14,6 +14,7 @@ mod lifecycle;
 mod operators;
 mod restore;
 mod savepoints;
+mod schema;
 mod state_kinds;
 mod storage_faults;
 mod support;
