@@ -293,6 +293,7 @@ mod tests {
                     kind: SectionKind::KeyedValue,
                     type_name: "u64".to_owned(),
                     type_version: 1,
+                    shape: crate::format::shape::EntryShape::default(),
                 };
                 let sections = vec![SectionSummary { header, entries, bytes: 10 * entries }];
                 PartRef { worker, place: PartPlace::Inline(vec![1; 90]), sections }

@@ -154,6 +154,7 @@ mod tests {
             kind: SectionKind::KeyedValue,
             type_name: "u64".into(),
             type_version: 1,
+            shape: crate::format::shape::EntryShape::default(),
         };
         let sections = vec![SectionSummary { header, entries: 3, bytes: 30 }];
         let blob = PartPlace::Blob { path: "job/chk/7/2-1.part".into(), bytes: 400, crc32c: 9 };

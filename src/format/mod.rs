@@ -7,6 +7,7 @@ pub mod codec;
 pub mod manifest;
 pub mod part;
 pub mod record;
+pub mod shape;
 
 /// What a section of a part holds.
 #[derive(
@@ -53,7 +54,7 @@ impl SectionKind {
     }
 }
 
-/// What a section is: whose state, which kind, which types.
+/// What a section is: whose state, which kind, which types and shapes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct SectionHeader {
     /// The name of the operator, unique in the job.
@@ -66,6 +67,8 @@ pub struct SectionHeader {
     pub type_name: String,
     /// The version of the type, as the user counts it.
     pub type_version: u32,
+    /// What the bytes of an entry are.
+    pub shape: shape::EntryShape,
 }
 
 /// Takes the entries of one section, in ascending key-group order.

@@ -16,10 +16,11 @@ use crate::runtime::channel::ChannelSpec;
 use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log};
 use crate::runtime::context::WorkerContext;
 use crate::runtime::event_time::EventTime;
-use crate::runtime::keyed::{Context, StateDeclaration, keyed, owned_groups, watermark_header};
+use crate::runtime::keyed::{Context, keyed, owned_groups, watermark_header};
 use crate::runtime::keyed_timers::{
     KeyTimers, TimedParts, Timer, TimerContext, keyed_with_timers, timer_headers,
 };
+use crate::runtime::migration::{Fit, Migrations};
 use crate::runtime::restore::RestoreError;
 use crate::runtime::sink::{COMMIT_ATTEMPTS, SinkEnds, commit_delay, sink, transactions_header};
 use crate::runtime::source::{SourceStart, read_start, source, splits_header};
@@ -52,6 +53,16 @@ pub enum BuildError {
     /// The job reads nothing.
     #[error("the job has no source")]
     NoSource,
+    /// The migrations of a state do not lead to its current version.
+    #[error("state {operator}/{state}: {why}")]
+    Migration {
+        /// The operator.
+        operator: Name,
+        /// The state.
+        state: Name,
+        /// What is wrong.
+        why: String,
+    },
     /// A checkpoint does not fit the program.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -236,10 +247,23 @@ impl<'scope> Job<'scope> {
         &self,
         header: &SectionHeader,
     ) -> Option<&crate::runtime::restore::Restored> {
+        self.restorable_as(header, None).map(|(restored, _)| restored)
+    }
+
+    /// As [`Job::restorable`], of a state that may have migrations; says how it is read.
+    fn restorable_as(
+        &self,
+        header: &SectionHeader,
+        migrations: Option<&Migrations>,
+    ) -> Option<(&crate::runtime::restore::Restored, Fit)> {
         self.state.borrow_mut().declared.push(header.clone());
+        if let Some(migrations) = migrations {
+            let state = (header.operator.clone(), header.state.clone());
+            self.context.migrations.borrow_mut().insert(state, migrations.clone());
+        }
         let restored = self.context.shared.restored.as_ref()?;
-        match restored.check_type(header, self.context.config().max_parallelism) {
-            Ok(held) => held.then_some(restored),
+        match restored.check_type(header, migrations, self.context.config().max_parallelism) {
+            Ok(fit) => fit.map(|fit| (restored, fit)),
             Err(error) => {
                 self.error(error);
                 None
@@ -374,14 +398,7 @@ impl<'scope> Job<'scope> {
         if S::EXPIRES {
             S::set_now(&mut tables, self.context.unix_ms());
         }
-        for (index, mut declaration) in states.declarations().into_iter().enumerate() {
-            // A time to live may have been added since the checkpoint, or taken away.
-            let other = StateDeclaration { expires: !declaration.expires, ..declaration.clone() };
-            let restored = self.context.shared.restored.as_ref();
-            if restored.is_some_and(|restored| restored.holds(&other.header(name))) {
-                declaration = other;
-            }
-            let expiring = declaration.expires;
+        for (index, declaration) in states.declarations().into_iter().enumerate() {
             let header = declaration.header(name);
             if let Err(error) = declaration.name {
                 self.error(error);
@@ -390,10 +407,26 @@ impl<'scope> Job<'scope> {
             if !seen.insert(header.state.clone()) {
                 self.error(BuildError::Duplicate(header.state.clone()));
             }
-            let Some(restored) = self.restorable(&header) else { continue };
+            if let Err(why) = declaration.migrations.check(declaration.type_version) {
+                let (operator, state) = (name.clone(), header.state.clone());
+                self.error(BuildError::Migration { operator, state, why });
+                continue;
+            }
+            let migrations = Some(&declaration.migrations);
+            let Some((restored, fit)) = self.restorable_as(&header, migrations) else { continue };
             let groups = owned_groups(&self.context);
+            // A time to live may have been added since the checkpoint, or taken away.
+            let expires = fit.expires;
             let read = restored.for_each_block(name, &header.state, groups.clone(), |_, block| {
-                S::restore(&mut tables, index, expiring, groups.clone(), block.entries, block.bytes)
+                let converted;
+                let bytes = match &fit.conversion {
+                    None => block.bytes,
+                    Some(conversion) => {
+                        converted = conversion.block::<K>(expires, block.entries, block.bytes)?;
+                        &converted
+                    }
+                };
+                S::restore(&mut tables, index, expires, groups.clone(), block.entries, bytes)
             });
             if let Err(error) = read {
                 self.error(error);

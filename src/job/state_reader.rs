@@ -15,8 +15,10 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 use crate::format::manifest::{Manifest, PartRef};
+use crate::format::shape::EntryShape;
 use crate::format::{FormatError, SectionHeader, SectionKind, codec};
 use crate::runtime::restore::short;
+use crate::runtime::shapes::shape_of;
 use crate::storage::Image;
 use crate::storage::job_store::JobStoreError;
 
@@ -73,12 +75,12 @@ impl StateReader {
     /// Gives every key and value of a keyed state to `take`; returns their number. The order is that of the workers that
     /// wrote them, and of key groups within. Holds one block (about 1 MiB, or one entry) in memory.
     ///
-    /// `K` and `V` must be the types that the program declares; paths of modules do not count. The version of the type is in
-    /// the manifest, and not checked.
+    /// `K` and `V` must have the shapes of the types that the program declares; what they are called does not count, unless one
+    /// cannot be seen through. The version of the type is in the manifest, and not checked.
     ///
     /// # Errors
     /// [`StateError`]. `take` has then been given what was read before.
-    pub fn for_each<K: DeserializeOwned, V: DeserializeOwned>(
+    pub fn for_each<K: DeserializeOwned + 'static, V: DeserializeOwned + 'static>(
         &self,
         operator: &str,
         state: &str,
@@ -114,7 +116,7 @@ impl StateReader {
         StateError::Unreadable(self.image.part_error(part, error))
     }
 
-    fn check<K, V>(
+    fn check<K: DeserializeOwned + 'static, V: DeserializeOwned + 'static>(
         &self,
         name: &str,
         is_it: impl Fn(&SectionHeader) -> bool,
@@ -132,7 +134,13 @@ impl StateReader {
             return Err(StateError::NoSuchState { location: self.image.location(), state, held });
         };
         let wanted = format!("{} -> {}", type_name::<K>(), type_name::<V>());
-        if short(&wanted) != short(&header.type_name) {
+        let shape = EntryShape { key: shape_of::<K>(), value: shape_of::<V>(), expires: false };
+        let is_same = match (shape.fingerprint(), header.shape.fingerprint()) {
+            (Some(wanted), Some(found)) => wanted == found && !header.shape.expires,
+            // Types that cannot be seen through go by their names.
+            _ => short(&wanted) == short(&header.type_name),
+        };
+        if !is_same {
             return Err(StateError::Type { state, found: header.type_name.clone(), wanted });
         }
         Ok(())

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::connect::Record;
 use crate::format::SectionKind;
+use crate::format::shape::EntryShape;
 use crate::format::{FormatError, SectionHeader, SectionOutput, codec};
 use crate::ids::{KeyGroup, Name};
 use crate::runtime::context::{SectionTask, WorkerContext, event_section};
@@ -28,6 +29,7 @@ use crate::runtime::keyed::owned_groups;
 use crate::runtime::operator_state::replica;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::router::batch_records;
+use crate::runtime::shapes::shape_of;
 
 /// The key group of a record, given the number of groups.
 pub(crate) type GroupOf<D> = fn(&D, u16) -> KeyGroup;
@@ -165,15 +167,19 @@ fn write_keyed<D: Record>(
 }
 
 /// The sections of a channel's log: the records, and the least event time among them.
-pub(crate) fn log_headers<D>(channel: &Name) -> [SectionHeader; 2] {
-    let header = |state, type_name: &str| SectionHeader {
+pub(crate) fn log_headers<D: Record>(channel: &Name) -> [SectionHeader; 2] {
+    let header = |state, type_name: &str, value| SectionHeader {
         operator: channel.clone(),
         state: Name::new(state).expect("a constant name"),
         kind: SectionKind::ChannelLog,
         type_name: type_name.to_owned(),
         type_version: 1,
+        shape: EntryShape::of_values(value),
     };
-    [header("in-flight", std::any::type_name::<D>()), header("in-flight-event", "i64")]
+    [
+        header("in-flight", std::any::type_name::<D>(), shape_of::<(i64, D)>()),
+        header("in-flight-event", "i64", shape_of::<i64>()),
+    ]
 }
 
 /// Which worker the records of a log come back to.

@@ -26,12 +26,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
+use crate::format::shape::EntryShape;
 use crate::format::{FormatError, SectionHeader, SectionKind, SectionOutput, codec};
 use crate::ids::{InvalidName, KeyGroup, Name};
 use crate::runtime::context::{SectionTask, WorkerContext};
 use crate::runtime::keyed::section_task;
 use crate::runtime::kinds::MapKey;
 use crate::runtime::restore::{RestoreError, Restored};
+use crate::runtime::shapes::shape_of;
 use crate::state::{Frozen, StateValue};
 
 /// What an operator state is, as the program declares it.
@@ -41,6 +43,7 @@ pub struct OperatorStateDeclaration {
     kind: SectionKind,
     type_name: String,
     type_version: u32,
+    shape: EntryShape,
 }
 
 impl OperatorStateDeclaration {
@@ -52,6 +55,7 @@ impl OperatorStateDeclaration {
             kind: self.kind,
             type_name: self.type_name.clone(),
             type_version: self.type_version,
+            shape: self.shape.clone(),
         }
     }
 }
@@ -137,20 +141,25 @@ macro_rules! descriptor {
             }
 
             /// The version of the types in the state that this program keeps; 1 unless set. A checkpoint of another
-            /// version is refused.
+            /// version, or of another shape, is refused: there are no migrations for operator state.
             #[must_use]
             pub fn version(mut self, version: u32) -> Self {
                 self.version = version;
                 self
             }
 
-            fn declaration(&self, kind: SectionKind) -> Vec<OperatorStateDeclaration> {
+            fn declaration(
+                &self,
+                kind: SectionKind,
+                shape: EntryShape,
+            ) -> Vec<OperatorStateDeclaration> {
                 let types: Vec<&str> = vec![$(std::any::type_name::<$parameter>()),+];
                 vec![OperatorStateDeclaration {
                     name: self.name.clone(),
                     kind,
                     type_name: format!("{}<{}>", stringify!($name), types.join(", ")),
                     type_version: self.version,
+                    shape,
                 }]
             }
         }
@@ -196,7 +205,7 @@ macro_rules! list_of_elements {
             type Held = Vec<T>;
 
             fn declarations(&self) -> Vec<OperatorStateDeclaration> {
-                self.declaration($kind)
+                self.declaration($kind, EntryShape::of_values(shape_of::<T>()))
             }
 
             fn restore(
@@ -236,7 +245,8 @@ impl<M: MapKey, V: StateValue> sealed::Stored for Broadcast<M, V> {
     type Held = BTreeMap<M, V>;
 
     fn declarations(&self) -> Vec<OperatorStateDeclaration> {
-        self.declaration(SectionKind::Broadcast)
+        let (key, value) = (shape_of::<M>(), shape_of::<V>());
+        self.declaration(SectionKind::Broadcast, EntryShape { key, value, expires: false })
     }
 
     fn restore(

@@ -17,6 +17,7 @@ mod operators;
 mod rescale;
 mod restore;
 mod savepoints;
+mod schema;
 mod state_kinds;
 mod storage_faults;
 mod support;

@@ -202,7 +202,7 @@ fn operator_state_of_another_kind_type_or_version_is_refused_by_name() {
     let scratch = Scratch::new();
     fill(&scratch, 2, list, |list, n| list.append(n));
     let refused = |text: String, found: &str, wanted: &str| {
-        assert!(text.contains("state operator/elements"), "{text}");
+        assert!(text.contains("operator/elements"), "{text}");
         assert!(text.contains(found) && text.contains(wanted), "{text}");
     };
     let text = shown(config(&scratch, 2), "operator", union_list, |list| list.take());
@@ -211,7 +211,7 @@ fn operator_state_of_another_kind_type_or_version_is_refused_by_name() {
     let other = || OperatorList::<String>::new("elements");
     let text = shown(config(&scratch, 2), "operator", other, |_| Vec::new());
     let text = text.unwrap_err().to_string();
-    refused(text, "OperatorList<u64> (version 1)", "OperatorList<alloc::string::String>");
+    refused(text, "holds u64", "wants String");
     let text = shown(config(&scratch, 2), "operator", || list().version(2), |list| list.take());
     refused(text.unwrap_err().to_string(), "(version 1)", "(version 2)");
 }

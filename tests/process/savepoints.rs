@@ -155,7 +155,23 @@ fn plan() {
     assert!(problems.to_string().contains("--allow-dropped-state"), "{problems}");
     let table = text(&plan(false, &["--max-parallelism", "64"]).stdout);
     assert!(table.contains("would NOT start") && table.contains("128"), "{table}");
+
+    // What is in the checkpoint is of another shape than the program's.
+    let narrow = plan(true, &["--bits", "32"]);
+    assert_eq!(narrow.status.code(), Some(1));
+    let (states, problems) = actions(&narrow);
+    assert!(states.contains(&"mismatch count -".to_owned()), "{states:?}");
+    let why = "count/count: value: the checkpoint holds u64, the program wants u32; \
+               declare version 2 with a migration";
+    assert!(problems[0].as_str().unwrap().ends_with(why), "{problems}");
+    let text_plan = plan(false, &["--bits", "32"]);
+    let table = text(&text_plan.stdout);
+    assert!(table.contains(why) && table.contains("would NOT start"), "{table}");
     assert!(before == everything(), "it has touched something");
+    // The program itself says the same.
+    let mut started = bench.start(bench.program(&["-w", "2", "--bits", "32"]), "narrow");
+    assert!(!started.wait().success());
+    assert!(started.said().contains(why), "{}", started.said());
 }
 
 fn refused() {
