@@ -5,7 +5,7 @@
 //!
 //! # How a group is found
 //! A key's group is a function of its hash, and the hash one of the calls that its `Serialize` makes
-//! ([`stable_hash`]). So the key has to be read: by its types, if they are given.
+//! ([`stable_hash`]). So the key has to be read: by its types, if they are given, else by the shapes that the savepoint records.
 //!
 //! Of every key it is checked that its hash leads to the group that it was in: a wrong type is an error that says so, not a key
 //! that nobody finds any more. (The more groups there were the sooner it is noticed; with one there is nothing to compare.)
@@ -28,6 +28,7 @@ use crate::protocol::key_groups::{MAX_PARALLELISM_LIMIT, key_group};
 use crate::runtime::restore::short;
 use crate::state::Key;
 use crate::state::hash::stable_hash;
+use crate::state::replay::{hash_of_entry, is_readable};
 use crate::storage::Image;
 use crate::storage::job_store::{JobStoreError, PartBytes};
 use crate::storage::savepoint::{Draft, SavepointError};
@@ -116,7 +117,7 @@ struct Typed {
 /// // A checkpoint will do as well as a savepoint, if no records were on their way.
 /// let from = std::fs::read_dir(scratch.path().join("checkpoints/sums/chk"))?.next().unwrap()?;
 /// let to = scratch.path().join("converted");
-/// Conversion::new().keyed::<String, u64>("sums", "sum").convert(&from.path(), &to, 13)?;
+/// Conversion::new().convert(&from.path(), &to, 13)?;
 ///
 /// // In a directory of its own: the old one is of a job with as many groups as before.
 /// config.max_parallelism = 13;
@@ -138,13 +139,13 @@ impl Default for Conversion {
 }
 
 impl Conversion {
-    /// A conversion that knows no types yet.
+    /// A conversion that knows no types, but those whose shapes are recorded.
     #[must_use]
     pub fn new() -> Self {
         Self { typed: BTreeMap::new(), slice_bytes: SLICE_BYTES }
     }
 
-    /// Says what a keyed state is made of: keys `K`, and for each a `V`. That is the value, what was reduced, or the accumulator;
+    /// Says what a keyed state is made of, whose shape is not known: keys `K`, and for each a `V`. That is the value, what was reduced, or the accumulator;
     /// of a list state a `Vec` of its elements, of a map state a `BTreeMap`.
     #[must_use]
     pub fn keyed<K: Key, V: DeserializeOwned>(mut self, operator: &str, state: &str) -> Self {
@@ -153,7 +154,7 @@ impl Conversion {
         self
     }
 
-    /// Says what the keys of an operator with timers are.
+    /// Says what the keys of an operator with timers are, if their shape is not known.
     #[must_use]
     pub fn timers<K: Key>(self, operator: &str) -> Self {
         self.keyed::<K, Vec<i64>>(operator, "event-timers")
@@ -243,8 +244,11 @@ impl Conversion {
     fn reader<'a>(&'a self, header: &'a SectionHeader) -> Option<EntryReader<'a>> {
         let name = (header.operator.to_string(), header.state.to_string());
         let expires = expires(header);
-        let typed = self.typed.get(&name)?;
-        Some(Box::new(move |bytes| (typed.read)(bytes, expires)))
+        if let Some(typed) = self.typed.get(&name) {
+            return Some(Box::new(move |bytes| (typed.read)(bytes, expires)));
+        }
+        let shape = &header.shape;
+        is_readable(shape).then(|| Box::new(|bytes: &[u8]| hash_of_entry(shape, bytes)) as _)
     }
 
     fn convert_part(

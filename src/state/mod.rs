@@ -6,6 +6,7 @@ use crate::format::{FormatError, SectionOutput};
 pub mod conformance;
 pub mod hash;
 pub mod heap;
+pub(crate) mod replay;
 
 /// Bounds of a key. Implemented for every type that has them.
 pub trait Key:
