@@ -165,6 +165,16 @@ pub fn is_asked_for() -> bool {
     std::env::var_os(ASK).is_some()
 }
 
+/// Keeps the last line of each worker.
+fn keep_last(
+    line: String,
+    last: &mut OperatorListState<'_, String>,
+    out: &mut Context<'_, String>,
+) {
+    last.replace([line.clone()]);
+    out.emit(line);
+}
+
 pub fn run() -> ExitCode {
     let ran = highwater::run_with(JOB, |job, args: &Args| {
         if args.shape != Shape::Count {
@@ -181,6 +191,7 @@ pub fn run() -> ExitCode {
                     *count.or_default() += 1;
                     out.emit(format!("{key} {}", count.or_default()));
                 })
+                .process("last", OperatorList::<String>::new("line"), keep_last)
                 .sink("counts", FileSink::lines(&args.output));
             return Ok(());
         }
@@ -189,6 +200,7 @@ pub fn run() -> ExitCode {
                 *count.or_default() += 1;
                 out.emit(format!("{key} {}", count.or_default()));
             })
+            .process("last", OperatorList::<String>::new("line"), keep_last)
             .sink("counts", FileSink::lines(&args.output));
         Ok(())
     });

@@ -105,6 +105,12 @@ fn restored() {
     let states = ls["states"].as_array().unwrap();
     let count = states.iter().find(|state| state["operator"] == "count").unwrap();
     assert_eq!(count["entries"].as_u64(), Some(bench.args.keys));
+    let line = states.iter().find(|state| state["operator"] == "last").unwrap();
+    assert_eq!(
+        (line["state"].as_str(), line["kind"].as_str()),
+        (Some("line"), Some("operator list"))
+    );
+    assert!((1..=3).contains(&line["entries"].as_u64().unwrap()), "{line}");
     let dump = ["state", "dump", "--operator", "count"];
     let dump = Command::new(TOOL).args(dump).arg(&last).output().unwrap();
     let dumped: Vec<Value> =
@@ -142,7 +148,7 @@ fn plan() {
     let fits = plan(true, &[]);
     assert_eq!(fits.status.code(), Some(0), "{}", text(&fits.stderr));
     let (states, problems) = actions(&fits);
-    for operator in ["numbers", "count", "counts"] {
+    for operator in ["numbers", "count", "last", "counts"] {
         assert!(states.contains(&format!("map {operator} -")), "{states:?}");
     }
     assert_eq!(problems.as_array().unwrap().len(), 0);

@@ -12,6 +12,8 @@
 //! * **State**: a keyed operator counts the records of every key, and mixes them into a digest in the order in which it
 //!   sees them; both go with the record. Of one key every count is there once, from 1 to the number of the oracle,
 //!   and the digests are those of the records in the order of their counts.
+//! * **Operator state**: counts in a broadcast state and those of partitions in a union list are held to the same, and a key
+//!   that looks at a broadcast state never sees less of it than before.
 //! * **Event time**: no record is late in a keyed operator that is not in or behind a loop, since event time grows in
 //!   every split, and the watermark that a key sees never goes back.
 //! * **Order**: records of one split that take the same way, under the same keys, keep their order, where nothing
