@@ -94,6 +94,8 @@ fn the_seeds_draw_every_kind_of_node_and_faults_where_it_hurts() {
         "rebalance",
         "broadcast",
         "route",
+        "beside a broadcast",
+        "union list",
         "loop",
         "loop in a loop",
         "join in a loop",

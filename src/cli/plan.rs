@@ -57,6 +57,7 @@ impl Report for RestorePlan {
         let rows = self.states.iter().map(|state| {
             let action = match state.action {
                 Action::Map => "map",
+                Action::Migrate => "migrate",
                 Action::New => "new",
                 Action::Drop => "DROP",
                 Action::Mismatch => "MISMATCH",

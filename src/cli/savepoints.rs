@@ -11,6 +11,7 @@ use super::tool::ToolError;
 use super::units::{short_duration, short_size};
 use crate::format::record::SavepointRequest;
 use crate::ids::Name;
+use crate::job::convert::Conversion;
 use crate::storage::JobStore;
 use crate::storage::savepoint::absolute;
 
@@ -45,6 +46,51 @@ impl Report for SavepointReport {
             short_size(self.size_bytes)
         )
     }
+}
+
+/// What was written of another savepoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct ConvertReport {
+    pub job: String,
+    pub path: String,
+    pub id: u64,
+    pub max_parallelism: u16,
+    pub entries: u64,
+    pub size_bytes: u64,
+}
+
+impl Report for ConvertReport {
+    fn text(&self) -> String {
+        format!(
+            "savepoint {} of job {}: checkpoint {} in {} key groups, {} entries, {}; restore it into a checkpoint \
+             directory of its own, with --max-parallelism {}\n",
+            self.path,
+            self.job,
+            self.id,
+            self.max_parallelism,
+            self.entries,
+            short_size(self.size_bytes),
+            self.max_parallelism
+        )
+    }
+}
+
+/// Rewrites what is in `from` to another number of key groups.
+pub(crate) fn convert(
+    from: &Path,
+    max_parallelism: u16,
+    to: &Path,
+) -> Result<ConvertReport, ToolError> {
+    let converted = Conversion::new().convert(from, to, max_parallelism);
+    let info = converted.map_err(|error| ToolError::Failed(error.into()))?;
+    Ok(ConvertReport {
+        job: info.job.to_string(),
+        path: info.path.display().to_string(),
+        id: info.epoch.0,
+        max_parallelism,
+        entries: info.entries,
+        size_bytes: info.bytes,
+    })
 }
 
 /// Asks the job for a savepoint and waits for it. `stop`: the job ends with it; `true`: after it has drained.

@@ -203,6 +203,9 @@ fn kind(kind: SectionKind) -> &'static str {
         SectionKind::KeyedMap => "keyed map",
         SectionKind::KeyedReducing => "keyed reducing",
         SectionKind::KeyedAggregating => "keyed aggregating",
+        SectionKind::OperatorList => "operator list",
+        SectionKind::UnionList => "union list",
+        SectionKind::Broadcast => "broadcast",
     }
 }
 
@@ -291,6 +294,7 @@ mod tests {
                     kind: SectionKind::KeyedValue,
                     type_name: "u64".to_owned(),
                     type_version: 1,
+                    shape: crate::format::shape::EntryShape::default(),
                 };
                 let sections = vec![SectionSummary {
                     header,

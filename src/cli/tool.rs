@@ -11,7 +11,7 @@ use super::checkpoints::Report;
 use super::error::{CliError, with_causes};
 use super::logging::start_logging;
 use super::options::SupervisorOptions;
-use super::savepoints::savepoint;
+use super::savepoints::{convert, savepoint};
 use super::{sources, states};
 use crate::config::RestartStrategy;
 use crate::ids::{Epoch, Name};
@@ -69,6 +69,20 @@ enum SavepointCommand {
         /// Move event time to its end first, so that all windows fire: the job is over for good
         #[arg(long)]
         drain: bool,
+    },
+    /// Rewrite a savepoint or a checkpoint to another number of key groups, into a new savepoint; needs no job
+    Convert {
+        /// Directory of a checkpoint or a savepoint; it stays as it is
+        path: PathBuf,
+        /// Number of key groups of the new one
+        #[arg(long, value_name = "N")]
+        max_parallelism: u16,
+        /// The directory to write; it must not exist
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -251,12 +265,17 @@ fn execute(command: ToolCommand) -> Result<ExitCode, ToolError> {
             sources::supervise(plan)
         }
         ToolCommand::Checkpoints(command) => checkpoints(command),
+        ToolCommand::Savepoint(SavepointCommand::Convert { path, max_parallelism, to, json }) => {
+            show(json, &convert(&path, max_parallelism, &to)?);
+            Ok(ExitCode::SUCCESS)
+        }
         ToolCommand::Savepoint(command) => {
             let (place, SavepointArgs { to, timeout }, stop) = match command {
                 SavepointCommand::Trigger { place, savepoint } => (place, savepoint, None),
                 SavepointCommand::Stop { place, savepoint, drain } => {
                     (place, savepoint, Some(drain))
                 }
+                SavepointCommand::Convert { .. } => unreachable!("the arm before has it"),
             };
             let report = savepoint(&place.dir, place.job.as_ref(), &to, stop, timeout)?;
             show(place.json, &report);

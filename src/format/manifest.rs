@@ -222,6 +222,7 @@ mod tests {
             kind: SectionKind::KeyedValue,
             type_name: "u64".into(),
             type_version: 1,
+            shape: crate::format::shape::EntryShape::default(),
         };
         let sections =
             vec![SectionSummary { header, extent: Extent::Whole, entries: 3, bytes: 30 }];

@@ -7,6 +7,7 @@ pub mod codec;
 pub mod manifest;
 pub mod part;
 pub mod record;
+pub mod shape;
 
 /// What a section of a part holds.
 #[derive(
@@ -36,6 +37,12 @@ pub enum SectionKind {
     KeyedAggregating,
     /// The event time that an operator had shown: one entry.
     Watermark,
+    /// Elements of an instance of an operator, dealt anew at another parallelism: one entry an element, in order.
+    OperatorList,
+    /// Elements of an instance of an operator, of which every restored instance gets all: one entry an element, in order.
+    UnionList,
+    /// A map that is the same on every instance of an operator: one entry a key, sorted by key.
+    Broadcast,
 }
 
 impl SectionKind {
@@ -47,7 +54,7 @@ impl SectionKind {
     }
 }
 
-/// What a section is: whose state, which kind, which types.
+/// What a section is: whose state, which kind, which types and shapes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct SectionHeader {
     /// The name of the operator, unique in the job.
@@ -60,6 +67,8 @@ pub struct SectionHeader {
     pub type_name: String,
     /// The version of the type, as the user counts it.
     pub type_version: u32,
+    /// What the bytes of an entry are.
+    pub shape: shape::EntryShape,
 }
 
 /// How much of a state a section holds.

@@ -16,10 +16,11 @@ use crate::runtime::channel::ChannelSpec;
 use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log};
 use crate::runtime::context::WorkerContext;
 use crate::runtime::event_time::EventTime;
-use crate::runtime::keyed::{Context, StateDeclaration, keyed, owned_groups, watermark_header};
+use crate::runtime::keyed::{Context, keyed, owned_groups, watermark_header};
 use crate::runtime::keyed_timers::{
     KeyTimers, TimedParts, Timer, TimerContext, keyed_with_timers, timer_headers,
 };
+use crate::runtime::migration::{Fit, Migrations};
 use crate::runtime::restore::RestoreError;
 use crate::runtime::sink::{COMMIT_ATTEMPTS, SinkEnds, commit_delay, sink, transactions_header};
 use crate::runtime::source::{SourceStart, read_start, source, splits_header};
@@ -52,6 +53,16 @@ pub enum BuildError {
     /// The job reads nothing.
     #[error("the job has no source")]
     NoSource,
+    /// The migrations of a state do not lead to its current version.
+    #[error("state {operator}/{state}: {why}")]
+    Migration {
+        /// The operator.
+        operator: Name,
+        /// The state.
+        state: Name,
+        /// What is wrong.
+        why: String,
+    },
     /// A checkpoint does not fit the program.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -201,12 +212,12 @@ impl<'scope> Job<'scope> {
         errors
     }
 
-    fn error(&self, error: impl Into<BuildError>) {
+    pub(super) fn error(&self, error: impl Into<BuildError>) {
         self.state.borrow_mut().errors.push(error.into());
     }
 
     /// Checks a name. A wrong one is an error of the build, which goes on under another to find more.
-    fn name(&self, name: &str) -> Name {
+    pub(super) fn name(&self, name: &str) -> Name {
         match Name::new(name) {
             Ok(name) => {
                 if !self.context.claim_name(&name) {
@@ -232,11 +243,27 @@ impl<'scope> Job<'scope> {
     }
 
     /// Checks a state against the checkpoint, before it is read. `None`: there is nothing to read.
-    fn restorable(&self, header: &SectionHeader) -> Option<&crate::runtime::restore::Restored> {
+    pub(super) fn restorable(
+        &self,
+        header: &SectionHeader,
+    ) -> Option<&crate::runtime::restore::Restored> {
+        self.restorable_as(header, None).map(|(restored, _)| restored)
+    }
+
+    /// As [`Job::restorable`], of a state that may have migrations; says how it is read.
+    fn restorable_as(
+        &self,
+        header: &SectionHeader,
+        migrations: Option<&Migrations>,
+    ) -> Option<(&crate::runtime::restore::Restored, Fit)> {
         self.state.borrow_mut().declared.push(header.clone());
+        if let Some(migrations) = migrations {
+            let state = (header.operator.clone(), header.state.clone());
+            self.context.migrations.borrow_mut().insert(state, migrations.clone());
+        }
         let restored = self.context.shared.restored.as_ref()?;
-        match restored.check_type(header, self.context.config().max_parallelism) {
-            Ok(held) => held.then_some(restored),
+        match restored.check_type(header, migrations, self.context.config().max_parallelism) {
+            Ok(fit) => fit.map(|fit| (restored, fit)),
             Err(error) => {
                 self.error(error);
                 None
@@ -346,7 +373,7 @@ impl<'scope> Job<'scope> {
 
     /// What event time an operator had shown at any worker when the restored snapshot was taken; and the name under which
     /// that is kept.
-    fn restored_watermark(&self, name: &Name) -> (Name, i64) {
+    pub(super) fn restored_watermark(&self, name: &Name) -> (Name, i64) {
         let header = watermark_header(name);
         let shown = self.restored_events(&header).into_iter().max().unwrap_or(i64::MIN);
         (header.state, shown)
@@ -362,7 +389,7 @@ impl<'scope> Job<'scope> {
     }
 
     /// The tables of an operator's states, with what a checkpoint holds of them. `seen`: names that states may not have.
-    fn restored_tables<K: Key, S: States<K>>(
+    pub(super) fn restored_tables<K: Key, S: States<K>>(
         &self,
         name: &Name,
         states: &S,
@@ -374,15 +401,7 @@ impl<'scope> Job<'scope> {
         if S::EXPIRES {
             S::set_now(&mut tables, self.context.unix_ms());
         }
-        for (index, mut declaration) in states.declarations().into_iter().enumerate() {
-            // A time to live may have been added since the checkpoint, or taken away.
-            let other = StateDeclaration { expires: !declaration.expires, ..declaration.clone() };
-            let restored = self.context.shared.restored.as_ref();
-            let converted = restored.is_some_and(|restored| restored.holds(&other.header(name)));
-            if converted {
-                declaration = other;
-            }
-            let expiring = declaration.expires;
+        for (index, declaration) in states.declarations().into_iter().enumerate() {
             let header = declaration.header(name);
             if let Err(error) = declaration.name {
                 self.error(error);
@@ -391,13 +410,32 @@ impl<'scope> Job<'scope> {
             if !seen.insert(header.state.clone()) {
                 self.error(BuildError::Duplicate(header.state.clone()));
             }
-            let Some(restored) = self.restorable(&header) else { continue };
+            if let Err(why) = declaration.migrations.check(declaration.type_version) {
+                let (operator, state) = (name.clone(), header.state.clone());
+                self.error(BuildError::Migration { operator, state, why });
+                continue;
+            }
+            let migrations = Some(&declaration.migrations);
+            let Some((restored, fit)) = self.restorable_as(&header, migrations) else { continue };
+            // A time to live may have been added since the checkpoint, or taken away.
+            let expires = fit.expires;
+            let as_written = fit.conversion.is_none() && expires == declaration.expires;
             let read = restored.read_table(name, &header.state, &groups, |selection, block| {
-                S::restore(&mut tables, index, expiring, selection, block.entries, block.bytes)
+                let converted;
+                let bytes = match &fit.conversion {
+                    None => block.bytes,
+                    Some(conversion) => {
+                        let (changes, entries) = (selection.changes, block.entries);
+                        converted =
+                            conversion.block::<K>(expires, changes, entries, block.bytes)?;
+                        &converted
+                    }
+                };
+                S::restore(&mut tables, index, expires, selection, block.entries, bytes)
             });
             match read {
                 // What was converted has to be written anew.
-                Ok(Some(layers)) if !converted => S::restored(&mut tables, index, layers),
+                Ok(Some(layers)) if as_written => S::restored(&mut tables, index, layers),
                 Ok(_) => {}
                 Err(error) => self.error(error),
             }

@@ -251,6 +251,12 @@ fn check(config: &JobConfig) -> Result<(), String> {
             "max_parallelism {max_parallelism}: set it to 1 to {MAX_PARALLELISM_LIMIT}"
         ));
     }
+    if workers.saturating_mul(*processes) > usize::from(*max_parallelism) {
+        return Err(format!(
+            "{processes} processes of {workers} workers are more workers than the {max_parallelism} key groups: \
+             start fewer, or raise max_parallelism (up to {MAX_PARALLELISM_LIMIT}, and only for a new job)"
+        ));
+    }
     plan::validate(&config.checkpoints)?;
     plan::validate_restart(&config.restart)?;
     Ok(())

@@ -23,7 +23,9 @@
 //! The function is called once for each worker and attempt, and must build the same dataflow each time.
 
 mod builder;
+pub mod convert;
 pub(crate) mod execute;
+mod operators;
 pub mod state_reader;
 mod stream;
 
@@ -31,6 +33,7 @@ pub use builder::{BuildError, Job};
 pub use execute::{JobError, JobHandle, SavepointFailed, execute};
 
 pub use crate::format::record::SavepointInfo;
+pub use operators::{BroadcastConnected, KeyedBroadcastConnected};
 pub use stream::{KeyedStream, Stream};
 
 pub use crate::runtime::counters::{
@@ -44,5 +47,9 @@ pub use crate::runtime::kinds::{
     Reducing, ReducingState, Value, ValueState,
 };
 pub use crate::runtime::lifetime::{Forever, Ttl};
+pub use crate::runtime::operator_state::{
+    Broadcast, BroadcastState, BroadcastStates, BroadcastView, OperatorList, OperatorListState,
+    OperatorStates, UnionList,
+};
 pub use crate::runtime::states::{Descriptor, States};
 pub use crate::runtime::time::Time;

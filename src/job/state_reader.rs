@@ -13,8 +13,10 @@ use std::any::type_name;
 use std::path::Path;
 
 use crate::format::manifest::{Manifest, PartRef};
+use crate::format::shape::EntryShape;
 use crate::format::{SectionHeader, SectionKind, codec};
 use crate::runtime::restore::short;
+use crate::runtime::shapes::shape_of;
 use crate::state::heap::HeapBackend;
 use crate::state::{Key, StateBackend, StateValue, ValueTable};
 use crate::storage::Image;
@@ -74,8 +76,8 @@ impl StateReader {
     /// about. Holds one block (about 1 MiB, or one entry) in memory; of a checkpoint in layers some key groups, about 16 MiB or
     /// one.
     ///
-    /// `K` and `V` must be the types that the program declares; paths of modules do not count. The version of the type is in
-    /// the manifest, and not checked.
+    /// `K` and `V` must have the shapes of the types that the program declares; what they are called does not count, unless one
+    /// cannot be seen through. The version of the type is in the manifest, and not checked.
     ///
     /// # Errors
     /// [`StateError`]. `take` has then been given what was read before.
@@ -127,7 +129,7 @@ impl StateReader {
         at_once.clamp(1, u64::from(groups)) as u16
     }
 
-    fn check<K, V>(
+    fn check<K: Key, V: StateValue>(
         &self,
         name: &str,
         is_it: impl Fn(&SectionHeader) -> bool,
@@ -145,7 +147,13 @@ impl StateReader {
             return Err(StateError::NoSuchState { location: self.image.location(), state, held });
         };
         let wanted = format!("{} -> {}", type_name::<K>(), type_name::<V>());
-        if short(&wanted) != short(&header.type_name) {
+        let shape = EntryShape { key: shape_of::<K>(), value: shape_of::<V>(), expires: false };
+        let is_same = match (shape.fingerprint(), header.shape.fingerprint()) {
+            (Some(wanted), Some(found)) => wanted == found && !header.shape.expires,
+            // Types that cannot be seen through go by their names.
+            _ => short(&wanted) == short(&header.type_name),
+        };
+        if !is_same {
             return Err(StateError::Type { state, found: header.type_name.clone(), wanted });
         }
         Ok(())

@@ -177,7 +177,8 @@ impl<'scope, D: Record> Stream<'scope, D> {
     /// No barrier overtakes here unless an alignment timeout is set for this channel by name: workers share out what all
     /// of them see, and if each were restored at a record of its own, another number of workers could share it out no
     /// more. With such a timeout each worker goes on where it was; with more workers than before a new one continues as
-    /// one that was there, and with fewer those that are gone take what they had not processed with them.
+    /// one that was there, and with fewer those that are gone take what they had not processed with them. What is kept in
+    /// [broadcast state](crate::job::Stream::connect_broadcast) does not mind.
     #[must_use]
     pub fn broadcast(self) -> Self {
         self.exchange("broadcast", ToAll, &Placement::Replica)
@@ -211,7 +212,7 @@ impl<'scope, D: Record> Stream<'scope, D> {
 /// A stream of keyed records: each is on the worker that owns its key.
 #[derive(Clone, Debug)]
 pub struct KeyedStream<'scope, K: Key, V: Record> {
-    stream: Stream<'scope, (K, V)>,
+    pub(crate) stream: Stream<'scope, (K, V)>,
 }
 
 impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {

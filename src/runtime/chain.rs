@@ -119,11 +119,23 @@ impl<B> Gate<B> {
     /// on, and the gate may have seen it. What the barrier itself brings does not count: other workers may have taken
     /// records since whose event time it has passed.
     pub(crate) fn event(&self, frontier: &MutableAntichain<Time>) -> i64 {
-        let held = self.waiting.iter().map(|(time, _)| time.event);
-        let least = frontier.frontier().iter().map(|time| time.event).chain(held).min();
-        let event = least.unwrap_or(i64::MAX).max(self.restored_event);
+        self.event_of(&[frontier])
+    }
+
+    /// As [`Gate::event`], of an operator with several inputs: the least of all.
+    pub(crate) fn event_of(&self, frontiers: &[&MutableAntichain<Time>]) -> i64 {
         let open = self.open.get();
-        if frontier.frontier().iter().any(|time| time.epoch() <= open) {
+        let held = self.waiting.iter().map(|(time, _)| time.event);
+        let mut least = held.min().unwrap_or(i64::MAX);
+        let mut before_barrier = false;
+        for frontier in frontiers {
+            for time in frontier.frontier().iter() {
+                least = least.min(time.event);
+                before_barrier |= time.epoch() <= open;
+            }
+        }
+        let event = least.max(self.restored_event);
+        if before_barrier {
             self.shown.set(event);
         }
         event

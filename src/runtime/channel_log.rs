@@ -21,12 +21,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::connect::Record;
 use crate::format::SectionKind;
+use crate::format::shape::EntryShape;
 use crate::format::{FormatError, SectionHeader, SectionOutput, codec};
 use crate::ids::{KeyGroup, Name};
 use crate::runtime::context::{SectionPart, SectionTask, WorkerContext, event_section};
 use crate::runtime::keyed::owned_groups;
+use crate::runtime::operator_state::replica;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::router::batch_records;
+use crate::runtime::shapes::shape_of;
 
 /// The key group of a record, given the number of groups.
 pub(crate) type GroupOf<D> = fn(&D, u16) -> KeyGroup;
@@ -164,15 +167,19 @@ fn write_keyed<D: Record>(
 }
 
 /// The sections of a channel's log: the records, and the least event time among them.
-pub(crate) fn log_headers<D>(channel: &Name) -> [SectionHeader; 2] {
-    let header = |state, type_name: &str| SectionHeader {
+pub(crate) fn log_headers<D: Record>(channel: &Name) -> [SectionHeader; 2] {
+    let header = |state, type_name: &str, value| SectionHeader {
         operator: channel.clone(),
         state: Name::new(state).expect("a constant name"),
         kind: SectionKind::ChannelLog,
         type_name: type_name.to_owned(),
         type_version: 1,
+        shape: EntryShape::of_values(value),
     };
-    [header("in-flight", std::any::type_name::<D>()), header("in-flight-event", "i64")]
+    [
+        header("in-flight", std::any::type_name::<D>(), shape_of::<(i64, D)>()),
+        header("in-flight-event", "i64", shape_of::<i64>()),
+    ]
 }
 
 /// Which worker the records of a log come back to.
@@ -227,7 +234,7 @@ pub(crate) fn read_log<D: Record>(
     let from_part = |part: u32| match placement {
         Placement::Keyed(_) => true,
         Placement::Anywhere => part as usize % peers == index,
-        Placement::Replica => part as usize == index % before,
+        Placement::Replica => part as usize == replica(index, before),
         Placement::Routed(_) => before != peers || part as usize == index,
     };
     let batches = &mut log.batches;

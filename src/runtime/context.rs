@@ -25,6 +25,7 @@ use crate::runtime::executor::{Executor, Lane, Task};
 use crate::runtime::layers::WorkerLayers;
 use crate::runtime::ledger::Ledger;
 use crate::runtime::mailbox::Mailbox;
+use crate::runtime::migration::Migrations;
 use crate::runtime::pool::Pool;
 use crate::runtime::restore::Restored;
 use crate::state::{FrozenState, SnapshotForm};
@@ -232,6 +233,8 @@ pub(crate) struct WorkerContext {
     pub(crate) sinks: RefCell<Vec<Rc<dyn SinkControl>>>,
     /// The states that the dataflow declares, once it is built.
     pub(crate) declared: RefCell<Vec<SectionHeader>>,
+    /// By operator and state: the older versions that the program reads.
+    pub(crate) migrations: RefCell<BTreeMap<(Name, Name), Migrations>>,
     pub(crate) outgoing: RefCell<Vec<(Option<usize>, Control)>>,
     failure: RefCell<Option<Failure>>,
     /// The epoch that the final checkpoint closes, while one is in progress or complete.
@@ -284,6 +287,7 @@ impl WorkerContext {
             alarms: RefCell::default(),
             sinks: RefCell::default(),
             declared: RefCell::default(),
+            migrations: RefCell::default(),
             outgoing: RefCell::default(),
             failure: RefCell::default(),
             final_epoch: Cell::new(None),

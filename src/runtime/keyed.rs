@@ -20,14 +20,17 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession};
 
 use crate::connect::Record;
+use crate::format::shape::EntryShape;
 use crate::format::{SectionHeader, SectionKind};
 use crate::ids::{Epoch, InvalidName, Name};
 use crate::protocol::key_groups::key_groups;
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{Contribution, SectionPart, WorkerContext, event_section};
+use crate::runtime::migration::Migrations;
 use crate::runtime::pool::Pool;
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
+use crate::runtime::shapes::shape_of;
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
 use crate::state::hash::stable_hash;
@@ -40,7 +43,11 @@ pub struct Context<'a, O> {
     event: i64,
 }
 
-impl<O> Context<'_, O> {
+impl<'a, O> Context<'a, O> {
+    pub(super) fn new(out: &'a mut Vec<O>, event: i64) -> Self {
+        Self { out, event }
+    }
+
     /// Emits a record.
     #[inline]
     pub fn emit(&mut self, record: O) {
@@ -195,6 +202,7 @@ pub(crate) fn watermark_header(operator: &Name) -> SectionHeader {
         kind: SectionKind::Watermark,
         type_name: "i64".to_owned(),
         type_version: 1,
+        shape: EntryShape::of_values(shape_of::<i64>()),
     }
 }
 
@@ -248,6 +256,10 @@ pub struct StateDeclaration {
     /// Whether it is kept with the time of its last update.
     pub(crate) expires: bool,
     pub(crate) type_version: u32,
+    /// What a key is, and what is kept for it.
+    pub(crate) shape: EntryShape,
+    /// The older versions that are read.
+    pub(crate) migrations: Migrations,
 }
 
 impl StateDeclaration {
@@ -263,6 +275,7 @@ impl StateDeclaration {
                 format!("{} -> {}", self.key_type, self.state_type)
             },
             type_version: self.type_version,
+            shape: self.shape.clone(),
         }
     }
 }

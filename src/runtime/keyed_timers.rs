@@ -35,6 +35,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::scheduling::Activator;
 
 use crate::connect::Record;
+use crate::format::shape::EntryShape;
 use crate::format::{SectionHeader, SectionKind};
 use crate::ids::{Epoch, Name};
 use crate::runtime::chain::{Gate, Origin};
@@ -46,6 +47,7 @@ use crate::runtime::pace::Pace;
 use crate::runtime::pool::Pool;
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
+use crate::runtime::shapes::shape_of;
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
 use crate::runtime::timers::Timers;
@@ -210,18 +212,26 @@ impl<K: Key> KeyTimers<K> {
 /// right to emit. What is behind the operator has seen no later watermark, on any worker, and may not before the timers
 /// have fired: so every worker of a restored job needs to know the least of these.
 pub(crate) fn timer_headers<K: Key>(operator: &Name) -> [SectionHeader; 3] {
-    let header = |state, kind, type_name| SectionHeader {
+    let header = |state, kind, type_name, shape| SectionHeader {
         operator: operator.clone(),
         state: Name::new(state).expect("a constant name"),
         kind,
         type_name,
         type_version: 1,
+        shape,
     };
+    let (key, value) = (shape_of::<K>(), shape_of::<Vec<i64>>());
+    let shape = EntryShape { key, value, expires: false };
     let timers = || format!("{} -> timers", std::any::type_name::<K>());
     [
-        header("event-timers", SectionKind::EventTimers, timers()),
-        header("processing-timers", SectionKind::ProcessingTimers, timers()),
-        header("timers-event", SectionKind::EventTimers, "i64".to_owned()),
+        header("event-timers", SectionKind::EventTimers, timers(), shape.clone()),
+        header("processing-timers", SectionKind::ProcessingTimers, timers(), shape),
+        header(
+            "timers-event",
+            SectionKind::EventTimers,
+            "i64".to_owned(),
+            EntryShape::of_values(shape_of::<i64>()),
+        ),
     ]
 }
 

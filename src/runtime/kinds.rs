@@ -8,8 +8,11 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::rc::Rc;
 
-use crate::format::SectionKind;
+use crate::format::shape::Shape;
+use crate::format::{FormatError, SectionKind, codec};
 use crate::runtime::lifetime::{Cell, Forever, Lifetime};
+use crate::runtime::migration::ConvertUnit;
+use crate::runtime::shapes::shape_of;
 use crate::runtime::states::Descriptor;
 use crate::state::{Key, StateValue};
 
@@ -17,6 +20,8 @@ use crate::state::{Key, StateValue};
 pub trait Kind: sealed::Sealed + 'static {
     /// What a table holds for a key.
     type Held: StateValue;
+    /// What a migration converts: the value, each element of a list, each value of a map.
+    type Unit: StateValue;
     /// Access to the state of one key.
     type Access<'a, K: Key + 'a, L: Lifetime>;
     /// What all accesses share: the functions that the state was declared with.
@@ -28,6 +33,21 @@ pub trait Kind: sealed::Sealed + 'static {
     fn shared(&self) -> Self::Shared;
     /// The type of the state, as checkpoints name it.
     fn type_name() -> String;
+    /// The shape of what a table holds for a key, from that of a unit.
+    fn held_shape(unit: Shape) -> Shape {
+        unit
+    }
+    /// Converts the units of what a table holds for a key, at the start of `bytes`; returns what is behind it.
+    ///
+    /// # Errors
+    /// [`FormatError`] of a unit, or if the bytes are not such ones.
+    fn convert_units<'a>(
+        bytes: &'a [u8],
+        out: &mut Vec<u8>,
+        unit: &mut ConvertUnit<'_>,
+    ) -> Result<&'a [u8], FormatError> {
+        unit(bytes, out)
+    }
     /// Gives access.
     fn access<'a, K: Key, L: Lifetime>(
         shared: &'a Self::Shared,
@@ -82,6 +102,7 @@ impl<V: StateValue> Value<V> {
 impl<V> sealed::Sealed for ValueKind<V> {}
 impl<V: StateValue> Kind for ValueKind<V> {
     type Held = V;
+    type Unit = V;
     type Access<'a, K: Key + 'a, L: Lifetime> = ValueState<'a, K, V, L>;
     type Shared = ();
     const SECTION: SectionKind = SectionKind::KeyedValue;
@@ -165,6 +186,7 @@ impl<T: StateValue> List<T> {
 impl<T> sealed::Sealed for ListKind<T> {}
 impl<T: StateValue> Kind for ListKind<T> {
     type Held = Vec<T>;
+    type Unit = T;
     type Access<'a, K: Key + 'a, L: Lifetime> = ListState<'a, K, T, L>;
     type Shared = ();
     const SECTION: SectionKind = SectionKind::KeyedList;
@@ -172,6 +194,21 @@ impl<T: StateValue> Kind for ListKind<T> {
     fn shared(&self) {}
     fn type_name() -> String {
         format!("List<{}>", name_of::<T>())
+    }
+    fn held_shape(unit: Shape) -> Shape {
+        Shape::Seq(Box::new(unit))
+    }
+    fn convert_units<'a>(
+        bytes: &'a [u8],
+        out: &mut Vec<u8>,
+        unit: &mut ConvertUnit<'_>,
+    ) -> Result<&'a [u8], FormatError> {
+        let (len, mut rest) = codec::decode_prefix::<u64>(bytes)?;
+        codec::encode(&len, out)?;
+        for _ in 0..len {
+            rest = unit(rest, out)?;
+        }
+        Ok(rest)
     }
     #[inline]
     fn access<'a, K: Key, L: Lifetime>(
@@ -248,6 +285,7 @@ impl<M: MapKey, V: StateValue> Map<M, V> {
 impl<M, V> sealed::Sealed for MapKind<M, V> {}
 impl<M: MapKey, V: StateValue> Kind for MapKind<M, V> {
     type Held = BTreeMap<M, V>;
+    type Unit = V;
     type Access<'a, K: Key + 'a, L: Lifetime> = MapState<'a, K, M, V, L>;
     type Shared = ();
     const SECTION: SectionKind = SectionKind::KeyedMap;
@@ -255,6 +293,23 @@ impl<M: MapKey, V: StateValue> Kind for MapKind<M, V> {
     fn shared(&self) {}
     fn type_name() -> String {
         format!("Map<{}, {}>", name_of::<M>(), name_of::<V>())
+    }
+    fn held_shape(unit: Shape) -> Shape {
+        Shape::Map(Box::new(shape_of::<M>().as_ref().clone()), Box::new(unit))
+    }
+    fn convert_units<'a>(
+        bytes: &'a [u8],
+        out: &mut Vec<u8>,
+        unit: &mut ConvertUnit<'_>,
+    ) -> Result<&'a [u8], FormatError> {
+        let (len, mut rest) = codec::decode_prefix::<u64>(bytes)?;
+        codec::encode(&len, out)?;
+        for _ in 0..len {
+            let (_, value) = codec::decode_prefix::<M>(rest)?;
+            out.extend_from_slice(&rest[..rest.len() - value.len()]);
+            rest = unit(value, out)?;
+        }
+        Ok(rest)
     }
     #[inline]
     fn access<'a, K: Key, L: Lifetime>(
@@ -336,6 +391,7 @@ impl<T: StateValue> Reducing<T> {
 impl<T> sealed::Sealed for ReducingKind<T> {}
 impl<T: StateValue> Kind for ReducingKind<T> {
     type Held = T;
+    type Unit = T;
     type Access<'a, K: Key + 'a, L: Lifetime> = ReducingState<'a, K, T, L>;
     type Shared = Reduce<T>;
     const SECTION: SectionKind = SectionKind::KeyedReducing;
@@ -418,6 +474,7 @@ impl<A: AggregateFunction> Aggregating<A> {
 impl<A> sealed::Sealed for AggregatingKind<A> {}
 impl<A: AggregateFunction> Kind for AggregatingKind<A> {
     type Held = A::Accumulator;
+    type Unit = A::Accumulator;
     type Access<'a, K: Key + 'a, L: Lifetime> = AggregatingState<'a, K, A, L>;
     type Shared = Rc<A>;
     const SECTION: SectionKind = SectionKind::KeyedAggregating;

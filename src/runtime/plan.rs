@@ -1,7 +1,7 @@
 //! What a restore would do, without starting anything: the dataflow is built once, by one worker that reads, claims and
 //! writes nothing, for the sake of the states that it declares.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use timely::worker::Worker;
 
 use crate::config::JobConfig;
 use crate::format::SectionHeader;
-use crate::ids::{Attempt, Epoch, Lineage};
+use crate::ids::{Attempt, Epoch, Lineage, Name};
 use crate::runtime::attempt::Build;
 use crate::runtime::board::Board;
 use crate::runtime::clock::SystemClock;
@@ -24,6 +24,7 @@ use crate::runtime::describe;
 use crate::runtime::driver::{AttemptControl, Driver};
 use crate::runtime::executor::Executor;
 use crate::runtime::ledger::Ledger;
+use crate::runtime::migration::{Fit, Migrations};
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::time::Time;
 use crate::storage::job_store::JobStore;
@@ -64,6 +65,8 @@ pub(crate) struct PlannedState {
 pub(crate) enum Action {
     /// It is restored.
     Map,
+    /// It is converted while it is restored.
+    Migrate,
     /// It begins empty.
     New,
     /// It is dropped.
@@ -81,7 +84,7 @@ pub(crate) fn restore_plan(
     config: &JobConfig,
     build: &Arc<Build>,
 ) -> Result<RestorePlan, Failure> {
-    let declared = declared(config, build)?;
+    let (declared, migrations) = declared(config, build)?;
     let manifest = image.manifest();
     let (location, job, id) = (image.location(), manifest.job.to_string(), manifest.epoch.0);
     let mut problems = Vec::new();
@@ -97,12 +100,14 @@ pub(crate) fn restore_plan(
     let mut states = BTreeSet::new();
     for wanted in &declared {
         let held = restored.held(wanted);
-        let action = match restored.check_type(wanted, config.max_parallelism) {
-            Ok(true) => Action::Map,
+        let migrations = migrations.get(&(wanted.operator.clone(), wanted.state.clone()));
+        let action = match restored.check_type(wanted, migrations, config.max_parallelism) {
+            Ok(Some(Fit { conversion: None, .. })) => Action::Map,
+            Ok(Some(Fit { conversion: Some(_), .. })) => Action::Migrate,
             // A channel has state only if a barrier has overtaken something.
-            Ok(false) if wanted.kind.is_optional() => continue,
-            Ok(false) => Action::New,
-            Err(error @ RestoreError::Type { .. }) => {
+            Ok(None) if wanted.kind.is_optional() => continue,
+            Ok(None) => Action::New,
+            Err(error @ (RestoreError::Type { .. } | RestoreError::Shape { .. })) => {
                 note(error);
                 Action::Mismatch
             }
@@ -136,11 +141,14 @@ pub(crate) fn restore_plan(
     Ok(RestorePlan { location, job, id, states: states.into_iter().collect(), problems })
 }
 
+/// States, and by operator and state the older versions that are read.
+type Declared = (Vec<SectionHeader>, BTreeMap<(Name, Name), Migrations>);
+
 /// The states that a program declares.
 ///
 /// # Errors
 /// [`Failure`] if the job cannot be built.
-fn declared(config: &JobConfig, build: &Arc<Build>) -> Result<Vec<SectionHeader>, Failure> {
+fn declared(config: &JobConfig, build: &Arc<Build>) -> Result<Declared, Failure> {
     let fatal = |what: String| Failure { operator: None, what, kind: FailureKind::Fatal };
     let mut config = config.clone();
     (config.workers, config.processes, config.process) = (1, 1, 0);
@@ -170,7 +178,7 @@ fn declared(config: &JobConfig, build: &Arc<Build>) -> Result<Vec<SectionHeader>
         let driver = Driver::new(&worker, &shared, &Arc::new(AttemptControl::default()));
         let context = Rc::clone(driver.context());
         let built = worker.dataflow::<Time, _, _>(|scope| build(scope, &context));
-        let declared = context.declared.take();
+        let declared = (context.declared.take(), context.migrations.take());
         context.release();
         // Whoever asked is waiting.
         let _ = sender.send(built.map(|()| declared));

@@ -8,6 +8,7 @@ use crate::format::part::EntryBlock;
 use crate::format::{FormatError, SectionHeader, codec};
 use crate::ids::{Epoch, Name};
 use crate::protocol::layers::{Layer, Selection};
+use crate::runtime::migration::{self, Fit, Migrations, Misfit};
 use crate::storage::Image;
 use crate::storage::job_store::JobStoreError;
 
@@ -55,6 +56,18 @@ pub enum RestoreError {
         found: String,
         /// What the program declares.
         wanted: String,
+    },
+    /// A state is of another shape than the program's.
+    #[error("checkpoint {epoch} does not fit: {state}: {}; {advice}", differences.join("; "))]
+    Shape {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// The state, as `operator/state`.
+        state: String,
+        /// How they differ, each with the path of fields that leads there.
+        differences: Vec<String>,
+        /// What to do.
+        advice: String,
     },
     /// A state is to be renamed that is not there, or to what is there already.
     #[error("the renames do not fit checkpoint {epoch}: {}", list(.problems))]
@@ -207,15 +220,17 @@ impl Restored {
         self.sections().filter(move |header| !wanted.contains(&self.identity(header)))
     }
 
-    /// Checks that the checkpoint holds the same kind of state as the program declares; says whether it holds it.
+    /// Checks that the checkpoint holds the same kind of state as the program declares, of a shape that it can read; says
+    /// how. `None`: it does not hold the state.
     ///
     /// # Errors
-    /// [`RestoreError::Type`] or [`RestoreError::MaxParallelism`].
+    /// [`RestoreError::Type`], [`RestoreError::Shape`] or [`RestoreError::MaxParallelism`].
     pub(crate) fn check_type(
         &self,
         wanted: &SectionHeader,
+        migrations: Option<&Migrations>,
         max_parallelism: u16,
-    ) -> Result<bool, RestoreError> {
+    ) -> Result<Option<Fit>, RestoreError> {
         let epoch = self.manifest().epoch;
         let found = self.manifest().max_parallelism;
         if found != max_parallelism {
@@ -223,30 +238,24 @@ impl Restored {
         }
         let name = (&wanted.operator, &wanted.state);
         let same = |header: &&SectionHeader| self.identity(header) == name;
-        let Some(found) = self.sections().find(same) else { return Ok(false) };
+        let Some(found) = self.sections().find(same) else { return Ok(None) };
         let describe = |header: &SectionHeader| {
             format!("{} (version {})", header.type_name, header.type_version)
         };
-        if short(&found.type_name) != short(&wanted.type_name)
-            || found.type_version != wanted.type_version
-            || found.kind != wanted.kind
-        {
-            return Err(RestoreError::Type {
-                epoch,
-                state: text(&name),
-                found: describe(found),
-                wanted: describe(wanted),
-            });
-        }
-        Ok(true)
-    }
-
-    /// Whether the checkpoint holds a state of just this kind and these types.
-    pub(crate) fn holds(&self, wanted: &SectionHeader) -> bool {
-        self.sections().any(|header| {
-            self.identity(header) == declared_identity(wanted)
-                && header.kind == wanted.kind
-                && short(&header.type_name) == short(&wanted.type_name)
+        let fit = if found.kind == wanted.kind {
+            migration::fit(found, wanted, migrations)
+        } else {
+            Err(Misfit::Names)
+        };
+        let state = text(&name);
+        fit.map(Some).map_err(|misfit| match misfit {
+            Misfit::Shape { differences, advice } => {
+                RestoreError::Shape { epoch, state, differences, advice }
+            }
+            Misfit::Names => {
+                let (found, wanted) = (describe(found), describe(wanted));
+                RestoreError::Type { epoch, state, found, wanted }
+            }
         })
     }
 

@@ -34,6 +34,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::connect::{Committer, ConnectError, PreCommit, Record, Sink, TransactionWriter};
+use crate::format::shape::EntryShape;
 use crate::format::{FormatError, SectionHeader, SectionKind, codec};
 use crate::ids::{Epoch, KeyGroup, Name};
 use crate::runtime::chain::{Gate, Origin};
@@ -41,6 +42,7 @@ use crate::runtime::context::{Contribution, SectionPart, SectionTask, SinkContro
 use crate::runtime::executor::Lane;
 use crate::runtime::mailbox::Letter;
 use crate::runtime::scope_name;
+use crate::runtime::shapes::shape_of;
 use crate::runtime::time::Time;
 
 /// Attempts to commit before the job fails; it is restarted and commits again.
@@ -320,6 +322,7 @@ pub(crate) fn transactions_header<S: Sink>(operator: &Name) -> SectionHeader {
         kind: SectionKind::SinkTransactions,
         type_name: std::any::type_name::<S::Transaction>().to_owned(),
         type_version: 1,
+        shape: EntryShape::of_values(shape_of::<S::Transaction>()),
     }
 }
 

@@ -23,6 +23,7 @@ use timely::dataflow::{Scope, Stream};
 use timely::scheduling::Activator;
 
 use crate::connect::{ConnectError, ReadStatus, Record, Source, SplitReader, Waker};
+use crate::format::shape::EntryShape;
 use crate::format::{SectionHeader, SectionKind, codec};
 use crate::ids::{Epoch, KeyGroup, Name};
 use crate::protocol::watermark::{SplitState, SplitWatermarks, event_coordinate};
@@ -37,6 +38,7 @@ use crate::runtime::pool::Pool;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
+use crate::runtime::shapes::shape_of;
 use crate::runtime::time::Time;
 
 /// Records that a source reads in one step, at the most.
@@ -76,6 +78,7 @@ pub(crate) fn splits_header<S: Source>(operator: &Name) -> SectionHeader {
         kind: SectionKind::Source,
         type_name: std::any::type_name::<S::Split>().to_owned(),
         type_version: 1,
+        shape: EntryShape::of_values(shape_of::<KeptSplit<S::Split>>()),
     }
 }
 

@@ -2,15 +2,20 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::format::FormatError;
+use crate::format::shape::EntryShape;
 use crate::ids::{InvalidName, Name};
 use crate::protocol::layers::Layer;
 use crate::runtime::keyed::StateDeclaration;
 use crate::runtime::kinds::Kind;
 use crate::runtime::lifetime::{Cell, Expiring, Forever, Lifetime, Ttl};
+use crate::runtime::migration::{Migrations, Step};
+use crate::runtime::shapes::shape_of;
 use crate::state::{
-    Backend, BackendTable, FrozenState, Key, Selection, SnapshotForm, StateBackend, ValueTable,
+    Backend, BackendTable, FrozenState, Key, Selection, SnapshotForm, StateBackend, StateValue,
+    ValueTable,
 };
 
 /// Declares the states that an operator keeps for each key: one descriptor, or a tuple of them.
@@ -111,6 +116,8 @@ pub struct Descriptor<D, L = Forever> {
     version: u32,
     kind: D,
     lifetime: L,
+    steps: Arc<Vec<Step>>,
+    by_name: bool,
 }
 
 impl<D, L> fmt::Debug for Descriptor<D, L> {
@@ -121,24 +128,98 @@ impl<D, L> fmt::Debug for Descriptor<D, L> {
 
 impl<D: Kind> Descriptor<D> {
     pub(crate) fn declare(name: &str, kind: D) -> Self {
-        Self { name: Name::new(name), version: 1, kind, lifetime: Forever }
+        Self {
+            name: Name::new(name),
+            version: 1,
+            kind,
+            lifetime: Forever,
+            steps: Arc::default(),
+            by_name: false,
+        }
     }
 
     /// Lets the state of a key expire that was not updated for so long: a [`Duration`](std::time::Duration), or a [`Ttl`]
     /// that says more.
     #[must_use]
     pub fn ttl(self, ttl: impl Into<Ttl>) -> Descriptor<D, Ttl> {
-        let Self { name, version, kind, lifetime: Forever } = self;
-        Descriptor { name, version, kind, lifetime: ttl.into() }
+        let Self { name, version, kind, lifetime: Forever, steps, by_name } = self;
+        Descriptor { name, version, kind, lifetime: ttl.into(), steps, by_name }
     }
 }
 
 impl<D: Kind, L: Lifetime> Descriptor<D, L> {
     /// The version of the types in the state that this program keeps; 1 unless set. A checkpoint of another version is
-    /// refused.
+    /// refused, unless there is a [migration](Descriptor::migrate_from) from it or it can be read
+    /// [by name](Descriptor::evolve_by_name).
     #[must_use]
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;
+        self
+    }
+
+    /// Reads checkpoints of an older version too: what they hold is converted while it is restored. `convert` gets what the
+    /// state kept then and returns what a later version keeps. Of a list it converts each element, of a map each value (the
+    /// keys of a map, and those of the state, stay as they are), of aggregating state the accumulator.
+    ///
+    /// Migrations make a chain: one leads to the next version from which there is a migration if that takes what this one
+    /// makes, and to the current version otherwise. A chain that does not arrive there is an error of the build.
+    ///
+    /// That the checkpoint holds what `Old` is, is checked before anything is read, by the shape of the type: its name
+    /// does not matter.
+    ///
+    /// # Examples
+    /// ```
+    /// use highwater::prelude::*;
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Clone, Serialize, Deserialize)]
+    /// struct Sum {
+    ///     total: u64,
+    ///     seen: u64,
+    /// }
+    /// // Version 1 kept a sum in 32 bits, version 2 in 64.
+    /// let sums = Value::<Sum>::new("sums")
+    ///     .version(3)
+    ///     .migrate_from(1, |total: u32| u64::from(total))
+    ///     .migrate_from(2, |total: u64| Sum { total, seen: 0 });
+    /// # drop(sums);
+    /// ```
+    #[must_use]
+    pub fn migrate_from<Old: StateValue, New: StateValue>(
+        mut self,
+        version: u32,
+        convert: impl Fn(Old) -> New + Send + Sync + 'static,
+    ) -> Self {
+        Arc::make_mut(&mut self.steps).push(Step::new(version, convert));
+        self
+    }
+
+    /// Reads checkpoints of another shape too, of this version or of an older one without a migration: field by field and
+    /// variant by variant, by their names. So fields may be added that have a `#[serde(default)]` or are an `Option`, removed,
+    /// put into another order and renamed with `#[serde(alias)]`; variants may be added anywhere; numbers may become wider
+    /// and values optional. What the program has no field for is lost. Keys must stay as they are.
+    ///
+    /// That all this is so is checked before anything is read. Types that cannot be seen through are not read by name, nor are
+    /// enums with a `#[serde(alias)]` on a variant.
+    ///
+    /// # Examples
+    /// ```
+    /// use highwater::prelude::*;
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Clone, Serialize, Deserialize)]
+    /// struct Visit {
+    ///     page: String,
+    ///     // New since the last checkpoint.
+    ///     #[serde(default)]
+    ///     seconds: u64,
+    /// }
+    /// let visits = List::<Visit>::new("visits").evolve_by_name();
+    /// # drop(visits);
+    /// ```
+    #[must_use]
+    pub fn evolve_by_name(mut self) -> Self {
+        self.by_name = true;
         self
     }
 }
@@ -175,6 +256,12 @@ impl<K: Key, D: Kind, L: Lifetime + Clone> States<K> for Descriptor<D, L> {
             state_type: D::type_name(),
             expires: L::EXPIRES,
             type_version: self.version,
+            shape: EntryShape {
+                key: shape_of::<K>(),
+                value: shape_of::<D::Held>(),
+                expires: L::EXPIRES,
+            },
+            migrations: Migrations::of::<D>(&self.steps, self.by_name),
         }]
     }
 

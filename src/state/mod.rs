@@ -12,6 +12,7 @@ pub use crate::protocol::layers::Selection;
 pub mod conformance;
 pub mod hash;
 pub mod heap;
+pub(crate) mod replay;
 
 /// Bounds of a key. Implemented for every type that has them.
 pub trait Key:

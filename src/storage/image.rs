@@ -189,7 +189,9 @@ impl Image {
         let mut layers: BTreeMap<Epoch, HashRanges> = BTreeMap::new();
         let mut shared = true;
         for part in &self.manifest.parts {
-            let groups = self.overlap(part.worker, groups);
+            let own = self.overlap(part.worker, groups);
+            // What stands alone counts wherever it is: conversions leave entries where they were.
+            let groups = if part.layers.is_empty() { groups.clone() } else { own.clone() };
             let Some(range) = hashes(&groups, self.manifest.max_parallelism) else { continue };
             if !part.sections.iter().any(|section| wanted(&section.header)) {
                 continue;
@@ -197,7 +199,7 @@ impl Image {
             let steps = self.table_layers(part, range, &wanted)?;
             for step in steps.iter().rev() {
                 let TableLayer { piece, section, changes, .. } = *step;
-                if !step.empty {
+                if !step.empty && !own.is_empty() {
                     let whole = layers.entry(step.epoch).or_default();
                     step.whole.clip(range).as_slice().iter().for_each(|own| whole.insert(*own));
                     shared &= self.is_shared(piece);

@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 
 use super::image::blob;
 use super::job_store::{JobStore, JobStoreError};
-use super::{BlobPath, CheckpointStorage, Created, LocalStorage, StorageError, StorageOp};
+use super::{
+    BlobPath, BlobWriter, CheckpointStorage, Created, LocalStorage, StorageError, StorageOp,
+};
 use crate::format::FormatError;
 use crate::format::manifest::{Manifest, ManifestKind, PartPlace};
 use crate::format::record::SavepointInfo;
@@ -162,6 +164,18 @@ impl Draft {
             return Err(damaged("its size or its checksum is not the manifest's".to_owned()));
         }
         writer.finish().map_err(SavepointError::Target)
+    }
+
+    /// Begins the part of this name, of a savepoint that is not copied from a checkpoint.
+    ///
+    /// # Errors
+    /// [`SavepointError::Target`]; the draft is then to be dropped.
+    pub fn part(&mut self, name: &str) -> Result<Box<dyn BlobWriter>, SavepointError> {
+        let name = BlobPath::new(name)
+            .map_err(|error| self.target(StorageOp::Write, error.to_string()))?;
+        let writer = self.storage.writer(&name).map_err(SavepointError::Target)?;
+        self.written.push(name);
+        Ok(writer)
     }
 
     /// Publishes the manifest: from here on it is a savepoint.

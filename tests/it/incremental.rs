@@ -21,7 +21,7 @@ use crate::support::{
 const KEYS: u64 = 30_000;
 /// Keys that are counted again and again after that.
 const HOT: u64 = 40;
-const RECORDS: u64 = KEYS + 60_000;
+const RECORDS: u64 = KEYS + 200_000;
 
 fn key(index: u64) -> u64 {
     if index < KEYS { index } else { index % HOT * 701 }
@@ -125,7 +125,7 @@ fn a_job_in_layers_survives_panics_and_rescales_and_goes_on_in_layers() {
     let scratch = Scratch::new();
     let collect = Collect::new();
     let panics = never();
-    let build = count(2, collect.clone(), Arc::clone(&panics));
+    let build = count(8, collect.clone(), Arc::clone(&panics));
     let job = Background::start(config(&scratch, 2), build);
     let first = wait_for_layers(&scratch, &job, 1);
     assert!(counts(&first).all(|section| section.extent != Extent::Whole), "{first:?}");
@@ -139,7 +139,7 @@ fn a_job_in_layers_survives_panics_and_rescales_and_goes_on_in_layers() {
     scratch.assert_directory_is_the_reachable_set();
     for workers in [3, 1] {
         let before = newest(&scratch);
-        let job = Background::start(config(&scratch, workers), count(2, collect.clone(), never()));
+        let job = Background::start(config(&scratch, workers), count(8, collect.clone(), never()));
         let after = wait_for_layers(&scratch, &job, before.attempt.0 + 1);
         assert_eq!(after.parallelism as usize, workers);
         let old = |layer: &highwater::format::manifest::LayerRef| layer.attempt <= before.attempt;
@@ -160,7 +160,7 @@ fn what_a_reader_finds_in_layers_is_the_state() {
     let collect = Collect::new();
     let mut config = config(&scratch, 2);
     config.checkpoints.retained = 1000;
-    let job = Background::start(config, count(2, collect.clone(), never()));
+    let job = Background::start(config, count(8, collect.clone(), never()));
     wait_for_layers(&scratch, &job, 1);
     job.wait_for_checkpoints(5);
     job.handle.stop();
@@ -195,7 +195,7 @@ fn what_a_reader_finds_in_layers_is_the_state() {
 fn a_checkpoint_that_is_deleted_while_the_job_runs_takes_nothing_from_later_ones() {
     let scratch = Scratch::new();
     let collect = Collect::new();
-    let job = Background::start(config(&scratch, 2), count(2, collect.clone(), never()));
+    let job = Background::start(config(&scratch, 2), count(8, collect.clone(), never()));
     let mut deleted = 0;
     while deleted < 5 {
         let manifest = wait_for_layers(&scratch, &job, 1);
@@ -219,7 +219,7 @@ fn a_checkpoint_that_is_deleted_while_the_job_runs_takes_nothing_from_later_ones
 fn shared_files_that_are_lost_cost_checkpoints_and_not_the_job() {
     let scratch = Scratch::new();
     let collect = Collect::new();
-    let job = Background::start(config(&scratch, 2), count(2, collect.clone(), never()));
+    let job = Background::start(config(&scratch, 2), count(8, collect.clone(), never()));
     wait_for_layers(&scratch, &job, 1);
     for file in files_below(&scratch.checkpoints().join(format!("{}/shared", crate::support::JOB)))
     {
@@ -243,7 +243,7 @@ fn shared_files_that_are_lost_cost_checkpoints_and_not_the_job() {
 fn a_savepoint_of_a_job_in_layers_stands_alone_and_so_does_the_first_checkpoint_after_it() {
     let scratch = Scratch::new();
     let collect = Collect::new();
-    let job = Background::start(config(&scratch, 3), count(2, collect.clone(), never()));
+    let job = Background::start(config(&scratch, 3), count(8, collect.clone(), never()));
     wait_for_layers(&scratch, &job, 1);
     let savepoint = scratch.path("savepoint");
     job.handle.stop_with_savepoint(&savepoint, false).unwrap();
@@ -257,7 +257,7 @@ fn a_savepoint_of_a_job_in_layers_stands_alone_and_so_does_the_first_checkpoint_
     config.restore.from = RestoreFrom::Checkpoint(savepoint.display().to_string());
     config.restart = RestartStrategy::None;
     config.checkpoints.interval = Some(Duration::from_millis(5));
-    let job = Background::start(config, count(2, collect.clone(), never()));
+    let job = Background::start(config, count(8, collect.clone(), never()));
     wait_for_layers(&other, &job, 1);
     fs::remove_dir_all(&savepoint).unwrap();
     job.handle.stop();
@@ -275,7 +275,7 @@ fn switched_off_every_checkpoint_stands_alone() {
     let collect = Collect::new();
     let mut config = config(&scratch, 2);
     config.checkpoints.incremental = false;
-    let job = Background::start(config, count(2, collect.clone(), never()));
+    let job = Background::start(config, count(8, collect.clone(), never()));
     job.wait_for_checkpoints(5);
     job.handle.stop();
     job.end().unwrap();

@@ -211,7 +211,7 @@ fn state_of_another_type_or_version_is_refused_by_its_name() {
     })
     .unwrap_err()
     .to_string();
-    assert!(text.contains("state count/count of checkpoint"), "{text}");
+    assert!(text.contains("does not fit: count/count: value: "), "{text}");
     assert!(text.contains("u64") && text.contains("i32"), "{text}");
     let text = run(config, |job| {
         job.source("numbers", Generator::new(RECORDS, |i| i))

@@ -32,6 +32,9 @@ pub struct Args {
     /// What is done with the numbers
     #[arg(long, value_enum, default_value_t)]
     pub shape: Shape,
+    /// Count in so many bits
+    #[arg(long, default_value_t = 64, overrides_with = "bits")]
+    pub bits: u8,
 }
 
 /// What the program does with the numbers. The lines that come out are the same.
@@ -140,6 +143,8 @@ impl Args {
             self.output.clone().into(),
             "--shape".into(),
             self.shape.to_possible_value().expect("none is hidden").get_name().into(),
+            "--bits".into(),
+            self.bits.to_string().into(),
         ]
     }
 
@@ -160,6 +165,16 @@ pub fn is_asked_for() -> bool {
     std::env::var_os(ASK).is_some()
 }
 
+/// Keeps the last line of each worker.
+fn keep_last(
+    line: String,
+    last: &mut OperatorListState<'_, String>,
+    out: &mut Context<'_, String>,
+) {
+    last.replace([line.clone()]);
+    out.emit(line);
+}
+
 pub fn run() -> ExitCode {
     let ran = highwater::run_with(JOB, |job, args: &Args| {
         if args.shape != Shape::Count {
@@ -167,12 +182,25 @@ pub fn run() -> ExitCode {
             return Ok(());
         }
         let keys = args.keys;
-        job.source("numbers", Generator::new(args.records, |i| i).paced(0, args.per_second))
-            .key_by(move |number| number % keys)
+        let numbers = job
+            .source("numbers", Generator::new(args.records, |i| i).paced(0, args.per_second))
+            .key_by(move |number| number % keys);
+        if args.bits == 32 {
+            numbers
+                .process("count", Value::<u32>::new("count"), |key, _, count, out| {
+                    *count.or_default() += 1;
+                    out.emit(format!("{key} {}", count.or_default()));
+                })
+                .process("last", OperatorList::<String>::new("line"), keep_last)
+                .sink("counts", FileSink::lines(&args.output));
+            return Ok(());
+        }
+        numbers
             .process("count", Value::<u64>::new("count"), |key, _, count, out| {
                 *count.or_default() += 1;
                 out.emit(format!("{key} {}", count.or_default()));
             })
+            .process("last", OperatorList::<String>::new("line"), keep_last)
             .sink("counts", FileSink::lines(&args.output));
         Ok(())
     });

@@ -14,6 +14,7 @@ use crate::support::{Bench, TOOL, files_below, send, wait_until};
 pub const TESTS: &[Test] = &[
     ("a_savepoint_of_two_processes_is_restored_after_a_kill_at_other_parallelism", restored),
     ("a_restore_plan_says_what_would_become_of_each_state_and_touches_nothing", plan),
+    ("a_savepoint_is_converted_to_another_number_of_key_groups_without_the_program", converted),
     ("the_tool_says_why_there_is_no_savepoint", refused),
 ];
 
@@ -104,6 +105,12 @@ fn restored() {
     let states = ls["states"].as_array().unwrap();
     let count = states.iter().find(|state| state["operator"] == "count").unwrap();
     assert_eq!(count["entries"].as_u64(), Some(bench.args.keys));
+    let line = states.iter().find(|state| state["operator"] == "last").unwrap();
+    assert_eq!(
+        (line["state"].as_str(), line["kind"].as_str()),
+        (Some("line"), Some("operator list"))
+    );
+    assert!((1..=3).contains(&line["entries"].as_u64().unwrap()), "{line}");
     let dump = ["state", "dump", "--operator", "count"];
     let dump = Command::new(TOOL).args(dump).arg(&last).output().unwrap();
     let dumped: Vec<Value> =
@@ -141,7 +148,7 @@ fn plan() {
     let fits = plan(true, &[]);
     assert_eq!(fits.status.code(), Some(0), "{}", text(&fits.stderr));
     let (states, problems) = actions(&fits);
-    for operator in ["numbers", "count", "counts"] {
+    for operator in ["numbers", "count", "last", "counts"] {
         assert!(states.contains(&format!("map {operator} -")), "{states:?}");
     }
     assert_eq!(problems.as_array().unwrap().len(), 0);
@@ -155,7 +162,57 @@ fn plan() {
     assert!(problems.to_string().contains("--allow-dropped-state"), "{problems}");
     let table = text(&plan(false, &["--max-parallelism", "64"]).stdout);
     assert!(table.contains("would NOT start") && table.contains("128"), "{table}");
+
+    // What is in the checkpoint is of another shape than the program's.
+    let narrow = plan(true, &["--bits", "32"]);
+    assert_eq!(narrow.status.code(), Some(1));
+    let (states, problems) = actions(&narrow);
+    assert!(states.contains(&"mismatch count -".to_owned()), "{states:?}");
+    let why = "count/count: value: the checkpoint holds u64, the program wants u32; \
+               declare version 2 with a migration";
+    assert!(problems[0].as_str().unwrap().ends_with(why), "{problems}");
+    let text_plan = plan(false, &["--bits", "32"]);
+    let table = text(&text_plan.stdout);
+    assert!(table.contains(why) && table.contains("would NOT start"), "{table}");
     assert!(before == everything(), "it has touched something");
+    // The program itself says the same.
+    let mut started = bench.start(bench.program(&["-w", "2", "--bits", "32"]), "narrow");
+    assert!(!started.wait().success());
+    assert!(started.said().contains(why), "{}", started.said());
+}
+
+fn converted() {
+    let bench = Bench::new(3);
+    bench.start(bench.program(&["-w", "2"]), "log").succeeds();
+    let newest = bench.checkpoints().join(JOB).join(format!("chk/{}", bench.newest()));
+    let to = bench.path("converted");
+    let convert = |more: &[&str]| {
+        let mut command = Command::new(TOOL);
+        command.args(["savepoint", "convert"]).arg(&newest).arg("--to").arg(&to).args(more);
+        command.output().unwrap()
+    };
+    let none = convert(&["--max-parallelism", "40000"]);
+    assert_eq!(none.status.code(), Some(2));
+    assert!(text(&none.stderr).contains("40000 key groups"), "{}", text(&none.stderr));
+    let wrote = convert(&["--max-parallelism", "13", "--json"]);
+    assert!(wrote.status.success(), "{}", text(&wrote.stderr));
+    let report: Value = serde_json::from_slice(&wrote.stdout).unwrap();
+    assert_eq!((report["max_parallelism"].as_u64(), report["job"].as_str()), (Some(13), Some(JOB)));
+    assert!(report["entries"].as_u64() >= Some(bench.args.keys));
+    let again = convert(&["--max-parallelism", "13"]);
+    assert!(text(&again.stderr).contains("exists already"), "{}", text(&again.stderr));
+
+    let plan = |more: &[&str]| {
+        let mut command = Command::new(TOOL);
+        command.arg("restore-plan").arg(&to).arg("--").arg(std::env::current_exe().unwrap());
+        command.args(bench.args.to_arguments()).args(&bench.flags).args(more);
+        command.env(crate::program::ASK, "1").output().unwrap()
+    };
+    let fits = plan(&["--max-parallelism", "13"]);
+    assert_eq!(fits.status.code(), Some(0), "{}{}", text(&fits.stdout), text(&fits.stderr));
+    assert!(text(&plan(&[]).stdout).contains("would NOT start"));
+    let ls = Command::new(TOOL).args(["state", "ls"]).arg(&to).output().unwrap();
+    assert!(text(&ls.stdout).contains("13 key groups"), "{}", text(&ls.stdout));
 }
 
 fn refused() {

@@ -38,7 +38,8 @@ impl Bench {
         let per_second = 20_000;
         let output = root.path().join("output");
         let shape = Shape::default();
-        let args = Args { records: per_second * seconds, per_second, keys: 500, output, shape };
+        let args =
+            Args { records: per_second * seconds, per_second, keys: 500, output, shape, bits: 64 };
         let flags = ["--checkpoint-interval", "50ms", "--log", "warn,highwater=info"];
         let mut flags: Vec<OsString> = flags.map(OsString::from).to_vec();
         flags.extend(["--checkpoint-dir".into(), root.path().join("checkpoints").into()]);

@@ -28,6 +28,7 @@ fn section(state: &str) -> SectionHeader {
         kind: SectionKind::KeyedValue,
         type_name: "u64".into(),
         type_version: 1,
+        shape: crate::format::shape::EntryShape::default(),
     }
 }
 

@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use super::{
-    BlockIndex, PREFIX_BYTES, PartFooter, PartHeader, SectionIndex, TRAILER_BYTES, TRAILER_MAGIC,
+    BlockIndex, EntryBlock, PREFIX_BYTES, PartFooter, PartHeader, SectionIndex, TRAILER_BYTES,
+    TRAILER_MAGIC,
 };
 use crate::format::block::{
     self, BlockKind, ENTRY_BYTES_MAX, FRAME_BYTES, PAYLOAD_BYTES_MAX, VERSION,
@@ -226,6 +227,24 @@ impl<W: Write> PartWriter<W> {
         self.checksum = crc32c::crc32c_append(self.checksum, bytes);
         self.offset += bytes.len() as u64;
         Ok(())
+    }
+}
+
+impl<W: Write> Section<'_, W> {
+    /// Appends a block of entries as another part has it.
+    ///
+    /// # Errors
+    /// [`FormatError`] if the medium fails, or if the block's key groups come before those of earlier entries.
+    pub fn block(&mut self, block: &EntryBlock<'_>) -> Result<(), FormatError> {
+        let part = &mut *self.part;
+        part.flush()?;
+        if block.first_group < part.last_group || part.failed {
+            return Err(part.refuse(KeyGroup(block.first_group), part.block.len()));
+        }
+        part.block.extend_from_slice(block.bytes);
+        part.entries = block.entries;
+        (part.first_group, part.last_group) = (block.first_group, block.last_group);
+        part.flush()
     }
 }
 

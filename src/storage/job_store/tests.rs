@@ -57,6 +57,7 @@ fn write_part(
         kind: SectionKind::KeyedValue,
         type_name: "u64".into(),
         type_version: 1,
+        shape: crate::format::shape::EntryShape::default(),
     };
     let mut part = PartWriter::new(output, &header)?;
     let mut out = part.section(&section)?;

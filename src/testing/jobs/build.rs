@@ -10,7 +10,7 @@ use super::{Kind, Node, oracle};
 use crate::config::CheckpointMode;
 use crate::connect::Collect;
 use crate::ids::KeyGroup;
-use crate::job::{Context, EventTime, Job, KeyedStream, Stream, Value};
+use crate::job::{Broadcast, Context, EventTime, Job, KeyedStream, Stream, UnionList, Value};
 use crate::protocol::key_groups::{key_group, owner};
 use crate::state::hash::stable_hash;
 use crate::testing::{FaultSink, Trickle, point, work};
@@ -113,6 +113,11 @@ fn operator<'scope>(
                 arrive(&own, 0, item)
             })
         }
+        Kind::Beside => {
+            let broadcast = named(1, inputs.remove(1));
+            beside(job, node, named(0, inputs.remove(0)), broadcast)
+        }
+        Kind::Claims => claims(job, node, named(0, inputs.remove(0))),
         Kind::Loop { rounds, body } => {
             let (rounds, round, left) = (*rounds, own.clone(), own.clone());
             let entered = inputs.remove(0).map(move |item| {
@@ -205,6 +210,79 @@ fn keyed<'scope>(
         let sum: u64 = apart.iter().sum();
         // At least once a snapshot may hold records from behind its barrier, but in both states.
         assert!(sum == seen.count, "TORN: one state of {key} has seen {sum}, the other {seen:?}");
+    })
+}
+
+/// Keyed state beside broadcast state: the second counts the records of each key of the broadcast input, and a key of the
+/// main input never sees fewer of them than before.
+fn beside<'scope>(
+    job: &Job<'scope>,
+    node: &Node,
+    main: Items<'scope>,
+    broadcast: Items<'scope>,
+) -> Items<'scope> {
+    let (worker, workers) = job.worker();
+    let exact = job.context().config().checkpoints.mode == CheckpointMode::ExactlyOnce;
+    let (own, other) = (node.clone(), node.clone());
+    main.into_keyed(|item| (item.key, item)).connect_broadcast(broadcast).process(
+        &format!("beside-{}", node.id),
+        (Value::<Seen>::new("count"), Value::<u64>::new("known")),
+        Broadcast::<u64, u64>::new("counts"),
+        move |key, item, (seen, known), counts, out| {
+            point("beside a broadcast");
+            let item = arrive(&own, 0, item);
+            let now: u64 = counts.iter().map(|(_, count)| count).sum();
+            let before = known.set(now).unwrap_or(0);
+            assert!(!exact || before <= now, "BACK: {key} has seen {before} broadcasts, now {now}");
+            let seen = seen.or_default();
+            if own.straight {
+                seen.check_time(&item, out.watermark(), exact);
+            }
+            out.emit(seen.stamp(oracle::counter(&own, 0), *key, item));
+        },
+        move |item: Item, counts, out| {
+            point("a broadcast record");
+            let mut item = arrive(&other, 1, item);
+            let key = item.key;
+            let count = counts.get(&key).copied().unwrap_or(0) + 1;
+            counts.insert(key, count);
+            // Each key is one worker's to show.
+            if key as usize % workers == worker {
+                let operator = oracle::counter(&other, 1);
+                let (path, lane) = (item.path, item.lane);
+                item.stamps.push(Stamp { operator, key, count, digest: 0, path, lane });
+                item.seal();
+                out.emit(item);
+            }
+        },
+    )
+}
+
+/// Partitions that workers claim out of a union list, as they would in a source.
+fn claims<'scope>(job: &Job<'scope>, node: &Node, input: Items<'scope>) -> Items<'scope> {
+    let (worker, workers) = job.worker();
+    let own = node.clone();
+    let mut claimed = false;
+    let routed = input.route(|item, _| (item.key % oracle::PARTITIONS) as usize);
+    let name = format!("claims-{}", node.id);
+    routed.process(&name, UnionList::<(u64, Seen)>::new("counts"), move |item, counts, out| {
+        point("a union list");
+        let item = arrive(&own, 0, item);
+        let mut seen: BTreeMap<u64, Seen> = BTreeMap::new();
+        for (partition, count) in counts.take() {
+            if claimed || partition as usize % workers == worker {
+                // A worker that has claimed nothing yet still has what another goes on with.
+                let known = seen.entry(partition).or_default();
+                if known.count <= count.count {
+                    *known = count;
+                }
+            }
+        }
+        claimed = true;
+        let partition = item.key % oracle::PARTITIONS;
+        let item = seen.entry(partition).or_default().stamp(own.id, partition, item);
+        counts.replace(seen);
+        out.emit(item);
     })
 }
 

@@ -12,6 +12,8 @@
 //! * **State**: a keyed operator counts the records of every key, and mixes them into a digest in the order in which it
 //!   sees them; both go with the record. Of one key every count is there once, from 1 to the number of the oracle,
 //!   and the digests are those of the records in the order of their counts.
+//! * **Operator state**: counts in a broadcast state and those of partitions in a union list are held to the same, and a key
+//!   that looks at a broadcast state never sees less of it than before.
 //! * **Event time**: no record is late in a keyed operator that is not in or behind a loop, since event time grows in
 //!   every split, and the watermark that a key sees never goes back.
 //! * **Order**: records of one split that take the same way, under the same keys, keep their order, where nothing
@@ -80,6 +82,10 @@ pub(super) enum Kind {
     Broadcast,
     /// Sends records where their key says.
     Route,
+    /// Counts the records of each key, beside the counts of a broadcast input.
+    Beside,
+    /// Counts the records of each partition, in a union list.
+    Claims,
     /// Lets records go round.
     Loop {
         /// How often, at the most.
@@ -116,6 +122,8 @@ impl Node {
                 | Kind::Rebalance
                 | Kind::Broadcast
                 | Kind::Route
+                | Kind::Beside
+                | Kind::Claims
                 | Kind::Loop { .. }
         );
         exchanges.then(|| match self.kind {
@@ -127,9 +135,12 @@ impl Node {
     /// Adds the names of all channels for which an alignment timeout may be set.
     fn channels(&self, names: &mut Vec<String>) {
         // Exact only as long as barriers do not overtake.
-        if !matches!(self.kind, Kind::Broadcast) {
-            names.extend((0..self.inputs.len()).filter_map(|side| self.channel(side)));
-        }
+        let sides = match self.kind {
+            Kind::Broadcast => 0,
+            Kind::Beside => 1,
+            _ => self.inputs.len(),
+        };
+        names.extend((0..sides).filter_map(|side| self.channel(side)));
         if let Kind::Loop { body, .. } = &self.kind {
             for node in body {
                 node.channels(names);
@@ -162,6 +173,8 @@ impl Node {
             Kind::Rebalance => "rebalance",
             Kind::Broadcast => "broadcast",
             Kind::Route => "route",
+            Kind::Beside => "beside a broadcast",
+            Kind::Claims => "union list",
             Kind::Loop { .. } => "loop",
             Kind::Sink => "sink",
         }
@@ -329,6 +342,24 @@ impl Draft {
         }
     }
 
+    /// Operators with operator state, some of the time; drawn after all else, so that the rest of a seed stays what it was.
+    fn operator_state(&mut self) {
+        let behind = |kind: &Kind| !matches!(kind, Kind::Sink);
+        let all: Vec<u64> =
+            self.nodes.iter().filter(|node| behind(&node.kind)).map(|node| node.id).collect();
+        for _ in 0..self.random.pick(&[0, 0, 1, 1, 2]) {
+            let (kind, inputs) = match self.random.below(3) {
+                0 => (Kind::Claims, 1),
+                _ => (Kind::Beside, 2),
+            };
+            let inputs = (0..inputs).map(|_| self.random.pick(&all)).collect();
+            let node = self.node(kind, inputs);
+            let id = node.id;
+            self.nodes.push(node);
+            self.sink(id);
+        }
+    }
+
     fn sink(&mut self, input: u64) {
         let node = self.node(Kind::Sink, vec![input]);
         self.nodes.push(Node { slow_us: 0, ..node });
@@ -357,6 +388,8 @@ impl RandomJob {
         let at_least_once = draft.random.chance(0.1);
         let mode =
             if at_least_once { CheckpointMode::AtLeastOnce } else { CheckpointMode::ExactlyOnce };
+        draft.random = Random::new(seed).fork(202);
+        draft.operator_state();
         let sinks = draft.nodes.iter().filter(|node| matches!(node.kind, Kind::Sink));
         let targets = sinks.map(|node| (node.id, Collect::new())).collect();
         let mut job = Self { seed, mode, nodes: Arc::new(draft.nodes), targets: Arc::new(targets) };
