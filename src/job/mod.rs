@@ -24,6 +24,7 @@
 
 mod builder;
 pub(crate) mod execute;
+pub(crate) mod state_entries;
 pub mod state_reader;
 mod stream;
 
