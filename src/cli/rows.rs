@@ -443,8 +443,7 @@ mod tests {
             rows.write(row).unwrap();
         }
         rows.finish().unwrap();
-        let bytes = out.0.lock().unwrap().clone();
-        bytes
+        out.0.lock().unwrap().clone()
     }
 
     #[test]

@@ -12,10 +12,11 @@ use super::checkpoints::{Report, StateRow, printable, state_table};
 use super::rows::{Columns, Format, Row, Rows, to_json};
 use super::sources::state_rows;
 use super::tool::ToolError;
-use crate::format::SectionHeader;
+use crate::format::part::EntryBlock;
 use crate::format::shape::{Shape, decode_value};
+use crate::format::{SectionHeader, SectionKind};
 use crate::ids::Name;
-use crate::job::state_entries::{RawEntry, StateEntries};
+use crate::job::state_entries::{RawEntry, StateEntries, is_same};
 use crate::storage::Image;
 
 /// `ls`: the states of a checkpoint or a savepoint.
@@ -82,12 +83,11 @@ impl Wanted {
 struct BlockLine<'a> {
     operator: &'a str,
     state: &'a str,
-    worker: u32,
     first_key_group: u16,
     last_key_group: u16,
     entries: u32,
-    /// Where the entries begin in the worker's part.
-    offset_bytes: u64,
+    /// Whether each entry has a byte in front that says whether the key is there. A later block counts.
+    changes: bool,
     hex: &'a str,
 }
 
@@ -142,7 +142,7 @@ fn row(header: &SectionHeader, group: u16, entry: &RawEntry) -> Row {
     }
 }
 
-/// Writes the entries of what is in `path`, one a row. Holds a block of each part and one key group in memory.
+/// Writes the entries of what is in `path`, one a row. Holds about 16 MiB of them in memory, or one key group.
 pub(crate) fn dump(
     path: &Path,
     wanted: &Wanted,
@@ -166,7 +166,7 @@ pub(crate) fn dump(
             }
             continue;
         }
-        let mut entries = StateEntries::open(&image, header, wanted.groups())?;
+        let mut entries = StateEntries::new(&image, header, wanted.groups());
         while let Some((group, entries)) = entries.next_group()? {
             if !wanted.takes_group(header, group) {
                 continue;
@@ -193,7 +193,38 @@ fn dump_blocks(
     wanted: &Wanted,
     rows: &mut Rows,
 ) -> Result<(), ToolError> {
-    let mut hex = String::new();
+    let mut lines = |changes: bool, block: &EntryBlock<'_>| {
+        let mut hex = String::with_capacity(2 * block.bytes.len());
+        for byte in block.bytes {
+            let _ = write!(hex, "{byte:02x}");
+        }
+        let line = BlockLine {
+            operator: header.operator.as_str(),
+            state: header.state.as_str(),
+            first_key_group: block.first_group,
+            last_key_group: block.last_group,
+            entries: block.entries,
+            changes,
+            hex: &hex,
+        };
+        rows.line(&serde_json::to_string(&line).expect("texts and numbers, which JSON has"))
+    };
+    let mut written = Ok(());
+    if header.kind.is_keyed() {
+        let groups = wanted.groups();
+        let groups = groups.start..groups.end.min(image.manifest().max_parallelism);
+        let _ = image.read_table(
+            |other| is_same(other, header),
+            &groups,
+            |selection, block| {
+                if written.is_ok() {
+                    written = lines(selection.changes, block);
+                }
+                Ok(())
+            },
+        )?;
+        return written;
+    }
     for part in &image.manifest().parts {
         if !part.sections.iter().any(|section| section.header == *header) {
             continue;
@@ -202,23 +233,9 @@ fn dump_blocks(
         let failed = |error| image.part_error(part, error);
         let index = reader.sections().iter().position(|section| section.header == *header);
         let Some(index) = index else { continue };
-        let mut blocks = reader.blocks(index, wanted.groups());
+        let mut blocks = reader.blocks(index, 0..u16::MAX);
         while let Some(block) = blocks.next().map_err(failed)? {
-            hex.clear();
-            for byte in block.bytes {
-                let _ = write!(hex, "{byte:02x}");
-            }
-            let line = BlockLine {
-                operator: header.operator.as_str(),
-                state: header.state.as_str(),
-                worker: part.worker,
-                first_key_group: block.first_group,
-                last_key_group: block.last_group,
-                entries: block.entries,
-                offset_bytes: block.offset,
-                hex: &hex,
-            };
-            rows.line(&serde_json::to_string(&line).expect("texts and numbers, which JSON has"))?;
+            lines(false, &block)?;
         }
     }
     Ok(())
@@ -241,7 +258,7 @@ pub(crate) fn get(
             warn_of_opaque(header);
             continue;
         }
-        let mut entries = StateEntries::open(&image, header, wanted.groups())?;
+        let mut entries = StateEntries::new(&image, header, wanted.groups());
         while let Some((group, entries)) = entries.next_group()? {
             for entry in &entries {
                 if json_of(&header.shape.key, &entry.key) == key {
@@ -279,8 +296,14 @@ struct Side {
 
 impl Side {
     fn open(image: &Image, header: &SectionHeader) -> Result<Self, ToolError> {
-        let mut entries = StateEntries::open(image, header, 0..u16::MAX)?;
-        let next = entries.next_group()?;
+        let mut entries = StateEntries::new(image, header, 0..u16::MAX);
+        let mut next = entries.next_group()?;
+        if !header.kind.is_keyed() {
+            // Blocks of several parts: few and small.
+            while let Some((_, more)) = entries.next_group()? {
+                next.get_or_insert_default().1.extend(more);
+            }
+        }
         Ok(Self { header: header.clone(), entries, next })
     }
 
@@ -320,6 +343,11 @@ pub(crate) fn diff(
     let mut rows = Rows::new(Format::Jsonl, Columns::any(), out)?;
     let mut differs = false;
     for name in names {
+        // What is on its way is of no interest, and may be large.
+        let mut both = headers.iter().flatten().filter(|header| identity(header) == name);
+        if both.any(|header| header.kind == SectionKind::ChannelLog) {
+            continue;
+        }
         let mut sides = [None, None];
         let mut is_left_out = false;
         for (side, (image, headers)) in sides.iter_mut().zip(images.iter().zip(&headers)) {

@@ -344,18 +344,20 @@ impl<'scope> Job<'scope> {
         let taken = headers.iter().map(|header| header.state.clone());
         let taken = taken.chain([watermark]).collect();
         let tables = self.restored_tables(&name, &states, taken);
-        let mut timers = KeyTimers::new(&Backend::default(), self.context.config().max_parallelism);
         let groups = owned_groups(&self.context);
+        let max_parallelism = self.context.config().max_parallelism;
+        let mut timers = KeyTimers::new(&Backend::default(), max_parallelism, &groups);
         let [event_timers, processing_timers, event_header] = &headers;
         let pairs =
             [(event_timers, &mut timers.event), (processing_timers, &mut timers.processing)];
         for (header, timers) in pairs {
             let Some(restored) = self.restorable(header) else { continue };
-            let read = restored.for_each_block(&name, &header.state, groups.clone(), |_, block| {
-                timers.restore(&groups, block.entries, block.bytes)
+            let read = restored.read_table(&name, &header.state, &groups, |selection, block| {
+                timers.restore(selection, block.entries, block.bytes)
             });
-            if let Err(error) = read {
-                self.error(error);
+            match read {
+                Ok(layers) => timers.restored(layers),
+                Err(error) => self.error(error),
             }
         }
         let held_at = self.restored_events(event_header).into_iter().min().unwrap_or(i64::MAX);
@@ -391,7 +393,8 @@ impl<'scope> Job<'scope> {
         mut seen: BTreeSet<Name>,
     ) -> S::Tables {
         let max_parallelism = self.context.config().max_parallelism;
-        let mut tables = states.open(&Backend::default(), max_parallelism);
+        let groups = owned_groups(&self.context);
+        let mut tables = states.open(&Backend::default(), max_parallelism, &groups);
         if S::EXPIRES {
             S::set_now(&mut tables, self.context.unix_ms());
         }
@@ -411,22 +414,25 @@ impl<'scope> Job<'scope> {
             }
             let migrations = Some(&declaration.migrations);
             let Some((restored, fit)) = self.restorable_as(&header, migrations) else { continue };
-            let groups = owned_groups(&self.context);
             // A time to live may have been added since the checkpoint, or taken away.
             let expires = fit.expires;
-            let read = restored.for_each_block(name, &header.state, groups.clone(), |_, block| {
-                let converted;
+            let converted = fit.conversion.is_some() || expires != declaration.expires;
+            let read = restored.read_table(name, &header.state, &groups, |selection, block| {
+                let made;
                 let bytes = match &fit.conversion {
                     None => block.bytes,
                     Some(conversion) => {
-                        converted = conversion.block::<K>(expires, block.entries, block.bytes)?;
-                        &converted
+                        made = conversion.block::<K>(selection.changes, expires, block)?;
+                        &made
                     }
                 };
-                S::restore(&mut tables, index, expires, groups.clone(), block.entries, bytes)
+                S::restore(&mut tables, index, expires, selection, block.entries, bytes)
             });
-            if let Err(error) = read {
-                self.error(error);
+            match read {
+                // What was converted has to be written anew.
+                Ok(Some(layers)) if !converted => S::restored(&mut tables, index, layers),
+                Ok(_) => {}
+                Err(error) => self.error(error),
             }
         }
         tables

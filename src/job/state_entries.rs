@@ -1,17 +1,17 @@
 //! The entries of one state of a checkpoint or a savepoint, key group by key group, as bytes and as values, without the types of
 //! the program.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::format::manifest::{Manifest, PartRef};
-use crate::format::part::PartReader;
-use crate::format::shape::{EntryShape, decode_value};
-use crate::format::{FormatError, SectionHeader};
+use crate::format::manifest::PartRef;
+use crate::format::part::EntryBlock;
+use crate::format::shape::{EntryShape, Shape, decode_value};
+use crate::format::{FormatError, SectionHeader, codec};
 use crate::protocol::key_groups::key_group;
 use crate::state::hash::stable_hash;
 use crate::storage::Image;
-use crate::storage::job_store::{JobStoreError, PartBytes};
+use crate::storage::job_store::JobStoreError;
 
 /// One entry, as it was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,145 +23,166 @@ pub(crate) struct RawEntry {
     pub(crate) written: Option<i64>,
 }
 
-/// The entries of one state. Holds one block of each part, and one key group.
+/// A value, and when it was last updated if it expires.
+type Kept = (Vec<u8>, Option<i64>);
+
+/// How much is put together at once. Units: bytes, as they are stored.
+const BYTES_AT_ONCE: u64 = 16 << 20;
+
+/// The entries of one state. Holds about [`BYTES_AT_ONCE`] of them, or one key group.
 pub(crate) struct StateEntries {
     image: Image,
     header: SectionHeader,
-    parts: Vec<OpenPart>,
-}
-
-struct OpenPart {
-    part: PartRef,
-    reader: PartReader<PartBytes>,
-    section: usize,
-    /// The next block to read, and where to end.
-    next: usize,
-    end: usize,
-    /// Of the block that was read last, with their groups, ascending.
-    entries: VecDeque<(u16, RawEntry)>,
+    /// The key groups that are to be read yet.
+    groups: Range<u16>,
+    at_once: u16,
+    ready: BTreeMap<u16, Vec<RawEntry>>,
+    /// Of a section without keys: the next part, and the next block in it.
+    next: (usize, usize),
 }
 
 impl StateEntries {
-    /// Opens the parts that hold this state; entries of other key groups may come along.
-    ///
-    /// # Errors
-    /// [`JobStoreError`] if one of them cannot be read.
-    pub(crate) fn open(
-        image: &Image,
-        header: &SectionHeader,
-        groups: Range<u16>,
-    ) -> Result<Self, JobStoreError> {
-        let mut parts = Vec::new();
-        for part in &image.manifest().parts {
-            if !part.sections.iter().any(|section| section.header == *header) {
-                continue;
-            }
-            let reader = image.open_part(part)?;
-            // `open_part` has checked that the part's sections are those of the manifest.
-            let section = reader.sections().iter().position(|section| section.header == *header);
-            let Some(section) = section else { continue };
-            let entries = VecDeque::new();
-            let blocks = &reader.sections()[section].blocks;
-            let next = blocks.partition_point(|block| block.last_group < groups.start);
-            let end = blocks.partition_point(|block| block.first_group < groups.end);
-            parts.push(OpenPart { part: part.clone(), reader, section, next, end, entries });
-        }
-        Ok(Self { image: image.clone(), header: header.clone(), parts })
+    /// The entries of `groups`; all of a section without keys.
+    pub(crate) fn new(image: &Image, header: &SectionHeader, groups: Range<u16>) -> Self {
+        let manifest = image.manifest();
+        let parts = manifest.parts.iter().filter(|part| holds(part, header));
+        let size = |part: &PartRef| {
+            let layers = part.layers.iter().map(|layer| layer.bytes).sum::<u64>();
+            let sections = part.sections.iter().filter(|section| section.header == *header);
+            layers + sections.map(|section| section.bytes).sum::<u64>()
+        };
+        let bytes = parts.map(size).sum::<u64>().max(1);
+        let groups = groups.start..groups.end.min(manifest.max_parallelism);
+        let all = u64::from(manifest.max_parallelism);
+        let at_once = (all * BYTES_AT_ONCE / bytes).clamp(1, all) as u16;
+        let (image, header) = (image.clone(), header.clone());
+        Self { image, header, groups, at_once, ready: BTreeMap::new(), next: (0, 0) }
     }
 
-    /// All entries of the next key group that has any. Everything that reads entries reads them here. Sections without keys are
-    /// given by the groups of their blocks.
+    /// All entries of the next key group that has any, each key once. Everything that reads entries reads them here. Of a section
+    /// without keys: those of the next block.
     ///
     /// # Errors
     /// [`JobStoreError`] if a part is damaged, or its entries are not what its shape says.
     pub(crate) fn next_group(&mut self) -> Result<Option<(u16, Vec<RawEntry>)>, JobStoreError> {
-        let Self { image, header, parts } = self;
-        let mut least = None;
-        for part in &mut *parts {
-            let front = part.front(image, header)?;
-            least = least.into_iter().chain(front).min();
+        if !self.header.kind.is_keyed() || *self.header.shape.key == Shape::Unit {
+            return self.next_block();
         }
-        let Some(group) = least else { return Ok(None) };
-        let mut entries = Vec::new();
-        for part in parts {
-            while part.front(image, header)? == Some(group) {
-                let next = part.entries.pop_front();
-                entries.extend(next.map(|(_, entry)| entry));
-            }
+        while self.ready.is_empty() && !self.groups.is_empty() {
+            let end = self.groups.start.saturating_add(self.at_once).min(self.groups.end);
+            let groups = self.groups.start..end;
+            self.groups.start = end;
+            self.read(&groups)?;
         }
-        Ok(Some((group, entries)))
-    }
-}
-
-impl OpenPart {
-    /// The key group of its next entry, after reading a block if need be.
-    fn front(
-        &mut self,
-        image: &Image,
-        header: &SectionHeader,
-    ) -> Result<Option<u16>, JobStoreError> {
-        while self.entries.is_empty() {
-            if self.next >= self.end {
-                return Ok(None);
-            }
-            self.read_block(image.manifest(), header)
-                .map_err(|error| image.part_error(&self.part, error))?;
-        }
-        Ok(self.entries.front().map(|(group, _)| *group))
+        Ok(self.ready.pop_first())
     }
 
-    fn read_block(
-        &mut self,
-        manifest: &Manifest,
-        header: &SectionHeader,
-    ) -> Result<(), FormatError> {
-        let block = self.reader.block(self.section, self.next)?;
-        self.next += 1;
-        let mut rest = block.bytes;
-        for _ in 0..block.entries {
-            let at = block.offset + (block.bytes.len() - rest.len()) as u64;
-            let moved = |error: FormatError| error.moved_by(at);
-            let (entry, hash, after) = split(&header.shape, rest).map_err(moved)?;
-            rest = after;
-            let group = if header.kind.is_keyed() && !entry.key.is_empty() {
-                key_group(hash, manifest.max_parallelism).0
-            } else {
-                block.first_group
-            };
-            // What the user's `Serialize` does is not known; the block is.
-            let group = group.clamp(block.first_group, block.last_group);
-            self.entries.push_back((group, entry));
+    /// Puts together what all parts and their layers hold of some key groups.
+    fn read(&mut self, groups: &Range<u16>) -> Result<(), JobStoreError> {
+        let Self { image, header, .. } = self;
+        let max_parallelism = image.manifest().max_parallelism;
+        // A later one takes the place of an earlier one with the same key.
+        let mut found: BTreeMap<(u16, Vec<u8>), Kept> = BTreeMap::new();
+        let wanted = |other: &SectionHeader| is_same(other, header);
+        image.read_table(wanted, groups, |selection, block| {
+            decode_block(&header.shape, selection.changes, block, |key, hash, rest| {
+                let group = key_group(hash, max_parallelism).0;
+                if !selection.groups.contains(&group) || selection.superseded.contains(hash) {
+                    return;
+                }
+                match rest {
+                    Some(entry) => found.insert((group, key), entry),
+                    None => found.remove(&(group, key)),
+                };
+            })
+        })?;
+        for ((group, key), (value, written)) in found {
+            self.ready.entry(group).or_default().push(RawEntry { key, value, written });
         }
-        if !rest.is_empty() {
-            let offset = block.offset + (block.bytes.len() - rest.len()) as u64;
-            return Err(FormatError::Corrupt { offset, why: "bytes after the last entry".into() });
-        }
-        // They are written in this order; only a group that was not found is out of it.
-        self.entries.make_contiguous().sort_by_key(|(group, _)| *group);
         Ok(())
     }
+
+    fn next_block(&mut self) -> Result<Option<(u16, Vec<RawEntry>)>, JobStoreError> {
+        let Self { image, header, next, .. } = self;
+        while let Some(part) = image.manifest().parts.get(next.0) {
+            if holds(part, header) {
+                let mut reader = image.open_part(part)?;
+                // `open_part` has checked that the part's sections are those of the manifest.
+                let place = reader.sections().iter().position(|own| own.header == *header);
+                if let Some(section) = place
+                    && next.1 < reader.sections()[section].blocks.len()
+                {
+                    let damaged = |error| image.part_error(part, error);
+                    let block = reader.block(section, next.1).map_err(damaged)?;
+                    next.1 += 1;
+                    let mut entries = Vec::new();
+                    decode_block(&header.shape, false, &block, |key, _, rest| {
+                        entries.extend(rest.map(|(value, written)| RawEntry {
+                            key,
+                            value,
+                            written,
+                        }));
+                    })
+                    .map_err(|error| damaged(error.moved_by(block.offset)))?;
+                    return Ok(Some((block.first_group, entries)));
+                }
+            }
+            *next = (next.0 + 1, 0);
+        }
+        Ok(None)
+    }
 }
 
-/// Cuts one entry off the start of `bytes`; tells the hash of its key.
-fn split<'a>(
+fn holds(part: &PartRef, header: &SectionHeader) -> bool {
+    part.sections.iter().any(|section| section.header == *header)
+}
+
+/// Whether it is of the same state: in an older layer its types may have had other names.
+pub(crate) fn is_same(one: &SectionHeader, other: &SectionHeader) -> bool {
+    (&one.operator, &one.state) == (&other.operator, &other.state)
+}
+
+/// Gives each entry's key, the hash of it, and value and time; `None`: the key was removed.
+fn decode_block(
     shape: &EntryShape,
-    bytes: &'a [u8],
-) -> Result<(RawEntry, u64, &'a [u8]), FormatError> {
-    let until = |rest: &[u8]| bytes.len() - rest.len();
-    let (key, after_key) = decode_value(&shape.key, bytes)?;
-    let (written, after_time) = if shape.expires {
-        let (written, rest) = crate::format::codec::decode_prefix::<i64>(after_key)
-            .map_err(|error| error.moved_by(until(after_key) as u64))?;
-        (Some(written), rest)
-    } else {
-        (None, after_key)
-    };
-    let (_, rest) = decode_value(&shape.value, after_time)
-        .map_err(|error| error.moved_by(until(after_time) as u64))?;
-    let entry = RawEntry {
-        key: bytes[..until(after_key)].to_vec(),
-        value: after_time[..after_time.len() - rest.len()].to_vec(),
-        written,
-    };
-    Ok((entry, stable_hash(&key), &bytes[until(rest)..]))
+    changes: bool,
+    block: &EntryBlock<'_>,
+    mut take: impl FnMut(Vec<u8>, u64, Option<Kept>),
+) -> Result<(), FormatError> {
+    let bytes = block.bytes;
+    let mut rest = bytes;
+    for _ in 0..block.entries {
+        let at = (bytes.len() - rest.len()) as u64;
+        let moved = |error: FormatError| error.moved_by(at);
+        let is_there = if changes {
+            let (is_there, after) = codec::decode_prefix(rest).map_err(moved)?;
+            rest = after;
+            is_there
+        } else {
+            true
+        };
+        let (key, after_key) = decode_value(&shape.key, rest).map_err(moved)?;
+        let hash = stable_hash(&key);
+        let key = rest[..rest.len() - after_key.len()].to_vec();
+        if !is_there {
+            rest = &rest[key.len()..];
+            take(key, hash, None);
+            continue;
+        }
+        let mut value = &rest[key.len()..];
+        let mut written = None;
+        if shape.expires {
+            let (time, after) = codec::decode_prefix::<i64>(value).map_err(moved)?;
+            (written, value) = (Some(time), after);
+        }
+        let (_, after) = decode_value(&shape.value, value).map_err(moved)?;
+        let len = value.len() - after.len();
+        rest = &value[len..];
+        take(key, hash, Some((value[..len].to_vec(), written)));
+    }
+    if rest.is_empty() {
+        return Ok(());
+    }
+    let offset = (bytes.len() - rest.len()) as u64;
+    Err(FormatError::Corrupt { offset, why: "bytes after the last entry".to_owned() })
 }

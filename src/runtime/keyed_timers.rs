@@ -21,6 +21,7 @@
 //! at once.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -39,9 +40,9 @@ use crate::format::{SectionHeader, SectionKind};
 use crate::ids::{Epoch, Name};
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{
-    AlarmControl, Contribution, SectionTask, WorkerContext, event_section,
+    AlarmControl, Contribution, SectionPart, SectionTask, WorkerContext, event_section,
 };
-use crate::runtime::keyed::{Session, frozen_sections, section_task, watermark_section};
+use crate::runtime::keyed::{Session, frozen_sections, watermark_section};
 use crate::runtime::pace::Pace;
 use crate::runtime::pool::Pool;
 use crate::runtime::router::batch_records;
@@ -170,10 +171,10 @@ pub(crate) struct KeyTimers<K> {
 }
 
 impl<K: Key> KeyTimers<K> {
-    pub(crate) fn new(backend: &Backend, max_parallelism: u16) -> Self {
+    pub(crate) fn new(backend: &Backend, max_parallelism: u16, groups: &Range<u16>) -> Self {
         Self {
-            event: Timers::new(backend, max_parallelism),
-            processing: Timers::new(backend, max_parallelism),
+            event: Timers::new(backend, max_parallelism, groups),
+            processing: Timers::new(backend, max_parallelism, groups),
         }
     }
 
@@ -384,22 +385,23 @@ where
         }
     }
 
-    fn freeze(&mut self, operator: &Name, context: &WorkerContext) -> Contribution {
+    fn freeze(&mut self, epoch: Epoch, operator: &Name, context: &WorkerContext) -> Contribution {
         if !context.shared.durable {
             return Contribution::nothing();
         }
         let start = context.now();
         let TimedParts { states, tables, timers, .. } = &mut self.parts;
-        let mut sections = frozen_sections::<K, S>(states, tables, operator);
+        let form = context.snapshot_form(epoch);
+        let mut sections = frozen_sections::<K, S>(states, tables, operator, form);
         let event = self.held.as_ref().map(|held| held.time().event);
         let write_event =
             event.map_or_else(|| -> SectionTask { Box::new(|_| Ok(())) }, event_section);
-        let tasks = [
-            section_task(timers.event.freeze()),
-            section_task(timers.processing.freeze()),
-            write_event,
-        ];
-        sections.extend(timer_headers::<K>(operator).into_iter().zip(tasks));
+        let [event_timers, processing_timers, event_header] = timer_headers::<K>(operator);
+        sections.extend([
+            SectionPart::state(event_timers, timers.event.freeze(form)),
+            SectionPart::state(processing_timers, timers.processing.freeze(form)),
+            SectionPart::plain(event_header, write_event),
+        ]);
         Contribution::state(sections, context.now().saturating_sub(start))
     }
 }
@@ -508,7 +510,7 @@ where
                 if !passed {
                     break;
                 }
-                let mut contribution = processor.freeze(&name, &context);
+                let mut contribution = processor.freeze(gate.open(), &name, &context);
                 contribution.sections.extend(watermark_section(&name, gate.shown(), &context));
                 context.hand_in(open, participant, contribution);
                 gate.advance();

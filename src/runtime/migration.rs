@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
+use crate::format::part::EntryBlock;
 use crate::format::shape::{Shape, decode_value, deserialize_value, sample};
 use crate::format::{FormatError, SectionHeader, codec};
 use crate::runtime::kinds::Kind;
@@ -216,21 +217,23 @@ pub(crate) enum Conversion {
 }
 
 impl Conversion {
-    /// The same entries, with converted values.
+    /// The same entries, with converted values. `changes`: whether it is a block of changes.
     ///
     /// # Errors
     /// [`FormatError`] if an entry does not decode, or does not encode.
     pub(crate) fn block<K: DeserializeOwned>(
         &self,
+        changes: bool,
         expires: bool,
-        entries: u32,
-        bytes: &[u8],
+        block: &EntryBlock<'_>,
     ) -> Result<Vec<u8>, FormatError> {
+        let EntryBlock { entries, bytes, .. } = *block;
         let mut out = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
         for _ in 0..entries {
             let at = (bytes.len() - rest.len()) as u64;
-            rest = self.entry::<K>(expires, rest, &mut out).map_err(|error| error.moved_by(at))?;
+            let entry = self.entry::<K>(changes, expires, rest, &mut out);
+            rest = entry.map_err(|error| error.moved_by(at))?;
         }
         if rest.is_empty() {
             return Ok(out);
@@ -241,11 +244,18 @@ impl Conversion {
 
     fn entry<'a, K: DeserializeOwned>(
         &self,
+        changes: bool,
         expires: bool,
         bytes: &'a [u8],
         out: &mut Vec<u8>,
     ) -> Result<&'a [u8], FormatError> {
-        let (_, mut rest) = codec::decode_prefix::<K>(bytes)?;
+        let (is_there, key) = if changes { codec::decode_prefix(bytes)? } else { (true, bytes) };
+        let (_, mut rest) = codec::decode_prefix::<K>(key)?;
+        if !is_there {
+            // Of a removed key there is nothing to convert.
+            out.extend_from_slice(&bytes[..bytes.len() - rest.len()]);
+            return Ok(rest);
+        }
         if expires {
             rest = codec::decode_prefix::<i64>(rest)?.1;
         }

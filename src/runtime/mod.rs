@@ -20,6 +20,7 @@ pub(crate) mod executor;
 pub mod keyed;
 pub mod keyed_timers;
 pub mod kinds;
+pub(crate) mod layers;
 pub(crate) mod ledger;
 pub mod lifetime;
 pub(crate) mod mailbox;

@@ -1,6 +1,12 @@
 //! Keyed state: the backends behind one trait.
 
-use crate::format::{FormatError, SectionOutput};
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use crate::format::{Extent, FormatError, SectionOutput};
+use crate::ids::Epoch;
+use crate::protocol::layers::Layer;
+pub use crate::protocol::layers::Selection;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
@@ -28,6 +34,46 @@ pub trait Frozen: Send {
     /// # Errors
     /// [`FormatError`] of an entry or of the medium.
     fn write(self: Box<Self>, out: &mut dyn SectionOutput) -> Result<(), FormatError>;
+}
+
+/// What a snapshot of a state is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotForm {
+    /// Everything, and no later snapshot builds on it.
+    Plain,
+    /// A layer: what has changed since the last snapshot that is part of a complete checkpoint, or more.
+    Layer {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// The newest checkpoint that is complete, of those that this state has been frozen for as a layer.
+        confirmed: Option<Epoch>,
+        /// Everything; later ones may build on it.
+        whole: bool,
+        /// A state that is smaller is frozen as [`SnapshotForm::Plain`]. Units: bytes, estimated.
+        bytes_min: usize,
+    },
+}
+
+/// A frozen state, and what a snapshot of it needs besides.
+pub struct FrozenState {
+    /// What is to be written.
+    pub content: Box<dyn Frozen>,
+    /// How much of the state that is.
+    pub extent: Extent,
+    /// Checkpoints whose parts hold the rest.
+    pub needs: BTreeSet<Epoch>,
+    /// Whether snapshots of later checkpoints may need this one.
+    pub layer: bool,
+}
+
+impl std::fmt::Debug for FrozenState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrozenState")
+            .field("extent", &self.extent)
+            .field("needs", &self.needs)
+            .field("layer", &self.layer)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One value per key: one keyed state of one operator on one worker.
@@ -63,7 +109,13 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
 
     /// Freezes the state as it is now. Cost: microseconds to a few milliseconds, whatever the state's size;
     /// entries changed later are copied first, page by page. May be called while an earlier one is being written.
-    fn freeze(&mut self) -> Box<dyn Frozen>;
+    fn freeze(&mut self, form: SnapshotForm) -> FrozenState;
+
+    /// Gives all keys and values to `visit`, in no order.
+    fn for_each(&mut self, visit: impl FnMut(&K, &V));
+
+    /// The state is what these layers of a checkpoint hold, nothing else: later snapshots may build on them.
+    fn restored(&mut self, layers: Vec<Layer>);
 
     /// Looks at the next `entries` entries, from where the last sweep ended, and removes those that are `expired`. Returns
     /// their number. Sweeps that together look at twice as many entries as there are have looked at each that was there
@@ -75,19 +127,19 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
         expired: impl FnMut(&V) -> bool,
     ) -> usize;
 
-    /// Adds the `entries` entries that `bytes` holds, as [`Frozen::write`] wrote them, whose key group is in
-    /// `groups`. Entries of other key groups are decoded and dropped.
+    /// Adds the `entries` entries that `bytes` holds, as [`Frozen::write`] wrote them, that `selection` selects. Others
+    /// are decoded and dropped. An entry of changes takes the place of one that is there.
     ///
     /// # Errors
     /// [`FormatError::Corrupt`] (offset: in `bytes`) if they do not decode, if bytes are left over, or if a key
     /// is there twice.
     fn restore_block(
         &mut self,
-        groups: std::ops::Range<u16>,
+        selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
     ) -> Result<(), FormatError> {
-        self.restore_block_as(groups, entries, bytes, |value: V| Some(value))
+        self.restore_block_as(selection, entries, bytes, |value: V| Some(value))
     }
 
     /// As [`ValueTable::restore_block`], of a table that held values of another type: each is kept as what `convert` makes
@@ -97,7 +149,7 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
     /// As there. A key that is there twice is noticed if it was kept before.
     fn restore_block_as<W: serde::de::DeserializeOwned>(
         &mut self,
-        groups: std::ops::Range<u16>,
+        selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
         convert: impl FnMut(W) -> Option<V>,
@@ -116,8 +168,12 @@ pub trait StateBackend {
     /// The table of one value state.
     type Table<K: Key, V: StateValue>: ValueTable<K, V>;
 
-    /// Makes an empty table for one state of one operator on one worker.
-    fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16) -> Self::Table<K, V>;
+    /// Makes an empty table for one state of one operator on one worker, which owns the key groups `groups`.
+    fn value_table<K: Key, V: StateValue>(
+        &self,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> Self::Table<K, V>;
 }
 
 /// The backend of a job: one of those it was compiled with.
@@ -140,9 +196,13 @@ impl Default for Backend {
 impl StateBackend for Backend {
     type Table<K: Key, V: StateValue> = BackendTable<K, V>;
 
-    fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16) -> BackendTable<K, V> {
+    fn value_table<K: Key, V: StateValue>(
+        &self,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> BackendTable<K, V> {
         match self {
-            Self::Heap(heap) => BackendTable::Heap(heap.value_table(max_parallelism)),
+            Self::Heap(heap) => BackendTable::Heap(heap.value_table(max_parallelism, groups)),
         }
     }
 }
@@ -211,9 +271,21 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
         }
     }
 
-    fn freeze(&mut self) -> Box<dyn Frozen> {
+    fn freeze(&mut self, form: SnapshotForm) -> FrozenState {
         match self {
-            Self::Heap(table) => table.freeze(),
+            Self::Heap(table) => table.freeze(form),
+        }
+    }
+
+    fn for_each(&mut self, visit: impl FnMut(&K, &V)) {
+        match self {
+            Self::Heap(table) => table.for_each(visit),
+        }
+    }
+
+    fn restored(&mut self, layers: Vec<Layer>) {
+        match self {
+            Self::Heap(table) => table.restored(layers),
         }
     }
 
@@ -230,13 +302,13 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
 
     fn restore_block_as<W: serde::de::DeserializeOwned>(
         &mut self,
-        groups: std::ops::Range<u16>,
+        selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
         convert: impl FnMut(W) -> Option<V>,
     ) -> Result<(), FormatError> {
         match self {
-            Self::Heap(table) => table.restore_block_as(groups, entries, bytes, convert),
+            Self::Heap(table) => table.restore_block_as(selection, entries, bytes, convert),
         }
     }
 }
