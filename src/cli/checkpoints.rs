@@ -99,6 +99,12 @@ pub(crate) struct StateRow {
     pub kind: String,
     pub type_name: String,
     pub type_version: u32,
+    /// What an entry is; `None` if that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shape: Option<String>,
+    /// Of that shape, in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
     pub entries: u64,
     pub size_bytes: u64,
 }
@@ -458,6 +464,8 @@ mod tests {
                 kind: "keyed value".to_owned(),
                 type_name: "u64".to_owned(),
                 type_version: 1,
+                shape: None,
+                fingerprint: None,
                 entries: 12_345,
                 size_bytes: 1_300_000,
             }],

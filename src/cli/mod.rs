@@ -13,12 +13,15 @@ mod hostfile;
 mod layers;
 mod logging;
 mod options;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod plan;
 mod print;
 mod program;
 mod progress;
 mod resolve;
 mod restart;
+mod rows;
 mod savepoints;
 mod settings;
 mod sources;

@@ -184,6 +184,8 @@ pub(super) fn state_rows(manifest: &Manifest) -> Vec<StateRow> {
             kind: kind(header.kind).to_owned(),
             type_name: header.type_name.clone(),
             type_version: header.type_version,
+            shape: header.shape.fingerprint().map(|_| header.shape.to_string()),
+            fingerprint: header.shape.fingerprint().map(|hash| format!("{hash:016x}")),
             entries,
             size_bytes,
         })

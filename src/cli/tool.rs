@@ -11,6 +11,7 @@ use super::checkpoints::Report;
 use super::error::{CliError, with_causes};
 use super::logging::start_logging;
 use super::options::SupervisorOptions;
+use super::rows::Format;
 use super::savepoints::{convert, savepoint};
 use super::{sources, states};
 use crate::config::RestartStrategy;
@@ -106,7 +107,7 @@ enum StateCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Write the bytes of entries: one block of entries a line, as JSON
+    /// Write entries, one a row; of state whose shape is not known, bytes
     Dump {
         /// Directory of a checkpoint or a savepoint
         path: PathBuf,
@@ -116,9 +117,42 @@ enum StateCommand {
         /// Only of this state
         #[arg(long, value_name = "NAME", value_parser = name)]
         state: Option<Name>,
-        /// Only blocks that hold this key group
+        /// Only of this key group
         #[arg(long, value_name = "N")]
         key_group: Option<u16>,
+        /// What to write
+        #[arg(long, value_enum, default_value = "jsonl")]
+        format: Format,
+        /// The file to write [default: standard output]
+        #[arg(long, short = 'o', value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Write what states hold for a key, as JSON; exit with 1 if that is nothing
+    Get {
+        /// Directory of a checkpoint or a savepoint
+        path: PathBuf,
+        /// Only of this operator
+        #[arg(long, value_name = "NAME", value_parser = name)]
+        operator: Option<Name>,
+        /// Only of this state
+        #[arg(long, value_name = "NAME", value_parser = name)]
+        state: Option<Name>,
+        /// The key, as `dump` writes it; what is not JSON is a text
+        #[arg(long, value_name = "JSON")]
+        key: String,
+    },
+    /// Write what was added, removed and changed, one key a line, as JSON; exit with 1 if anything was
+    Diff {
+        /// Directory of a checkpoint or a savepoint
+        from: PathBuf,
+        /// Directory of another one
+        to: PathBuf,
+        /// Only of this operator
+        #[arg(long, value_name = "NAME", value_parser = name)]
+        operator: Option<Name>,
+        /// Only of this state
+        #[arg(long, value_name = "NAME", value_parser = name)]
+        state: Option<Name>,
     },
 }
 
@@ -234,6 +268,15 @@ pub(crate) enum ToolError {
     NoAnswer { job: Name, waited: String },
     #[error("{location} holds no such state: `highwater state ls` lists what there is")]
     NoSuchState { location: String },
+    #[error("{one} and {other} key groups: keys are not in the same groups")]
+    KeyGroups { one: u16, other: u16 },
+    #[error("{file} could not be written")]
+    Output { file: String, source: std::io::Error },
+    #[cfg(not(feature = "parquet"))]
+    #[error(
+        "this tool was built without Parquet: build it with `cargo build --release --features parquet --bin highwater`"
+    )]
+    NoParquet,
     /// The store or the supervisor failed.
     #[error(transparent)]
     Failed(#[from] Box<dyn std::error::Error + Send + Sync>),
@@ -291,13 +334,33 @@ fn execute(command: ToolCommand) -> Result<ExitCode, ToolError> {
             show(json, &states::states(&path)?);
             Ok(ExitCode::SUCCESS)
         }
-        ToolCommand::State(StateCommand::Dump { path, operator, state, key_group }) => {
+        ToolCommand::State(StateCommand::Dump {
+            path,
+            operator,
+            state,
+            key_group,
+            format,
+            output,
+        }) => {
             let wanted = states::Wanted { operator, state, key_group };
-            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-            states::dump(&path, &wanted, &mut out)?;
-            // A closed pipe is no reason to fail: the reader has seen enough.
-            let _ = out.flush();
+            let out: Box<dyn Write + Send> = match output {
+                Some(file) => Box::new(std::fs::File::create(&file).map_err(|error| {
+                    ToolError::Output { file: file.display().to_string(), source: error }
+                })?),
+                None => Box::new(std::io::stdout()),
+            };
+            states::dump(&path, &wanted, format, out)?;
             Ok(ExitCode::SUCCESS)
+        }
+        ToolCommand::State(StateCommand::Get { path, operator, state, key }) => {
+            let wanted = states::Wanted { operator, state, key_group: None };
+            let found = states::get(&path, &wanted, &key, Box::new(std::io::stdout()))?;
+            Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        ToolCommand::State(StateCommand::Diff { from, to, operator, state }) => {
+            let wanted = states::Wanted { operator, state, key_group: None };
+            let differs = states::diff([&from, &to], &wanted, Box::new(std::io::stdout()))?;
+            Ok(if differs { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
     }
 }

@@ -46,6 +46,21 @@ pub enum SectionKind {
 }
 
 impl SectionKind {
+    /// Whether each entry belongs to a key.
+    #[must_use]
+    pub fn is_keyed(self) -> bool {
+        matches!(
+            self,
+            Self::KeyedValue
+                | Self::KeyedList
+                | Self::KeyedMap
+                | Self::KeyedReducing
+                | Self::KeyedAggregating
+                | Self::EventTimers
+                | Self::ProcessingTimers
+        )
+    }
+
     /// Whether a checkpoint may lack it without lacking state: a channel has a log only if a barrier has overtaken
     /// something, an operator a watermark only if its records have event time.
     #[must_use]

@@ -419,23 +419,21 @@ impl<'scope> Job<'scope> {
             let Some((restored, fit)) = self.restorable_as(&header, migrations) else { continue };
             // A time to live may have been added since the checkpoint, or taken away.
             let expires = fit.expires;
-            let as_written = fit.conversion.is_none() && expires == declaration.expires;
+            let converted = fit.conversion.is_some() || expires != declaration.expires;
             let read = restored.read_table(name, &header.state, &groups, |selection, block| {
-                let converted;
+                let made;
                 let bytes = match &fit.conversion {
                     None => block.bytes,
                     Some(conversion) => {
-                        let (changes, entries) = (selection.changes, block.entries);
-                        converted =
-                            conversion.block::<K>(expires, changes, entries, block.bytes)?;
-                        &converted
+                        made = conversion.block::<K>(selection.changes, expires, block)?;
+                        &made
                     }
                 };
                 S::restore(&mut tables, index, expires, selection, block.entries, bytes)
             });
             match read {
                 // What was converted has to be written anew.
-                Ok(Some(layers)) if as_written => S::restored(&mut tables, index, layers),
+                Ok(Some(layers)) if !converted => S::restored(&mut tables, index, layers),
                 Ok(_) => {}
                 Err(error) => self.error(error),
             }

@@ -26,6 +26,7 @@ mod builder;
 pub mod convert;
 pub(crate) mod execute;
 mod operators;
+pub(crate) mod state_entries;
 pub mod state_reader;
 mod stream;
 

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
+use crate::format::part::EntryBlock;
 use crate::format::shape::{Shape, decode_value, deserialize_value, sample};
-use crate::format::{ENTRY_REMOVED, FormatError, SectionHeader, codec};
+use crate::format::{FormatError, SectionHeader, codec};
 use crate::runtime::kinds::Kind;
 use crate::runtime::restore::short;
 use crate::runtime::shapes::shape_of;
@@ -216,26 +217,22 @@ pub(crate) enum Conversion {
 }
 
 impl Conversion {
-    /// The same entries, with converted values.
+    /// The same entries, with converted values. `changes`: whether it is a block of changes.
     ///
     /// # Errors
     /// [`FormatError`] if an entry does not decode, or does not encode.
     pub(crate) fn block<K: DeserializeOwned>(
         &self,
-        expires: bool,
         changes: bool,
-        entries: u32,
-        bytes: &[u8],
+        expires: bool,
+        block: &EntryBlock<'_>,
     ) -> Result<Vec<u8>, FormatError> {
+        let EntryBlock { entries, bytes, .. } = *block;
         let mut out = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
         for _ in 0..entries {
             let at = (bytes.len() - rest.len()) as u64;
-            let entry = if changes {
-                self.change::<K>(expires, rest, &mut out)
-            } else {
-                self.entry::<K>(expires, rest, &mut out)
-            };
+            let entry = self.entry::<K>(changes, expires, rest, &mut out);
             rest = entry.map_err(|error| error.moved_by(at))?;
         }
         if rest.is_empty() {
@@ -245,32 +242,20 @@ impl Conversion {
         Err(FormatError::Corrupt { offset, why: "bytes after the last entry".to_owned() })
     }
 
-    /// An entry of a section of changes.
-    fn change<'a, K: DeserializeOwned>(
-        &self,
-        expires: bool,
-        bytes: &'a [u8],
-        out: &mut Vec<u8>,
-    ) -> Result<&'a [u8], FormatError> {
-        let Some((tag, rest)) = bytes.split_first() else {
-            return Err(FormatError::corrupt(0, "it ends before the entry"));
-        };
-        out.push(*tag);
-        if *tag != ENTRY_REMOVED {
-            return self.entry::<K>(expires, rest, out);
-        }
-        let (_, behind) = codec::decode_prefix::<K>(rest)?;
-        out.extend_from_slice(&rest[..rest.len() - behind.len()]);
-        Ok(behind)
-    }
-
     fn entry<'a, K: DeserializeOwned>(
         &self,
+        changes: bool,
         expires: bool,
         bytes: &'a [u8],
         out: &mut Vec<u8>,
     ) -> Result<&'a [u8], FormatError> {
-        let (_, mut rest) = codec::decode_prefix::<K>(bytes)?;
+        let (is_there, key) = if changes { codec::decode_prefix(bytes)? } else { (true, bytes) };
+        let (_, mut rest) = codec::decode_prefix::<K>(key)?;
+        if !is_there {
+            // Of a removed key there is nothing to convert.
+            out.extend_from_slice(&bytes[..bytes.len() - rest.len()]);
+            return Ok(rest);
+        }
         if expires {
             rest = codec::decode_prefix::<i64>(rest)?.1;
         }

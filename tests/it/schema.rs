@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use highwater::config::{RestartStrategy, RestoreFrom};
@@ -482,4 +484,108 @@ fn keys_of_another_shape_are_refused() {
         ),
         "{text}"
     );
+}
+
+#[test]
+fn a_checkpoint_in_layers_is_dumped_as_it_is_read_and_migrated_as_a_whole() {
+    let scratch = Scratch::new();
+    let mut config = scratch.config(2);
+    config.checkpoints.incremental_bytes_min = 0;
+    config.checkpoints.inline_bytes_max = 0;
+    // Many keys once, then a few of them again and again.
+    let key = |n: &u64| if *n < 20_000 { *n } else { *n % 40 * 401 };
+    let records = 300_000;
+    let all_there = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&all_there);
+    let job = Background::start(config, move |job| {
+        let there = Arc::clone(&seen);
+        let mut slow = throttle(20);
+        job.source("numbers", Generator::new(records, |i| i))
+            .inspect(move |n| {
+                if *n >= 20_000 {
+                    there.store(true, Ordering::Relaxed);
+                    slow(n);
+                }
+            })
+            .key_by(key)
+            .process("count", Value::<Sum>::new("counts"), |key, n, state, out| {
+                out.emit((*key, add(n, state)));
+            })
+            .sink("out", Collect::new());
+        Ok(())
+    });
+    crate::support::wait_until("all keys are there", || all_there.load(Ordering::Relaxed));
+    let newest = || {
+        job.handle.counters().checkpoints().completed.iter().map(|c| c.epoch.0).max().unwrap_or(0)
+    };
+    let before = newest();
+    crate::support::wait_until("five more checkpoints are complete", || newest() >= before + 5);
+    job.handle.stop();
+    job.end().unwrap();
+    let newest = scratch.store().newest().unwrap().unwrap();
+    let path = scratch.checkpoints().join(crate::support::JOB).join(format!("chk/{newest}"));
+    let reader = StateReader::open(&path).unwrap();
+    assert!(reader.manifest().parts.iter().any(|part| !part.layers.is_empty()), "no layers");
+    let mut expected = BTreeMap::new();
+    reader
+        .for_each("count", "counts", |key: u64, (total, seen): (u32, u16)| {
+            expected.insert(key, (total, seen));
+        })
+        .unwrap_err();
+    reader
+        .for_each("count", "counts", |key: u64, sum: Sum| {
+            expected.insert(key, (sum.total, sum.seen));
+        })
+        .unwrap();
+    assert_eq!(expected.len(), 20_000);
+
+    let dump = std::process::Command::new(env!("CARGO_BIN_EXE_highwater"))
+        .args(["state", "dump", "--operator", "count", "--state", "counts"])
+        .args(["--format", "csv"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(dump.stdout).unwrap();
+    let mut lines = text.lines();
+    assert_eq!(
+        lines.next(),
+        Some("operator,state,key_group,last_update,key,value.total,value.seen")
+    );
+    let mut dumped = BTreeMap::new();
+    for line in lines {
+        let cells: Vec<&str> = line.split(',').collect();
+        let number = |at: usize| cells[at].parse::<u64>().unwrap();
+        let sum = (number(5) as u32, number(6) as u16);
+        assert_eq!(dumped.insert(number(4), sum), None, "{line}");
+    }
+    assert_eq!(dumped, expected);
+
+    let other = Scratch::new();
+    let mut config = other.config(3);
+    config.restart = RestartStrategy::None;
+    config.restore.from = RestoreFrom::Checkpoint(path.display().to_string());
+    let collect = Collect::new();
+    let sink = collect.clone();
+    run(config, move |job| {
+        let widen = |old: Sum| Wider { total: old.total.into(), seen: old.seen };
+        let state = Value::<Wider>::new("counts").version(2).migrate_from(1, widen);
+        job.source("numbers", Generator::new(records, |i| i))
+            .key_by(key)
+            .process("count", state, |key, n, state, out| out.emit((*key, add_wider(n, state))))
+            .sink("out", sink.clone());
+        Ok(())
+    })
+    .unwrap();
+    let mut totals: BTreeMap<u64, u64> = BTreeMap::new();
+    for n in 0..records {
+        *totals.entry(key(&n)).or_default() += n;
+    }
+    let mut found: BTreeMap<u64, u64> = BTreeMap::new();
+    for (key, sum) in collect.handle().committed() {
+        let greatest = found.entry(key).or_default();
+        *greatest = sum.max(*greatest);
+    }
+    for n in 0..40 {
+        assert_eq!(found.get(&(n * 401)), totals.get(&(n * 401)));
+    }
 }

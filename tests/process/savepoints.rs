@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -115,9 +115,67 @@ fn restored() {
     let dump = Command::new(TOOL).args(dump).arg(&last).output().unwrap();
     let dumped: Vec<Value> =
         text(&dump.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let entries: u64 = dumped.iter().map(|line| line["entries"].as_u64().unwrap()).sum();
-    assert_eq!(entries, bench.args.keys);
-    assert!(dumped.iter().all(|line| !line["hex"].as_str().unwrap().is_empty()));
+    let counts = |lines: &[Value]| -> BTreeMap<u64, u64> {
+        let counts = lines.iter().filter(|line| line["state"] == "count");
+        counts.map(|l| (l["key"].as_u64().unwrap(), l["value"].as_u64().unwrap())).collect()
+    };
+    let all = counts(&dumped);
+    assert_eq!(all.len() as u64, bench.args.keys);
+    let keyed = dumped.iter().filter(|line| line["state"] == "count");
+    assert!(keyed.is_sorted_by_key(|line| line["key_group"].as_u64()));
+    assert!(count["shape"] == "u64 -> u64" && count["fingerprint"].as_str().unwrap().len() == 16);
+
+    let state = |words: &[&str]| Command::new(TOOL).arg("state").args(words).output().unwrap();
+    let last = last.to_str().unwrap();
+    let csv = state(&["dump", last, "--operator", "count", "--state", "count", "--format", "csv"]);
+    let lines: Vec<String> = text(&csv.stdout).lines().map(str::to_owned).collect();
+    assert_eq!(lines[0], "operator,state,key_group,last_update,key,value");
+    let (key, value) = all.first_key_value().unwrap();
+    let line = lines.iter().find(|line| line.ends_with(&format!(",,{key},{value}"))).unwrap();
+    let group = line.split(',').nth(2).unwrap();
+    let number = group.parse::<u64>().ok();
+    assert_eq!(lines.len(), 1 + all.len());
+    let of_group = state(&["dump", last, "--state", "count", "--key-group", group]);
+    let of_group: Vec<Value> =
+        text(&of_group.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(!of_group.is_empty() && of_group.len() < all.len());
+    assert!(of_group.iter().all(|line| line["key_group"].as_u64() == number));
+    let table = text(&state(&["dump", last, "--format", "table"]).stdout);
+    assert!(table.starts_with("OPERATOR"), "{table}");
+
+    let got = state(&["get", last, "--operator", "count", "--key", &key.to_string()]);
+    let got_lines: Vec<Value> =
+        text(&got.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((got.status.code(), counts(&got_lines)), (Some(0), [(*key, *value)].into()));
+    assert_eq!(state(&["get", last, "--key", "x"]).status.code(), Some(1));
+
+    // The counts of the first savepoint have grown, and what a count was is what it is not any more.
+    assert_eq!(state(&["diff", last, last]).status.code(), Some(0));
+    let earlier = moved.to_str().unwrap();
+    let before = state(&["dump", earlier, "--state", "count"]);
+    let before: Vec<Value> =
+        text(&before.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let before = counts(&before);
+    let diff = state(&["diff", earlier, last, "--operator", "count", "--state", "count"]);
+    assert_eq!(diff.status.code(), Some(1), "{}", text(&diff.stderr));
+    let mut patched = before.clone();
+    for line in text(&diff.stdout).lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let key = line["key"].as_u64().unwrap();
+        assert_eq!(line["before"].as_u64(), before.get(&key).copied(), "{line}");
+        assert_eq!(line["change"], if before.contains_key(&key) { "changed" } else { "added" });
+        patched.insert(key, line["after"].as_u64().unwrap());
+    }
+    assert!(patched == all && before != all);
+
+    // A reader that has seen enough.
+    let mut dump = Command::new(TOOL);
+    dump.args(["state", "dump", last]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut closed = dump.spawn().unwrap();
+    drop(closed.stdout.take());
+    let closed = closed.wait_with_output().unwrap();
+    assert!(closed.status.success(), "{}", text(&closed.stderr));
+    assert_eq!(text(&closed.stderr), "");
 }
 
 fn plan() {

@@ -92,6 +92,25 @@ impl<R: Read + Seek> PartReader<R> {
         Blocks { part: self, section, next, groups }
     }
 
+    /// Reads one block of a section, by its number in the index. The bytes live until another one is read.
+    ///
+    /// # Errors
+    /// [`FormatError`]; offsets count from the start of the part.
+    ///
+    /// # Panics
+    /// If there is no such section or block: a caller bug.
+    pub fn block(&mut self, section: usize, number: usize) -> Result<EntryBlock<'_>, FormatError> {
+        let index = self.sections[section].blocks[number];
+        self.read_block(section, index).map_err(|error| error.moved_by(index.offset))?;
+        Ok(EntryBlock {
+            first_group: index.first_group,
+            last_group: index.last_group,
+            entries: index.entries,
+            bytes: &self.block[FRAME_BYTES + PREFIX_BYTES..],
+            offset: index.offset + (FRAME_BYTES + PREFIX_BYTES) as u64,
+        })
+    }
+
     fn read_block(&mut self, section: usize, index: BlockIndex) -> Result<(), FormatError> {
         if self.position.take() != Some(index.offset) {
             self.reader.seek(SeekFrom::Start(index.offset))?;
@@ -120,19 +139,12 @@ impl<R: Read + Seek> Blocks<'_, R> {
     #[expect(clippy::should_implement_trait, reason = "an iterator could not lend its buffer")]
     pub fn next(&mut self) -> Result<Option<EntryBlock<'_>>, FormatError> {
         let blocks = &self.part.sections[self.section].blocks;
-        let Some(&index) = blocks.get(self.next) else { return Ok(None) };
+        let Some(index) = blocks.get(self.next) else { return Ok(None) };
         if index.first_group >= self.groups.end {
             return Ok(None);
         }
         self.next += 1;
-        self.part.read_block(self.section, index).map_err(|e| e.moved_by(index.offset))?;
-        Ok(Some(EntryBlock {
-            first_group: index.first_group,
-            last_group: index.last_group,
-            entries: index.entries,
-            bytes: &self.part.block[FRAME_BYTES + PREFIX_BYTES..],
-            offset: index.offset + (FRAME_BYTES + PREFIX_BYTES) as u64,
-        }))
+        self.part.block(self.section, self.next - 1).map(Some)
     }
 }
 

@@ -189,6 +189,12 @@ impl Shape {
         }
     }
 
+    /// Whether there is no shape in it.
+    #[must_use]
+    pub fn is_leaf(&self) -> bool {
+        self.inner().is_empty()
+    }
+
     /// Reads what [`Shape::encode`] made.
     ///
     /// # Errors
@@ -547,6 +553,17 @@ impl EntryShape {
         let mut bytes = self.key.encode();
         self.value.encode_into(&mut bytes);
         Some(xxh3_64(&bytes))
+    }
+}
+
+impl fmt::Display for EntryShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, value, expires } = self;
+        let until = if *expires { ", expires" } else { "" };
+        match **key {
+            Shape::Unit => write!(f, "{value}{until}"),
+            _ => write!(f, "{key} -> {value}{until}"),
+        }
     }
 }
 

@@ -265,7 +265,7 @@ fn samples_have_every_variant() {
     let names: Vec<_> = (0..4)
         .map(|number| match sample(&shape, number) {
             Some(Value::Seq(values)) => match &values[..] {
-                [Value::Variant(name, _)] => (*name).to_owned(),
+                [Value::Variant(_, name, _)] => (*name).to_owned(),
                 other => panic!("{other:?}"),
             },
             other => panic!("{other:?}"),

@@ -8,6 +8,8 @@ use serde::de::{
     Visitor,
 };
 
+use serde::ser::{Serialize, SerializeTuple, Serializer};
+
 use super::{Field, Shape};
 use crate::format::FormatError;
 
@@ -22,10 +24,14 @@ pub enum Value<'a> {
     Unit,
     /// A `bool`.
     Bool(bool),
-    /// A signed number.
-    Int(i128),
-    /// A number without a sign.
-    Uint(u128),
+    /// A signed number of up to 64 bits.
+    Int(i64),
+    /// A number of up to 64 bits without a sign.
+    Uint(u64),
+    /// A signed number of 128 bits.
+    Int128(i128),
+    /// A number of 128 bits without a sign.
+    Uint128(u128),
     /// An `f32`.
     F32(f32),
     /// An `f64`.
@@ -40,14 +46,16 @@ pub enum Value<'a> {
     None,
     /// A value, where there could be none.
     Some(Box<Value<'a>>),
-    /// A sequence, or a tuple.
+    /// A sequence.
     Seq(Vec<Value<'a>>),
+    /// A tuple.
+    Tuple(Vec<Value<'a>>),
     /// Keys with values, in the order of the bytes.
     Map(Vec<(Value<'a>, Value<'a>)>),
     /// Fields with their names.
     Struct(Vec<(&'a str, Value<'a>)>),
-    /// A variant's name, and what it holds.
-    Variant(&'a str, Box<Value<'a>>),
+    /// A variant's number and name, and what it holds.
+    Variant(u32, &'a str, Box<Value<'a>>),
 }
 
 /// Reads a value of this shape from the start of `bytes`, and returns what is behind it.
@@ -92,13 +100,13 @@ impl<'a> Decoder<'a> {
             Shape::I8 => Value::Int(self.leaf::<i8>()?.into()),
             Shape::I16 => Value::Int(self.leaf::<i16>()?.into()),
             Shape::I32 => Value::Int(self.leaf::<i32>()?.into()),
-            Shape::I64 => Value::Int(self.leaf::<i64>()?.into()),
-            Shape::I128 => Value::Int(self.leaf()?),
+            Shape::I64 => Value::Int(self.leaf()?),
+            Shape::I128 => Value::Int128(self.leaf()?),
             Shape::U8 => Value::Uint(self.leaf::<u8>()?.into()),
             Shape::U16 => Value::Uint(self.leaf::<u16>()?.into()),
             Shape::U32 => Value::Uint(self.leaf::<u32>()?.into()),
-            Shape::U64 => Value::Uint(self.leaf::<u64>()?.into()),
-            Shape::U128 => Value::Uint(self.leaf()?),
+            Shape::U64 => Value::Uint(self.leaf()?),
+            Shape::U128 => Value::Uint128(self.leaf()?),
             Shape::F32 => Value::F32(self.leaf()?),
             Shape::F64 => Value::F64(self.leaf()?),
             Shape::Char => Value::Char(self.leaf()?),
@@ -149,7 +157,7 @@ impl<'a> Decoder<'a> {
                 }
                 Value::Map(entries)
             }
-            Shape::Tuple(elements) => Value::Seq(
+            Shape::Tuple(elements) => Value::Tuple(
                 elements.iter().map(|shape| self.value(shape)).collect::<Result<_, _>>()?,
             ),
             Shape::Struct(fields) => {
@@ -164,7 +172,7 @@ impl<'a> Decoder<'a> {
                 let Some(Field { name, shape }) = variants.get(index as usize) else {
                     return Err(format!("there is no variant {index}"));
                 };
-                Value::Variant(name, Box::new(self.value(shape)?))
+                Value::Variant(index, name, Box::new(self.value(shape)?))
             }
             _ => return Err("this is no composite".to_owned()),
         })
@@ -207,8 +215,10 @@ fn sample_in<'a>(
         Shape::Opaque => return None,
         Shape::Unit => Value::Unit,
         Shape::Bool => Value::Bool(false),
-        Shape::I8 | Shape::I16 | Shape::I32 | Shape::I64 | Shape::I128 => Value::Int(1),
-        Shape::U8 | Shape::U16 | Shape::U32 | Shape::U64 | Shape::U128 => Value::Uint(1),
+        Shape::I8 | Shape::I16 | Shape::I32 | Shape::I64 => Value::Int(1),
+        Shape::I128 => Value::Int128(1),
+        Shape::U8 | Shape::U16 | Shape::U32 | Shape::U64 => Value::Uint(1),
+        Shape::U128 => Value::Uint128(1),
         Shape::F32 => Value::F32(1.0),
         Shape::F64 => Value::F64(1.0),
         Shape::Char => Value::Char('a'),
@@ -220,9 +230,9 @@ fn sample_in<'a>(
         Shape::Seq(element) => Value::Seq(vec![inner(element, shape)?]),
         Shape::Map(..) if is_least => Value::Map(Vec::new()),
         Shape::Map(key, value) => Value::Map(vec![(inner(key, shape)?, inner(value, shape)?)]),
-        Shape::Tuple(elements) => {
-            Value::Seq(elements.iter().map(|element| inner(element, shape)).collect::<Option<_>>()?)
-        }
+        Shape::Tuple(elements) => Value::Tuple(
+            elements.iter().map(|element| inner(element, shape)).collect::<Option<_>>()?,
+        ),
         Shape::Struct(fields) => {
             let field = |field: &'a Field| Some((field.name.as_str(), inner(&field.shape, shape)?));
             Value::Struct(fields.iter().map(field).collect::<Option<_>>()?)
@@ -230,14 +240,14 @@ fn sample_in<'a>(
         Shape::Enum(variants) => {
             let first = number % variants.len().max(1);
             // One that does not end is passed over where another will do.
-            let mut order = (0..variants.len()).map(|at| &variants[(first + at) % variants.len()]);
+            let mut order = (0..variants.len()).map(|at| (first + at) % variants.len());
             let all = if is_least { variants.len() } else { 1 };
-            let mut found = order
-                .by_ref()
-                .take(all)
-                .filter_map(|variant| Some((variant.name.as_str(), inner(&variant.shape, shape)?)));
-            let (name, value) = found.next()?;
-            Value::Variant(name, Box::new(value))
+            let mut found = order.by_ref().take(all).filter_map(|at| {
+                let variant = &variants[at];
+                let value = Box::new(inner(&variant.shape, shape)?);
+                Some(Value::Variant(at as u32, &variant.name, value))
+            });
+            found.next()?
         }
         Shape::Up(levels) => {
             let at = above.len().checked_sub(1 + *levels as usize)?;
@@ -267,6 +277,42 @@ impl de::Error for Misfit {
     }
 }
 
+/// Makes the calls that the type itself makes, as far as the stable hash of keys goes.
+impl Serialize for Value<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Unit => serializer.serialize_unit(),
+            Self::Bool(value) => serializer.serialize_bool(*value),
+            Self::Int(value) => serializer.serialize_i64(*value),
+            Self::Uint(value) => serializer.serialize_u64(*value),
+            Self::Int128(value) => serializer.serialize_i128(*value),
+            Self::Uint128(value) => serializer.serialize_u128(*value),
+            Self::F32(value) => serializer.serialize_f32(*value),
+            Self::F64(value) => serializer.serialize_f64(*value),
+            Self::Char(value) => serializer.serialize_char(*value),
+            Self::Str(value) => serializer.serialize_str(value),
+            Self::Bytes(value) => serializer.serialize_bytes(value),
+            Self::None => serializer.serialize_none(),
+            Self::Some(value) => serializer.serialize_some(value),
+            Self::Seq(values) => serializer.collect_seq(values),
+            Self::Map(entries) => serializer.collect_map(entries.iter().map(|(k, v)| (k, v))),
+            Self::Tuple(values) => {
+                let mut tuple = serializer.serialize_tuple(values.len())?;
+                values.iter().try_for_each(|value| tuple.serialize_element(value))?;
+                tuple.end()
+            }
+            Self::Struct(fields) => {
+                let mut tuple = serializer.serialize_tuple(fields.len())?;
+                fields.iter().try_for_each(|(_, value)| tuple.serialize_element(value))?;
+                tuple.end()
+            }
+            Self::Variant(index, _, value) => {
+                serializer.serialize_newtype_variant("", *index, "", value)
+            }
+        }
+    }
+}
+
 impl<'de> de::Deserializer<'de> for Value<'de> {
     type Error = Misfit;
 
@@ -278,14 +324,10 @@ impl<'de> de::Deserializer<'de> for Value<'de> {
         match self {
             Self::Unit => visitor.visit_unit(),
             Self::Bool(value) => visitor.visit_bool(value),
-            Self::Int(value) => match i64::try_from(value) {
-                Ok(value) => visitor.visit_i64(value),
-                Err(_) => visitor.visit_i128(value),
-            },
-            Self::Uint(value) => match u64::try_from(value) {
-                Ok(value) => visitor.visit_u64(value),
-                Err(_) => visitor.visit_u128(value),
-            },
+            Self::Int(value) => visitor.visit_i64(value),
+            Self::Uint(value) => visitor.visit_u64(value),
+            Self::Int128(value) => visitor.visit_i128(value),
+            Self::Uint128(value) => visitor.visit_u128(value),
             Self::F32(value) => visitor.visit_f32(value),
             Self::F64(value) => visitor.visit_f64(value),
             Self::Char(value) => visitor.visit_char(value),
@@ -293,7 +335,9 @@ impl<'de> de::Deserializer<'de> for Value<'de> {
             Self::Bytes(value) => visitor.visit_borrowed_bytes(value),
             Self::None => visitor.visit_none(),
             Self::Some(value) => visitor.visit_some(*value),
-            Self::Seq(values) => visitor.visit_seq(Sequence(values.into_iter())),
+            Self::Seq(values) | Self::Tuple(values) => {
+                visitor.visit_seq(Sequence(values.into_iter()))
+            }
             Self::Map(entries) => {
                 visitor.visit_map(Entries { entries: entries.into_iter(), value: None })
             }
@@ -321,22 +365,8 @@ impl<'de> de::Deserializer<'de> for Value<'de> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_i128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
-        match self {
-            Self::Int(value) => visitor.visit_i128(value),
-            other => other.deserialize_any(visitor),
-        }
-    }
-
-    fn deserialize_u128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
-        match self {
-            Self::Uint(value) => visitor.visit_u128(value),
-            other => other.deserialize_any(visitor),
-        }
-    }
-
     serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf unit
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
         unit_struct seq tuple tuple_struct map struct enum identifier ignored_any
     }
 }
@@ -407,7 +437,7 @@ impl<'de> EnumAccess<'de> for Value<'de> {
     type Variant = Self;
 
     fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, Self), Misfit> {
-        let Self::Variant(name, content) = self else {
+        let Self::Variant(_, name, content) = self else {
             return Err(de::Error::custom("this is no variant"));
         };
         Ok((seed.deserialize(BorrowedStrDeserializer::new(name))?, *content))
