@@ -6,6 +6,8 @@ use crate::format::{FormatError, SectionOutput};
 pub mod conformance;
 pub mod hash;
 pub mod heap;
+#[cfg(feature = "rocksdb")]
+pub mod rocks;
 
 /// Bounds of a key. Implemented for every type that has them.
 pub trait Key:
@@ -67,13 +69,20 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
 
     /// Looks at the next `entries` entries, from where the last sweep ended, and removes those that are `expired`. Returns
     /// their number. Sweeps that together look at twice as many entries as there are have looked at each that was there
-    /// all along, unless a snapshot was being written: what it shares is passed over.
+    /// all along, unless a snapshot was being written: what it shares is passed over. A backend that cleans up in its own
+    /// time passes over what is not in memory; see [`ValueTable::expired_until`].
     fn sweep(
         &mut self,
         position: &mut SweepPosition,
         entries: usize,
         expired: impl FnMut(&V) -> bool,
     ) -> usize;
+
+    /// Values have expired that were last updated at `written` or earlier: a backend that cleans up in its own time may drop
+    /// them. Only of tables whose values begin with the time of their last update. Units: milliseconds since 1970.
+    fn expired_until(&mut self, written: i64) {
+        _ = written;
+    }
 
     /// Adds the `entries` entries that `bytes` holds, as [`Frozen::write`] wrote them, whose key group is in
     /// `groups`. Entries of other key groups are decoded and dropped.
@@ -118,6 +127,16 @@ pub trait StateBackend {
 
     /// Makes an empty table for one state of one operator on one worker.
     fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16) -> Self::Table<K, V>;
+
+    /// Makes the table of the state `name` of an operator. A backend that keeps state by its name may have some already.
+    fn named_table<K: Key, V: StateValue>(
+        &self,
+        name: &str,
+        max_parallelism: u16,
+    ) -> Self::Table<K, V> {
+        _ = name;
+        self.value_table(max_parallelism)
+    }
 }
 
 /// The backend of a job: one of those it was compiled with.

@@ -32,7 +32,7 @@
 //! Fagin, Nievergelt, Pippenger, Strong 1979, extendible hashing.
 
 mod frozen;
-mod page;
+pub(super) mod page;
 mod table;
 
 pub use table::Table;

@@ -1,0 +1,245 @@
+//! Tests of the backend by itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Budget, Instance, Profile, Setup, Table};
+use crate::format::{FormatError, SectionOutput};
+use crate::ids::KeyGroup;
+use crate::protocol::key_groups::key_group;
+use crate::state::hash::stable_hash;
+use crate::state::{Key, StateBackend, StateValue, ValueTable, conformance};
+
+/// A backend whose every table has an instance of its own.
+struct Apart {
+    root: tempfile::TempDir,
+    budget: Arc<Budget>,
+    small_bytes: usize,
+    instances: AtomicU64,
+}
+
+impl Apart {
+    fn new(budget_bytes: usize, small_bytes: usize) -> Self {
+        Self {
+            root: tempfile::tempdir().unwrap(),
+            budget: Budget::new(budget_bytes),
+            small_bytes,
+            instances: AtomicU64::new(0),
+        }
+    }
+
+    fn instance(&self) -> Instance {
+        let number = self.instances.fetch_add(1, Ordering::Relaxed);
+        let directory = self.root.path().join(number.to_string());
+        let mut setup = Setup::new(directory, Arc::clone(&self.budget), Profile::LowMemory);
+        setup.small_bytes = self.small_bytes;
+        Instance::new(setup)
+    }
+}
+
+impl StateBackend for Apart {
+    type Table<K: Key, V: StateValue> = Table<K, V>;
+
+    fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16) -> Table<K, V> {
+        self.instance().value_table(max_parallelism)
+    }
+}
+
+#[test]
+fn the_backend_conforms_while_all_is_in_memory() {
+    conformance::suite(&Apart::new(64 << 20, usize::MAX));
+}
+
+#[test]
+fn the_backend_conforms_when_every_snapshot_is_made_of_files() {
+    let backend = Apart::new(64 << 20, 0);
+    for (seed, groups) in (20..).zip([1, 128, 32_768]) {
+        conformance::operations_and_snapshots_agree_with_a_model::<_, u64>(&backend, groups, seed);
+        conformance::restoring_gives_each_owner_exactly_its_keys::<_, String>(
+            &backend, groups, seed,
+        );
+    }
+    conformance::sweeps_remove_what_has_expired_and_nothing_else::<_, u64>(&backend, 24);
+    conformance::values_are_restored_as_what_they_are_converted_to::<_, String>(&backend, 25);
+    conformance::damaged_blocks_are_refused::<_, u64>(&backend);
+}
+
+#[test]
+fn the_backend_conforms_with_a_cache_that_is_much_too_small() {
+    let backend = Apart::new(0, 0);
+    for (seed, groups) in (30..).zip([13, 128, 32_768]) {
+        conformance::operations_and_snapshots_agree_with_a_model::<_, u64>(&backend, groups, seed);
+        conformance::operations_and_snapshots_agree_with_a_model::<_, String>(
+            &backend, groups, seed,
+        );
+        conformance::restoring_gives_each_owner_exactly_its_keys::<_, u64>(&backend, groups, seed);
+    }
+    conformance::values_are_restored_as_what_they_are_converted_to::<_, u64>(&backend, 35);
+}
+
+/// The entries of a section, and their key groups.
+#[derive(Default)]
+struct Entries(Vec<(KeyGroup, Vec<u8>)>);
+
+impl SectionOutput for Entries {
+    fn entry(
+        &mut self,
+        group: KeyGroup,
+        fill: &mut dyn FnMut(&mut Vec<u8>) -> Result<(), FormatError>,
+    ) -> Result<(), FormatError> {
+        let mut bytes = Vec::new();
+        fill(&mut bytes)?;
+        self.0.push((group, bytes));
+        Ok(())
+    }
+}
+
+fn content(table: &mut Table<u64, u64>) -> BTreeMap<u64, u64> {
+    let mut entries = Entries::default();
+    table.freeze().write(&mut entries).unwrap();
+    entries.0.iter().map(|(_, bytes)| postcard::from_bytes::<(u64, u64)>(bytes).unwrap()).collect()
+}
+
+fn add(table: &mut Table<u64, u64>, keys: std::ops::Range<u64>, value: u64) {
+    for key in keys {
+        table.insert(stable_hash(&key), &key, value);
+    }
+}
+
+#[test]
+fn state_many_times_the_budget_stays_within_it() {
+    let backend = Apart::new(2 << 20, 0);
+    let instance = backend.instance();
+    let mut table: Table<u64, u64> = instance.named_table("counts", 128);
+    let keys = 400_000;
+    let mut most = 0;
+    for round in 0..2 {
+        for key in 0..keys {
+            let value = table.get_or_insert_with(stable_hash(&key), &key, &mut || 0);
+            assert_eq!(*value, round * (key + 1));
+            *value += key + 1;
+            if key % 1_000 == 0 {
+                most = most.max(backend.budget.used_bytes());
+            }
+            if key % 100_000 == 0 {
+                drop(table.freeze());
+            }
+        }
+    }
+    assert_eq!(table.len(), keys as usize);
+    let budget = backend.budget.total_bytes();
+    assert!(most > budget / 2, "only {most} of {budget} were used: the test says nothing");
+    assert!(most <= budget / 100 * 115, "{most} were used of {budget}");
+    assert!(instance.counters().written.load(Ordering::Relaxed) >= keys);
+}
+
+#[test]
+fn large_values_count_in_the_budget() {
+    let backend = Apart::new(8 << 20, 0);
+    let instance = backend.instance();
+    let mut table: Table<u64, Vec<u64>> = instance.named_table("lists", 128);
+    // Small numbers: a byte each when written, eight in memory.
+    let mut held = 0;
+    for step in 0..4_000_u64 {
+        let list = table.get_or_insert_with(stable_hash(&step), &step, &mut Vec::new);
+        list.extend(0..1_000);
+        let used = backend.budget.decoded_used();
+        held = held.max(used);
+    }
+    assert!(held > 2 << 20, "{held}: the test says nothing");
+    assert!(held <= 4 << 20, "{held} bytes of decoded values");
+    let in_memory = table.bytes_in_memory();
+    assert!(in_memory <= 5 << 20, "{in_memory} bytes are really there");
+}
+
+#[test]
+fn a_hot_key_is_neither_decoded_nor_encoded_again() {
+    let backend = Apart::new(1 << 20, 0);
+    let instance = backend.instance();
+    let mut table: Table<u64, u64> = instance.named_table("counts", 128);
+    add(&mut table, 0..100_000, 1);
+    let looked_up = || instance.counters().looked_up.load(Ordering::Relaxed);
+    let before = looked_up();
+    for key in 0..50_000_u64 {
+        // One cold key to a hot one.
+        table.get(stable_hash(&key), &key);
+        let hot = 7_000_000 + key % 50;
+        *table.get_or_insert_with(stable_hash(&hot), &hot, &mut || 0) += 1;
+    }
+    let hot = looked_up() - before - 50_000;
+    assert!(hot < 2_000, "hot keys were looked up {hot} times");
+    drop(table.freeze());
+    assert!(instance.counters().hits.load(Ordering::Relaxed) > 45_000);
+}
+
+#[test]
+fn what_has_expired_goes_when_files_are_compacted() {
+    let backend = Apart::new(1 << 20, 0);
+    let instance = backend.instance();
+    let mut table: Table<u64, u64> = instance.named_table("counts", 128);
+    // As a state with a time to live is stored: the time, and then the value.
+    let mut with_time: Table<u64, (i64, u64)> = instance.named_table("timed", 128);
+    add(&mut table, 0..1_000, 1);
+    for key in 0..1_000_u64 {
+        with_time.insert(stable_hash(&key), &key, (key as i64, 0));
+    }
+    drop(with_time.freeze());
+    instance.begin_snapshot();
+    drop((table.freeze(), with_time.freeze()));
+    instance.end_snapshot().local().unwrap().expect("files were made");
+    with_time.expired_until(699);
+    let database = instance.core().database().unwrap();
+    for name in ["counts", "timed"] {
+        let family = database.cf_handle(name).unwrap();
+        database.compact_range_cf(&family, None::<&[u8]>, None::<&[u8]>);
+    }
+    let mut entries = Entries::default();
+    with_time.freeze().write(&mut entries).unwrap();
+    assert_eq!(entries.0.len(), 300);
+    assert_eq!(content(&mut table).len(), 1_000);
+}
+
+#[test]
+fn tables_of_one_snapshot_are_frozen_together_and_the_worker_goes_on() {
+    let backend = Apart::new(1 << 20, 0);
+    let instance = backend.instance();
+    let mut counts: Table<u64, u64> = instance.named_table("counts", 128);
+    let mut sums: Table<u64, u64> = instance.named_table("sums", 128);
+    add(&mut counts, 0..30_000, 1);
+    add(&mut sums, 0..30_000, 10);
+    instance.begin_snapshot();
+    let frozen = [counts.freeze(), sums.freeze()];
+    let ticket = instance.end_snapshot();
+    add(&mut counts, 0..60_000, 2);
+    add(&mut sums, 0..60_000, 20);
+    let snapshot = ticket.local().unwrap().expect("files were made");
+    assert!(snapshot.files().iter().any(|file| file.name.ends_with(".sst")));
+    for (frozen, value) in frozen.into_iter().zip([1, 10]) {
+        let mut entries = Entries::default();
+        frozen.write(&mut entries).unwrap();
+        assert_eq!(entries.0.len(), 30_000);
+        assert!(entries.0.is_sorted_by_key(|(group, _)| *group));
+        for (group, bytes) in &entries.0 {
+            let (key, found) = postcard::from_bytes::<(u64, u64)>(bytes).unwrap();
+            assert_eq!(found, value);
+            assert_eq!(*group, key_group(stable_hash(&key), 128));
+        }
+    }
+    assert_eq!(content(&mut counts).values().filter(|value| **value == 2).count(), 60_000);
+}
+
+#[test]
+fn the_directory_is_removed_with_the_last_that_needs_it() {
+    let backend = Apart::new(1 << 20, 0);
+    let instance = backend.instance();
+    let mut table: Table<u64, u64> = instance.named_table("counts", 128);
+    add(&mut table, 0..10, 1);
+    instance.begin_snapshot();
+    drop(table.freeze());
+    let snapshot = instance.end_snapshot().local().unwrap().expect("files were made");
+    drop((table, instance));
+    assert!(snapshot.path().join("CURRENT").exists());
+    drop(snapshot);
+    assert_eq!(std::fs::read_dir(backend.root.path()).unwrap().count(), 0);
+}
