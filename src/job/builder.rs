@@ -16,7 +16,9 @@ use crate::runtime::channel::ChannelSpec;
 use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log};
 use crate::runtime::context::WorkerContext;
 use crate::runtime::event_time::EventTime;
-use crate::runtime::keyed::{Context, StateDeclaration, keyed, owned_groups, watermark_header};
+use crate::runtime::keyed::{
+    Context, OperatorState, StateDeclaration, keyed, owned_groups, watermark_header,
+};
 use crate::runtime::keyed_timers::{
     KeyTimers, TimedParts, Timer, TimerContext, keyed_with_timers, timer_headers,
 };
@@ -25,7 +27,7 @@ use crate::runtime::sink::{COMMIT_ATTEMPTS, SinkEnds, commit_delay, sink, transa
 use crate::runtime::source::{SourceStart, read_start, source, splits_header};
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
-use crate::state::{Backend, Key};
+use crate::state::Key;
 
 /// A job cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -320,7 +322,8 @@ impl<'scope> Job<'scope> {
         let taken = headers.iter().map(|header| header.state.clone());
         let taken = taken.chain([watermark]).collect();
         let tables = self.restored_tables(&name, &states, taken);
-        let mut timers = KeyTimers::new(&Backend::default(), self.context.config().max_parallelism);
+        let OperatorState { backend, tables } = tables;
+        let mut timers = KeyTimers::new(&backend, self.context.config().max_parallelism);
         let groups = owned_groups(&self.context);
         let [event_timers, processing_timers, event_header] = &headers;
         let pairs =
@@ -335,7 +338,7 @@ impl<'scope> Job<'scope> {
             }
         }
         let held_at = self.restored_events(event_header).into_iter().min().unwrap_or(i64::MAX);
-        let parts = TimedParts { states, tables, timers, shown, on_record, on_timer };
+        let parts = TimedParts { states, backend, tables, timers, shown, on_record, on_timer };
         let Stream { inner, job, origins, channel } = stream;
         let inner = keyed_with_timers(inner, origins.clone(), &self.context, &name, parts);
         let origins = origins.iter().map(|origin| origin.held_at(held_at)).collect();
@@ -365,9 +368,10 @@ impl<'scope> Job<'scope> {
         name: &Name,
         states: &S,
         mut seen: BTreeSet<Name>,
-    ) -> S::Tables {
+    ) -> OperatorState<S::Tables> {
         let max_parallelism = self.context.config().max_parallelism;
-        let mut tables = states.open(&Backend::default(), max_parallelism);
+        let backend = self.context.shared.backends.of_operator(self.context.index, name);
+        let mut tables = states.open(&backend, max_parallelism);
         if S::EXPIRES {
             S::set_now(&mut tables, self.context.unix_ms());
         }
@@ -396,7 +400,7 @@ impl<'scope> Job<'scope> {
                 self.error(error);
             }
         }
-        tables
+        OperatorState { backend, tables }
     }
 
     pub(crate) fn add_sink<S: Sink>(&self, stream: Stream<'scope, S::Record>, name: &str, mut to: S)

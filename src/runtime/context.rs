@@ -15,6 +15,7 @@ use crate::format::record::{CheckpointPhase, CheckpointWait};
 use crate::format::{FormatError, SectionHeader, SectionOutput, codec};
 use crate::ids::{Attempt, Epoch, KeyGroup, Lineage, Name};
 use crate::protocol::watermark::InstanceStatus;
+use crate::runtime::backend::Backends;
 use crate::runtime::board::Board;
 use crate::runtime::clock::Clock;
 use crate::runtime::control::Control;
@@ -44,6 +45,8 @@ pub(crate) struct AttemptShared {
     /// Whether snapshots are written at all: not if the job has neither a directory nor an interval.
     pub(crate) durable: bool,
     pub(crate) restored: Option<Restored>,
+    /// What keeps the state of operators.
+    pub(crate) backends: Backends,
     /// The dataflow is only built, to see what state it declares: sources and sinks touch nothing.
     pub(crate) planning: bool,
 }

@@ -31,7 +31,7 @@ use crate::runtime::scope_name;
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
 use crate::state::hash::stable_hash;
-use crate::state::{Frozen, Key};
+use crate::state::{Backend, Frozen, Key};
 
 /// What a processing function sees beside the record and the state: where output goes, and what time it is.
 #[derive(Debug)]
@@ -58,6 +58,12 @@ impl<O> Context<'_, O> {
 }
 
 pub(crate) type Session<'a, O> = OutputBuilderSession<'a, Time, NoopBuilder<Vec<O>>>;
+
+/// The tables of an operator on one worker, and what keeps them.
+pub(crate) struct OperatorState<T> {
+    pub(crate) backend: Backend,
+    pub(crate) tables: T,
+}
 
 /// The parts of the operator that a batch needs.
 struct Processor<K, V, S: States<K>, O, F>
@@ -123,7 +129,7 @@ pub(crate) fn keyed<'scope, K, V, S, O, F>(
     origins: Vec<Origin>,
     context: &Rc<WorkerContext>,
     name: &Name,
-    (states, tables, shown): (S, S::Tables, i64),
+    (states, tables, shown): (S, OperatorState<S::Tables>, i64),
     logic: F,
 ) -> Stream<'scope, Time, Vec<O>>
 where
@@ -142,6 +148,7 @@ where
     let mode = context.config().checkpoints.mode;
     let mut gate = Gate::new(mode, context.shared.first_epoch, origins);
     gate.resume_at(shown);
+    let OperatorState { backend, tables } = tables;
     let mut processor = Processor::<K, V, S, O, F> {
         tables,
         logic,
@@ -172,8 +179,9 @@ where
                 }
             });
             while gate.barrier_passed(&[frontier]) {
-                let mut contribution =
-                    freeze::<K, S>(&states, &mut processor.tables, &name, &context);
+                let mut contribution = backend.freeze_together(|| {
+                    freeze::<K, S>(&states, &mut processor.tables, &name, &context)
+                });
                 contribution.sections.extend(watermark_section(&name, gate.shown(), &context));
                 context.hand_in(gate.open(), participant, contribution);
                 gate.advance();

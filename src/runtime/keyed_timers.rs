@@ -161,8 +161,11 @@ impl Moment {
     }
 }
 
+const EVENT_TIMERS: &str = "event-timers";
+const PROCESSING_TIMERS: &str = "processing-timers";
+
 /// The timers of an operator.
-pub(crate) struct KeyTimers<K> {
+pub(crate) struct KeyTimers<K: Key> {
     pub(crate) event: Timers<K>,
     pub(crate) processing: Timers<K>,
 }
@@ -170,8 +173,8 @@ pub(crate) struct KeyTimers<K> {
 impl<K: Key> KeyTimers<K> {
     pub(crate) fn new(backend: &Backend, max_parallelism: u16) -> Self {
         Self {
-            event: Timers::new(backend, max_parallelism),
-            processing: Timers::new(backend, max_parallelism),
+            event: Timers::new(backend, EVENT_TIMERS, max_parallelism),
+            processing: Timers::new(backend, PROCESSING_TIMERS, max_parallelism),
         }
     }
 
@@ -218,8 +221,8 @@ pub(crate) fn timer_headers<K: Key>(operator: &Name) -> [SectionHeader; 3] {
     };
     let timers = || format!("{} -> timers", std::any::type_name::<K>());
     [
-        header("event-timers", SectionKind::EventTimers, timers()),
-        header("processing-timers", SectionKind::ProcessingTimers, timers()),
+        header(EVENT_TIMERS, SectionKind::EventTimers, timers()),
+        header(PROCESSING_TIMERS, SectionKind::ProcessingTimers, timers()),
         header("timers-event", SectionKind::EventTimers, "i64".to_owned()),
     ]
 }
@@ -246,6 +249,7 @@ impl AlarmControl for Alarm {
 /// What an operator with timers is made of: its state, restored already, and its functions.
 pub(crate) struct TimedParts<K: Key, S: States<K>, F, T> {
     pub(crate) states: S,
+    pub(crate) backend: Backend,
     pub(crate) tables: S::Tables,
     pub(crate) timers: KeyTimers<K>,
     /// What event time was shown before the restored snapshot.
@@ -379,16 +383,16 @@ where
             return Contribution::nothing();
         }
         let start = context.now();
-        let TimedParts { states, tables, timers, .. } = &mut self.parts;
-        let mut sections = frozen_sections::<K, S>(states, tables, operator);
+        let TimedParts { states, backend, tables, timers, .. } = &mut self.parts;
+        let (mut sections, timers) = backend.freeze_together(|| {
+            let sections = frozen_sections::<K, S>(states, tables, operator);
+            (sections, [timers.event.freeze(), timers.processing.freeze()])
+        });
+        let [event_timers, processing_timers] = timers.map(section_task);
         let event = self.held.as_ref().map(|held| held.time().event);
         let write_event =
             event.map_or_else(|| -> SectionTask { Box::new(|_| Ok(())) }, event_section);
-        let tasks = [
-            section_task(timers.event.freeze()),
-            section_task(timers.processing.freeze()),
-            write_event,
-        ];
+        let tasks = [event_timers, processing_timers, write_event];
         sections.extend(timer_headers::<K>(operator).into_iter().zip(tasks));
         Contribution::state(sections, context.now().saturating_sub(start))
     }

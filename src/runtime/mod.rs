@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 pub(crate) mod attempt;
+pub(crate) mod backend;
 pub(crate) mod batch;
 pub(crate) mod board;
 pub(crate) mod chain;

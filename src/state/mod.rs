@@ -143,11 +143,30 @@ pub trait StateBackend {
 ///
 /// An enum, and not a trait object, so that the path of a record is compiled as one piece: a virtual call
 /// costs as much as a lookup that hits the cache.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Backend {
     /// In memory.
     Heap(heap::HeapBackend),
+    /// In an instance of RocksDB.
+    #[cfg(feature = "rocksdb")]
+    Rocks(rocks::Instance),
+}
+
+impl Backend {
+    /// Runs `freeze`, which freezes all tables of this backend: they are one snapshot.
+    pub fn freeze_together<R>(&self, freeze: impl FnOnce() -> R) -> R {
+        match self {
+            Self::Heap(_) => freeze(),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(instance) => {
+                instance.begin_snapshot();
+                let frozen = freeze();
+                instance.end_snapshot();
+                frozen
+            }
+        }
+    }
 }
 
 impl Default for Backend {
@@ -162,21 +181,42 @@ impl StateBackend for Backend {
     fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16) -> BackendTable<K, V> {
         match self {
             Self::Heap(heap) => BackendTable::Heap(heap.value_table(max_parallelism)),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(instance) => BackendTable::Rocks(instance.value_table(max_parallelism)),
+        }
+    }
+
+    fn named_table<K: Key, V: StateValue>(
+        &self,
+        name: &str,
+        max_parallelism: u16,
+    ) -> BackendTable<K, V> {
+        match self {
+            Self::Heap(heap) => BackendTable::Heap(heap.named_table(name, max_parallelism)),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(instance) => {
+                BackendTable::Rocks(instance.named_table(name, max_parallelism))
+            }
         }
     }
 }
 
 /// A table of the job's [`Backend`].
 #[non_exhaustive]
-pub enum BackendTable<K, V> {
+pub enum BackendTable<K: Key, V: StateValue> {
     /// In memory.
     Heap(heap::Table<K, V>),
+    /// In RocksDB.
+    #[cfg(feature = "rocksdb")]
+    Rocks(rocks::Table<K, V>),
 }
 
-impl<K, V> std::fmt::Debug for BackendTable<K, V> {
+impl<K: Key, V: StateValue> std::fmt::Debug for BackendTable<K, V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Heap(_) => f.write_str("BackendTable::Heap"),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(_) => f.write_str("BackendTable::Rocks"),
         }
     }
 }
@@ -186,6 +226,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn prefetch(&self, hashes: &[u64]) {
         match self {
             Self::Heap(table) => table.prefetch(hashes),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.prefetch(hashes),
         }
     }
 
@@ -193,6 +235,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn get(&mut self, hash: u64, key: &K) -> Option<&V> {
         match self {
             Self::Heap(table) => table.get(hash, key),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.get(hash, key),
         }
     }
 
@@ -200,6 +244,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
         match self {
             Self::Heap(table) => table.get_mut(hash, key),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.get_mut(hash, key),
         }
     }
 
@@ -207,6 +253,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn get_or_insert_with(&mut self, hash: u64, key: &K, value: &mut dyn FnMut() -> V) -> &mut V {
         match self {
             Self::Heap(table) => table.get_or_insert_with(hash, key, value),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.get_or_insert_with(hash, key, value),
         }
     }
 
@@ -214,6 +262,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn insert(&mut self, hash: u64, key: &K, value: V) -> Option<V> {
         match self {
             Self::Heap(table) => table.insert(hash, key, value),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.insert(hash, key, value),
         }
     }
 
@@ -221,18 +271,24 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
         match self {
             Self::Heap(table) => table.remove(hash, key),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.remove(hash, key),
         }
     }
 
     fn len(&self) -> usize {
         match self {
             Self::Heap(table) => table.len(),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.len(),
         }
     }
 
     fn freeze(&mut self) -> Box<dyn Frozen> {
         match self {
             Self::Heap(table) => table.freeze(),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.freeze(),
         }
     }
 
@@ -244,6 +300,16 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     ) -> usize {
         match self {
             Self::Heap(table) => table.sweep(position, entries, expired),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.sweep(position, entries, expired),
+        }
+    }
+
+    fn expired_until(&mut self, written: i64) {
+        match self {
+            Self::Heap(table) => table.expired_until(written),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.expired_until(written),
         }
     }
 
@@ -256,6 +322,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     ) -> Result<(), FormatError> {
         match self {
             Self::Heap(table) => table.restore_block_as(groups, entries, bytes, convert),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.restore_block_as(groups, entries, bytes, convert),
         }
     }
 }

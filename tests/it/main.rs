@@ -13,6 +13,8 @@ mod flow;
 mod lifecycle;
 mod operators;
 mod restore;
+#[cfg(feature = "rocksdb")]
+mod rocks;
 mod savepoints;
 mod state_kinds;
 mod storage_faults;

@@ -4,12 +4,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rocksdb::{ColumnFamilyDescriptor, IteratorMode, ReadOptions};
-
 use super::cache::{SharedPage, lock};
 use super::error::RocksError;
-use super::instance::{Column, Core, Database, Made, Rows, TakeRow, Ticket};
-use super::options;
+use super::instance::{Column, Core, Made, Rows, TakeRow, Ticket};
+use super::restore::Reader;
 use super::table::encode_key;
 use crate::format::{FormatError, SectionOutput, codec};
 use crate::ids::KeyGroup;
@@ -145,28 +143,15 @@ fn write_column(
     name: &str,
     out: &mut dyn SectionOutput,
 ) -> Result<(), FormatError> {
-    let database = open_to_read(core, path)?;
-    let Some(family) = database.cf_handle(name) else { return Ok(()) };
-    let mut reading = ReadOptions::default();
-    reading.fill_cache(false);
-    reading.set_readahead_size(2 << 20);
-    for row in database.iterator_cf_opt(&family, reading, IteratorMode::Start) {
-        let (key, value) = row.map_err(RocksError::database(path, "read a snapshot"))?;
-        write_row(&key, &value, out)?;
-    }
-    Ok(())
-}
-
-/// Opens files that nobody writes to.
-pub(super) fn open_to_read(core: &Core, path: &Path) -> Result<Database, RocksError> {
-    let (profile, budget) = (core.setup.profile, &core.setup.budget);
-    let database = options::database(profile, budget);
-    let failed = RocksError::database;
-    let families =
-        Database::list_cf(&database, path).map_err(failed(path, "list the column families"))?;
-    let families = families
-        .into_iter()
-        .map(|name| ColumnFamilyDescriptor::new(name, options::column(profile, budget)));
-    Database::open_cf_descriptors_read_only(&database, path, families, false)
-        .map_err(RocksError::database(path, "open a snapshot"))
+    let reader = Reader::open(path, core.setup.profile, &core.setup.budget)?;
+    // What `out` says is not to be wrapped.
+    let mut failed = None;
+    reader
+        .rows(name, 0..u16::MAX, &mut |key, value| {
+            write_row(key, value, out).map_err(|error| {
+                failed = Some(error);
+                RocksError::Before("the rows could not be written".to_owned())
+            })
+        })
+        .map_err(|error| failed.unwrap_or_else(|| error.into()))
 }

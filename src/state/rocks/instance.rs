@@ -143,7 +143,7 @@ pub struct InstanceCounters {
 }
 
 impl Core {
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.setup.directory.join("db")
     }
 
@@ -175,10 +175,20 @@ impl Core {
             .map_err(RocksError::database(&path, "open the database"))
     }
 
-    fn column_options(&self, column: &Arc<Column>) -> Options {
+    pub(super) fn column_options(&self, column: &Arc<Column>) -> Options {
         let mut options = options::column(self.setup.profile, &self.setup.budget);
         options.set_compaction_filter_factory(ExpiryFactory(Arc::clone(column)));
         options
+    }
+
+    /// The database, if it is open.
+    pub(super) fn opened(&self) -> Option<&Database> {
+        self.database.get().and_then(|opened| opened.as_ref().ok())
+    }
+
+    /// All that is known.
+    pub(super) fn columns(&self) -> Vec<Arc<Column>> {
+        lock(&self.columns).values().cloned().collect()
     }
 
     pub(super) fn column(&self, name: &str) -> Arc<Column> {

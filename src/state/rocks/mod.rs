@@ -22,6 +22,11 @@
 //!
 //! An instance that was never opened and is small makes no files: its entries are written as the heap backend writes them.
 //!
+//! # Rescaling
+//! A worker takes over the files of the instance that has most of its key groups, and deletes the others' as ranges; of
+//! other instances it copies the rows of its key groups, which are one range in each column family, into files that
+//! RocksDB takes in as they are. So files are not rewritten as a whole.
+//!
 //! # Source
 //! The layout of rows and the choice of the fullest instance at a rescale: Apache Flink.
 
@@ -31,6 +36,7 @@ mod error;
 mod frozen;
 mod instance;
 mod options;
+mod restore;
 mod table;
 mod weigh;
 
@@ -38,6 +44,7 @@ pub use budget::Budget;
 pub use error::RocksError;
 pub use instance::{Instance, InstanceCounters, LocalFile, LocalSnapshot, Setup, Ticket};
 pub use options::Profile;
+pub use restore::{Reader, Source};
 pub use table::Table;
 
 use super::{Key, StateBackend, StateValue};

@@ -288,6 +288,11 @@ impl<K: Key, V: StateValue> Table<K, V> {
         Ok(rest)
     }
 
+    #[cfg(test)]
+    pub(super) fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
     /// What pages, keys and values take, each of them weighed. Units: bytes.
     #[cfg(test)]
     pub(super) fn bytes_in_memory(&mut self) -> usize {

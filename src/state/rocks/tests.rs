@@ -1,13 +1,14 @@
 //! Tests of the backend by itself.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Budget, Instance, Profile, Setup, Table};
+use super::{Budget, Instance, LocalFile, Profile, Setup, Source, Table};
 use crate::format::{FormatError, SectionOutput};
 use crate::ids::KeyGroup;
-use crate::protocol::key_groups::key_group;
+use crate::protocol::key_groups::{key_group, key_groups};
 use crate::state::hash::stable_hash;
 use crate::state::{Key, StateBackend, StateValue, ValueTable, conformance};
 
@@ -227,6 +228,125 @@ fn tables_of_one_snapshot_are_frozen_together_and_the_worker_goes_on() {
         }
     }
     assert_eq!(content(&mut counts).values().filter(|value| **value == 2).count(), 60_000);
+}
+
+/// Freezes a table and copies the files of the snapshot, as storage would give them back.
+fn source(backend: &Apart, table: &mut Table<u64, u64>, groups: Range<u16>) -> Source {
+    let instance = table.instance().clone();
+    instance.begin_snapshot();
+    drop(table.freeze());
+    let snapshot = instance.end_snapshot().local().unwrap().expect("files were made");
+    let number = backend.instances.fetch_add(1, Ordering::Relaxed);
+    let directory = backend.root.path().join(format!("copy-{number}"));
+    std::fs::create_dir(&directory).unwrap();
+    for LocalFile { name, bytes } in snapshot.files() {
+        let copied = std::fs::copy(snapshot.path().join(name), directory.join(name)).unwrap();
+        assert_eq!(copied, *bytes);
+    }
+    Source { directory, groups }
+}
+
+#[test]
+fn files_are_taken_over_at_any_parallelism() {
+    for max_parallelism in [13, 128, 32_768] {
+        let backend = Apart::new(1 << 20, 0);
+        let keys = 5_000;
+        let fill = |parallelism: usize| -> Vec<Source> {
+            let filled = (0..parallelism).map(|worker| {
+                let groups = key_groups(max_parallelism, parallelism, worker);
+                let mut table: Table<u64, u64> =
+                    backend.instance().named_table("counts", max_parallelism);
+                for key in 0..keys {
+                    let hash = stable_hash(&key);
+                    if groups.contains(&key_group(hash, max_parallelism).0) {
+                        table.insert(hash, &key, key + 1);
+                        // Some rows are deleted in a later file.
+                        if key % 7 == 0 {
+                            drop(table.freeze());
+                            table.remove(hash, &key);
+                        }
+                    }
+                    if key == 20 {
+                        break;
+                    }
+                }
+                for key in 21..keys {
+                    let hash = stable_hash(&key);
+                    if groups.contains(&key_group(hash, max_parallelism).0) {
+                        table.insert(hash, &key, key + 1);
+                    }
+                }
+                source(&backend, &mut table, groups)
+            });
+            filled.collect()
+        };
+        for (from, to) in [(1, 1), (1, 3), (4, 1), (3, 8), (8, 5)] {
+            let mut all = BTreeMap::new();
+            for worker in 0..to {
+                let groups = key_groups(max_parallelism, to, worker);
+                let mut sources = fill(from);
+                sources.retain(|source| {
+                    source.groups.start < groups.end && groups.start < source.groups.end
+                });
+                let fullest = Source::fullest(sources.iter().map(|s| &s.groups), &groups);
+                sources.swap(0, fullest.expect("somebody has its key groups"));
+                let instance = backend.instance();
+                instance.take_over(&sources, &groups).unwrap();
+                let mut table: Table<u64, u64> = instance.named_table("counts", max_parallelism);
+                for key in 0..keys {
+                    let hash = stable_hash(&key);
+                    let ours = groups.contains(&key_group(hash, max_parallelism).0);
+                    let there = ours && (key > 20 || key % 7 > 0);
+                    let expected = there.then_some(key + 1);
+                    assert_eq!(table.get(hash, &key).copied(), expected, "{key} {from}->{to}");
+                }
+                let part = content(&mut table);
+                assert!(part.keys().all(|key| {
+                    groups.contains(&key_group(stable_hash(key), max_parallelism).0)
+                }));
+                all.extend(part);
+            }
+            assert_eq!(all.len() as u64, keys - 3, "{from}->{to}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_or_cut_file_is_refused_by_its_name() {
+    let backend = Apart::new(1 << 20, 0);
+    let mut table: Table<u64, u64> = backend.instance().named_table("counts", 128);
+    add(&mut table, 0..1_000, 1);
+    for cut in [false, true] {
+        let source = source(&backend, &mut table, 0..128);
+        let file = std::fs::read_dir(&source.directory).unwrap();
+        let mut names = file.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let name = names.find(|name| name.ends_with(".sst")).unwrap();
+        let path = source.directory.join(&name);
+        if cut {
+            let bytes = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        } else {
+            std::fs::remove_file(&path).unwrap();
+        }
+        let refused = backend.instance().take_over(&[source], &(0..128)).unwrap_err().text();
+        assert!(refused.contains(&name), "{refused}");
+    }
+}
+
+#[test]
+fn column_families_of_states_that_are_gone_are_dropped() {
+    let backend = Apart::new(1 << 20, 0);
+    let mut table: Table<u64, u64> = backend.instance().named_table("counts", 128);
+    add(&mut table, 0..1_000, 1);
+    let files = source(&backend, &mut table, 0..128);
+    let instance = backend.instance();
+    instance.take_over(&[files], &(0..128)).unwrap();
+    instance.keep_only(&["other"]).unwrap();
+    let mut other: Table<u64, u64> = instance.named_table("other", 128);
+    add(&mut other, 0..10, 2);
+    assert_eq!(content(&mut other).len(), 10);
+    let mut counts: Table<u64, u64> = instance.named_table("counts", 128);
+    assert_eq!(content(&mut counts).len(), 0);
 }
 
 #[test]
