@@ -32,7 +32,7 @@
 //! Fagin, Nievergelt, Pippenger, Strong 1979, extendible hashing.
 
 mod frozen;
-pub(super) mod page;
+mod page;
 mod table;
 
 pub use table::Table;

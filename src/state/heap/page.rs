@@ -3,10 +3,10 @@
 /// One key and its value. The hash comes first in memory, for `Page::candidate`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(in crate::state) struct Entry<K, V> {
-    pub(in crate::state) hash: u64,
-    pub(in crate::state) key: K,
-    pub(in crate::state) value: V,
+pub(super) struct Entry<K, V> {
+    pub(super) hash: u64,
+    pub(super) key: K,
+    pub(super) value: V,
 }
 
 /// The entries whose hashes start with one prefix of `depth` bits.
@@ -17,7 +17,7 @@ pub(in crate::state) struct Entry<K, V> {
 ///
 /// A page holds at most [`Page::CAPACITY`] entries unless the table cannot split it (see
 /// `Table::make_room`). Those beyond are not in the index but found by scanning.
-pub(in crate::state) struct Page<K, V> {
+pub(super) struct Page<K, V> {
     entries: Vec<Entry<K, V>>,
     index: Box<[u16]>,
     depth: u8,
@@ -49,7 +49,7 @@ impl<K, V> Page<K, V> {
     /// A page is copied when it is first touched after a freeze, so a copy is kept to about 16 KiB,
     /// and to fewer entries where each is cloned by itself (the measurements are in
     /// `benches/plumbing.rs`).
-    pub(in crate::state) const CAPACITY: usize = {
+    pub(super) const CAPACITY: usize = {
         let mut capacity = if std::mem::needs_drop::<Entry<K, V>>() { 128 } else { 512 };
         while capacity > 32 && capacity * size_of::<Entry<K, V>>() > 16 * 1024 {
             capacity /= 2;
@@ -58,7 +58,7 @@ impl<K, V> Page<K, V> {
     };
 
     /// An empty page for the hashes with one prefix of `depth` bits.
-    pub(in crate::state) fn new(depth: u8) -> Self {
+    pub(super) fn new(depth: u8) -> Self {
         Self {
             entries: Vec::new(),
             index: vec![0; SLOTS_PER_ENTRY * Self::CAPACITY].into_boxed_slice(),
@@ -68,40 +68,40 @@ impl<K, V> Page<K, V> {
 
     /// A stand-in that owns no memory, for while a page is being moved. It must not be used as a
     /// page.
-    pub(in crate::state) fn hollow() -> Self {
+    pub(super) fn hollow() -> Self {
         Self { entries: Vec::new(), index: Box::default(), depth: 0 }
     }
 
     /// How many leading bits the hashes of this page have in common.
-    pub(in crate::state) fn depth(&self) -> u8 {
+    pub(super) fn depth(&self) -> u8 {
         self.depth
     }
 
-    pub(in crate::state) fn entries(&self) -> &[Entry<K, V>] {
+    pub(super) fn entries(&self) -> &[Entry<K, V>] {
         &self.entries
     }
 
     /// How many leading bits `hash` and all hashes in this page have in common.
-    pub(in crate::state) fn common_bits(&self, hash: u64) -> u32 {
+    pub(super) fn common_bits(&self, hash: u64) -> u32 {
         let differences = self.entries.iter().fold(0, |bits, entry| bits | (entry.hash ^ hash));
         differences.leading_zeros()
     }
 
     #[inline]
-    pub(in crate::state) fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.entries.len() >= Self::CAPACITY
     }
 
     /// The index slot where a search for `hash` begins. Only its address is computed.
     #[inline]
-    pub(in crate::state) fn home_slot(&self, hash: u64) -> &u16 {
+    pub(super) fn home_slot(&self, hash: u64) -> &u16 {
         &self.index[self.home(hash)]
     }
 
     /// The start of the entry that the index names first for `hash`, and of the one behind it: the
     /// two lines of the cache that the entry may be in. Only their addresses are computed.
     #[inline]
-    pub(in crate::state) fn candidate(&self, hash: u64) -> Option<[&u64; 2]> {
+    pub(super) fn candidate(&self, hash: u64) -> Option<[&u64; 2]> {
         let mask = self.index.len() - 1;
         let tag = tag(hash);
         let mut slot = self.home(hash);
@@ -121,7 +121,7 @@ impl<K, V> Page<K, V> {
 
     /// Adds an entry whose key is not here yet.
     #[inline]
-    pub(in crate::state) fn push(&mut self, hash: u64, key: K, value: V) -> &mut V {
+    pub(super) fn push(&mut self, hash: u64, key: K, value: V) -> &mut V {
         let position = self.entries.len();
         if position == self.entries.capacity() {
             // Grown by ourselves: `Vec` would round up beyond the capacity of a page.
@@ -137,7 +137,7 @@ impl<K, V> Page<K, V> {
     }
 
     /// Removes the entry at `position`. The last entry takes its place.
-    pub(in crate::state) fn remove_at(&mut self, position: usize) -> V {
+    fn remove_at(&mut self, position: usize) -> V {
         let hash = self.entries[position].hash;
         let last = self.entries.len() - 1;
         if position < Self::CAPACITY {
@@ -157,7 +157,7 @@ impl<K, V> Page<K, V> {
 
     /// Looks at up to `entries` entries from position `at` on, and removes those that are `expired`. Returns how many of
     /// each.
-    pub(in crate::state) fn sweep(
+    pub(super) fn sweep(
         &mut self,
         at: &mut usize,
         entries: usize,
@@ -179,7 +179,7 @@ impl<K, V> Page<K, V> {
 
     /// Moves the entries whose next hash bit is one into the returned page. Both are one bit
     /// deeper.
-    pub(in crate::state) fn split(&mut self) -> Self {
+    pub(super) fn split(&mut self) -> Self {
         let bit = 1 << (63 - self.depth);
         let mut upper = Self::new(self.depth + 1);
         self.depth += 1;
@@ -257,28 +257,28 @@ impl<K, V> Page<K, V> {
 
 impl<K: Eq, V> Page<K, V> {
     #[inline]
-    pub(in crate::state) fn get(&self, hash: u64, key: &K) -> Option<&V> {
+    pub(super) fn get(&self, hash: u64, key: &K) -> Option<&V> {
         self.find(hash, key).map(|position| &self.entries[position].value)
     }
 
     #[inline]
-    pub(in crate::state) fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
+    pub(super) fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
         self.find(hash, key).map(|position| &mut self.entries[position].value)
     }
 
     /// The value of the entry at a position that [`Page::find`] has told.
     #[inline]
-    pub(in crate::state) fn value_at(&mut self, position: usize) -> &mut V {
+    pub(super) fn value_at(&mut self, position: usize) -> &mut V {
         &mut self.entries[position].value
     }
 
-    pub(in crate::state) fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
+    pub(super) fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
         self.find(hash, key).map(|position| self.remove_at(position))
     }
 
     /// The position of a key.
     #[inline]
-    pub(in crate::state) fn find(&self, hash: u64, key: &K) -> Option<usize> {
+    pub(super) fn find(&self, hash: u64, key: &K) -> Option<usize> {
         let mask = self.index.len() - 1;
         let tag = tag(hash);
         let mut slot = self.home(hash);
@@ -313,42 +313,4 @@ impl<K: Clone, V: Clone> Clone for Page<K, V> {
         entries.extend_from_slice(&self.entries);
         Self { entries, index: self.index.clone(), depth: self.depth }
     }
-}
-
-/// How many keys are prefetched together.
-const PREFETCH_CHUNK: usize = 64;
-
-/// Brings what operations on keys with these hashes need near the processor. `page_of` tells the page of a hash, if it can
-/// be told without waiting.
-#[inline]
-pub(in crate::state) fn prefetch<'a, K: 'a, V: 'a>(
-    hashes: &[u64],
-    page_of: impl Fn(u64) -> Option<&'a Page<K, V>>,
-) {
-    // A load that misses the caches must have few instructions around it, or the processor cannot look far enough ahead
-    // to overlap it with the next ones. So addresses are computed first and loaded together.
-    let mut pages = [None; PREFETCH_CHUNK];
-    let mut slots = [&0; PREFETCH_CHUNK];
-    let mut entries = [[&0; 2]; PREFETCH_CHUNK];
-    let mut touched = 0;
-    for hashes in hashes.chunks(PREFETCH_CHUNK) {
-        for ((hash, page), slot) in hashes.iter().zip(&mut pages).zip(&mut slots) {
-            *page = page_of(*hash);
-            if let Some(page) = page {
-                *slot = page.home_slot(*hash);
-            }
-        }
-        for slot in &slots[..hashes.len()] {
-            touched ^= u64::from(**slot);
-        }
-        for ((hash, page), entry) in hashes.iter().zip(&pages).zip(&mut entries) {
-            if let Some(candidate) = page.and_then(|page| page.candidate(*hash)) {
-                *entry = candidate;
-            }
-        }
-        for [first, last] in &entries[..hashes.len()] {
-            touched ^= **first ^ **last;
-        }
-    }
-    std::hint::black_box(touched);
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::frozen::FrozenPages;
-use super::page::{self, Page};
+use super::page::Page;
 use crate::format::FormatError;
 use crate::protocol::key_groups::key_group;
 use crate::state::hash::stable_hash;
@@ -31,6 +31,9 @@ pub struct Table<K, V> {
 
 /// The directory may always grow to this depth: 64 MiB, enough for a billion entries in full pages.
 const FREE_DEPTH: u32 = 24;
+
+/// How many keys are prefetched together.
+const PREFETCH_CHUNK: usize = 64;
 
 /// Tables with less memory in entries than this are in the processor's cache anyway.
 const PREFETCH_BYTES_MIN: usize = 1 << 20;
@@ -186,10 +189,36 @@ impl<K: Clone, V: Clone> Slot<K, V> {
 
 impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
     fn prefetch(&self, hashes: &[u64]) {
-        if self.len * size_of::<page::Entry<K, V>>() < PREFETCH_BYTES_MIN {
+        if self.len * size_of::<super::page::Entry<K, V>>() < PREFETCH_BYTES_MIN {
             return;
         }
-        page::prefetch(hashes, |hash| self.pages[self.page_number(hash)].owned());
+        // A load that misses the caches must have few instructions around it, or the processor
+        // cannot look far enough ahead to overlap it with the next ones. So addresses are computed
+        // first and loaded together.
+        let mut pages = [None; PREFETCH_CHUNK];
+        let mut slots = [&0; PREFETCH_CHUNK];
+        let mut entries = [[&0; 2]; PREFETCH_CHUNK];
+        let mut touched = 0;
+        for hashes in hashes.chunks(PREFETCH_CHUNK) {
+            for ((hash, page), slot) in hashes.iter().zip(&mut pages).zip(&mut slots) {
+                *page = self.pages[self.page_number(*hash)].owned();
+                if let Some(page) = page {
+                    *slot = page.home_slot(*hash);
+                }
+            }
+            for slot in &slots[..hashes.len()] {
+                touched ^= u64::from(**slot);
+            }
+            for ((hash, page), entry) in hashes.iter().zip(&pages).zip(&mut entries) {
+                if let Some(candidate) = page.and_then(|page| page.candidate(*hash)) {
+                    *entry = candidate;
+                }
+            }
+            for [first, last] in &entries[..hashes.len()] {
+                touched ^= **first ^ **last;
+            }
+        }
+        std::hint::black_box(touched);
     }
 
     #[inline]

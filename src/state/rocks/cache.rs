@@ -10,7 +10,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::state::heap::page::{Entry, Page};
+use super::page::{self, Entry, Page};
 
 /// What is known of one key.
 #[derive(Clone)]
@@ -216,11 +216,9 @@ impl<K: Clone + Eq, V: Clone> Cache<K, V> {
 
     /// Brings near what keys with these hashes need.
     pub(super) fn prefetch(&self, hashes: &[u64]) {
-        crate::state::heap::page::prefetch(hashes, |hash| {
-            match &self.slots[self.page_of(hash)].page {
-                Held::Owned(page) => Some(page),
-                Held::Shared(_) => None,
-            }
+        page::prefetch(hashes, |hash| match &self.slots[self.page_of(hash)].page {
+            Held::Owned(page) => Some(page),
+            Held::Shared(_) => None,
         });
     }
 }

@@ -36,6 +36,7 @@ mod error;
 mod frozen;
 mod instance;
 mod options;
+mod page;
 mod restore;
 mod table;
 mod weigh;
