@@ -10,7 +10,7 @@ use highwater::format::{FormatError, SectionOutput};
 use highwater::ids::KeyGroup;
 use highwater::state::hash::stable_hash;
 use highwater::state::heap::HeapBackend;
-use highwater::state::{Key, StateBackend, StateValue, ValueTable};
+use highwater::state::{Key, Selection, SnapshotForm, StateBackend, StateValue, ValueTable};
 use rustc_hash::FxHashMap;
 
 /// Records come in batches of this many.
@@ -95,7 +95,7 @@ fn freezing(scale: Scale) {
     let mut table = filled(entries);
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
     report(&format!("freeze of {entries} owned entries, ms"), scale, milliseconds, || {
-        let (elapsed, frozen) = timed(|| table.freeze());
+        let (elapsed, frozen) = timed(|| table.freeze(SnapshotForm::Plain).content);
         drop(frozen);
         own_all(&mut table, entries);
         elapsed
@@ -103,7 +103,7 @@ fn freezing(scale: Scale) {
     let keys = random_keys(entries, BATCH * 40);
     let mut worst = Vec::new();
     report(&format!("first batch after freeze of {entries}, ms"), scale, milliseconds, || {
-        let frozen = table.freeze();
+        let frozen = table.freeze(SnapshotForm::Plain).content;
         let stalls: Vec<_> =
             keys.chunks(BATCH).map(|batch| time(|| update(&mut table, batch, true))).collect();
         drop(frozen);
@@ -118,7 +118,7 @@ fn freezing(scale: Scale) {
         || worst.pop().expect("as many as runs"),
     );
     report(&format!("batch on {entries} given-back pages, ms"), scale, milliseconds, || {
-        drop(table.freeze());
+        drop(table.freeze(SnapshotForm::Plain).content);
         let elapsed = time(|| update(&mut table, &keys[..BATCH], true));
         own_all(&mut table, entries);
         elapsed
@@ -130,17 +130,19 @@ fn snapshots(scale: Scale) {
     let mut table = filled(entries);
     let per_entry = |time: Duration| time.as_nanos() as f64 / entries as f64;
     report(&format!("snapshot of {entries}, ns an entry"), scale, per_entry, || {
-        let frozen = table.freeze();
+        let frozen = table.freeze(SnapshotForm::Plain).content;
         time(|| frozen.write(&mut Blocks::default()).expect("memory does not fail"))
     });
     let mut out = Blocks::default();
-    table.freeze().write(&mut out).expect("memory does not fail");
+    table.freeze(SnapshotForm::Plain).content.write(&mut out).expect("memory does not fail");
     drop(table);
     report(&format!("restore of {entries}, ns an entry"), scale, per_entry, || {
-        let mut table = HeapBackend.value_table::<u64, Value>(MAX_PARALLELISM);
+        let mut table =
+            HeapBackend.value_table::<u64, Value>(MAX_PARALLELISM, &(0..MAX_PARALLELISM));
+        let selection = Selection::whole(0..MAX_PARALLELISM);
         let elapsed = time(|| {
             for (count, bytes) in &out.blocks {
-                table.restore_block(0..MAX_PARALLELISM, *count, bytes).expect("undamaged");
+                table.restore_block(&selection, *count, bytes).expect("undamaged");
             }
         });
         assert_eq!(table.len(), entries);
@@ -151,7 +153,7 @@ fn snapshots(scale: Scale) {
 fn strings(scale: Scale) {
     let entries = scale.entries_max / 10;
     let keys: Vec<String> = (0..entries as u64).map(|n| format!("user-{:016x}", key(n))).collect();
-    let mut table = HeapBackend.value_table::<String, u64>(MAX_PARALLELISM);
+    let mut table = HeapBackend.value_table::<String, u64>(MAX_PARALLELISM, &(0..MAX_PARALLELISM));
     for key in &keys {
         table.insert(stable_hash(key), key, 0);
     }
@@ -162,7 +164,7 @@ fn strings(scale: Scale) {
         scale,
         milliseconds,
         || {
-            let frozen = table.freeze();
+            let frozen = table.freeze(SnapshotForm::Plain).content;
             let stalls = batches.chunks(BATCH).map(|batch| {
                 time(|| {
                     for n in batch {
@@ -195,7 +197,7 @@ fn random_keys(entries: usize, count: usize) -> Vec<u64> {
 }
 
 fn filled(entries: usize) -> Table<u64, Value> {
-    let mut table = HeapBackend.value_table(MAX_PARALLELISM);
+    let mut table = HeapBackend.value_table(MAX_PARALLELISM, &(0..MAX_PARALLELISM));
     for n in 0..entries as u64 {
         let key = key(n);
         table.insert(stable_hash(&key), &key, (n, 0));

@@ -152,6 +152,11 @@ pub struct CheckpointConfig {
     pub writer_threads: usize,
     /// Parts up to this size are kept inside the manifest.
     pub inline_bytes_max: usize,
+    /// Whether keyed state is written as what has changed since the last complete checkpoint.
+    pub incremental: bool,
+    /// State of one operator on one worker that is smaller is written whole all the same, so that small checkpoints stand alone.
+    /// Units: bytes, estimated.
+    pub incremental_bytes_min: usize,
 }
 
 /// What a job starts from.
@@ -284,6 +289,8 @@ impl Default for CheckpointConfig {
             on_cancel: OnCancel::Retain,
             writer_threads: 1,
             inline_bytes_max: 16 << 10,
+            incremental: true,
+            incremental_bytes_min: 1 << 20,
         }
     }
 }

@@ -127,6 +127,26 @@ impl From<Name> for String {
     }
 }
 
+/// A range of stable hashes of keys: both ends are in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HashRange {
+    /// The least hash.
+    pub first: u64,
+    /// The greatest hash, at least as great as the least.
+    pub last: u64,
+}
+
+impl HashRange {
+    /// All hashes.
+    pub const ALL: Self = Self { first: 0, last: u64::MAX };
+
+    /// Whether the hash is in the range.
+    #[must_use]
+    pub fn contains(&self, hash: u64) -> bool {
+        (self.first..=self.last).contains(&hash)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Name;

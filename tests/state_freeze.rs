@@ -7,12 +7,12 @@ use highwater::format::{FormatError, SectionOutput};
 use highwater::ids::KeyGroup;
 use highwater::state::hash::stable_hash;
 use highwater::state::heap::HeapBackend;
-use highwater::state::{StateBackend, ValueTable};
+use highwater::state::{SnapshotForm, StateBackend, ValueTable};
 
 type Table = <HeapBackend as StateBackend>::Table<u64, (u64, u64)>;
 
 fn filled(entries: u64) -> Table {
-    let mut table: Table = HeapBackend.value_table(128);
+    let mut table: Table = HeapBackend.value_table(128, &(0..128));
     for key in 0..entries {
         table.insert(stable_hash(&key), &key, (key, 0));
     }
@@ -31,7 +31,7 @@ fn freeze_of_ten_million_entries_takes_under_ten_milliseconds() {
             value.1 += 1;
         }
         let start = Instant::now();
-        let frozen = table.freeze();
+        let frozen = table.freeze(SnapshotForm::Plain).content;
         freezes.push(start.elapsed());
         drop(frozen);
     }
@@ -75,7 +75,7 @@ fn processing_goes_on_while_a_slow_snapshot_is_written() {
     const ENTRIES: u64 = 300_000;
     const BATCH: u64 = 512;
     let mut table = filled(ENTRIES);
-    let frozen = table.freeze();
+    let frozen = table.freeze(SnapshotForm::Plain).content;
     let (permit, permits) = sync_channel(0);
     let (stuck, is_stuck) = sync_channel(0);
     let writer = std::thread::spawn(move || {

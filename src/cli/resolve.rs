@@ -245,6 +245,11 @@ fn checkpoints(reader: &Reader<'_>) -> Result<CheckpointConfig, CliError> {
             let bytes = parse_size(text)?;
             usize::try_from(bytes).map_err(|_| format!("`{text}` is too large for this machine"))
         })?,
+        incremental: reader.value("incremental", boolean)?,
+        incremental_bytes_min: reader.value("incremental-bytes-min", |text| {
+            let bytes = parse_size(text)?;
+            usize::try_from(bytes).map_err(|_| format!("`{text}` is too large for this machine"))
+        })?,
     })
 }
 

@@ -110,7 +110,7 @@ const fn short(short: char, setting: Setting) -> Setting {
 use Kind::{Number, Switch, Text};
 
 /// All settings, in the order of help and of printed files.
-pub(crate) static SETTINGS: [Setting; 48] = [
+pub(crate) static SETTINGS: [Setting; 50] = [
     row(
         ["job-name", "job", "name"],
         Text,
@@ -285,6 +285,18 @@ pub(crate) static SETTINGS: [Setting; 48] = [
         Text,
         ["SIZE", "16KiB"],
         "Parts of a checkpoint up to this size are kept inside its manifest",
+    ),
+    row(
+        ["incremental", "checkpoints", "incremental"],
+        Switch,
+        ["BOOL", "true"],
+        "Write what has changed in keyed state since the last checkpoint, not all of it",
+    ),
+    row(
+        ["incremental-bytes-min", "checkpoints", "incremental-bytes-min"],
+        Text,
+        ["SIZE", "1MiB"],
+        "State of one operator on one worker that is smaller is written whole all the same",
     ),
     row(
         ["restore", "restore", "from"],

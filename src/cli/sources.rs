@@ -269,9 +269,9 @@ fn delete_of(store: &JobStore, id: Epoch, force: bool) -> Result<DeleteReport, T
 mod tests {
     use super::*;
     use crate::cli::checkpoints::Report;
-    use crate::format::SectionHeader;
     use crate::format::manifest::{ManifestKind, PartPlace, PartRef, SectionSummary};
     use crate::format::record::WorkerTimings;
+    use crate::format::{Extent, SectionHeader};
     use crate::storage::BlobPath;
 
     /// A job with checkpoints, each of two workers that counted 3 and 4 keys.
@@ -291,8 +291,14 @@ mod tests {
                     type_name: "u64".to_owned(),
                     type_version: 1,
                 };
-                let sections = vec![SectionSummary { header, entries, bytes: 10 * entries }];
-                PartRef { worker, place: PartPlace::Inline(vec![1; 90]), sections }
+                let sections = vec![SectionSummary {
+                    header,
+                    extent: Extent::Whole,
+                    entries,
+                    bytes: 10 * entries,
+                }];
+                let place = PartPlace::Inline(vec![1; 90]);
+                PartRef { worker, place, sections, layers: Vec::new(), natives: Vec::new() }
             };
             let manifest = Manifest {
                 job: store.job().clone(),
@@ -305,7 +311,6 @@ mod tests {
                 last: false,
                 triggered_unix_ms: 1_700_000_000_000,
                 parts: vec![part(0, 3), part(1, 4)],
-                files: vec![],
             };
             store.publish(&claim, &manifest).unwrap();
             store.record(&record(*epoch, &claim, CheckpointOutcome::Complete)).unwrap();
@@ -333,6 +338,7 @@ mod tests {
                 bytes: 90,
                 in_flight_bytes: 10,
                 in_flight_records: 2,
+                files: Default::default(),
             }],
             bytes: 180,
             in_flight_bytes: 10,

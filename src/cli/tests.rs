@@ -12,7 +12,7 @@ use crate::ids::Name;
 
 /// A value for each setting that differs from its default, and the flags that must be there for it
 /// to mean anything.
-const SAMPLES: [(&str, &str, &[&str]); 44] = [
+const SAMPLES: [(&str, &str, &[&str]); 46] = [
     ("job-name", "another", &[]),
     ("max-parallelism", "256", &[]),
     ("workers", "3", &[]),
@@ -38,6 +38,8 @@ const SAMPLES: [(&str, &str, &[&str]); 44] = [
     ("on-cancel", "delete", &[]),
     ("checkpoint-threads", "2", &[]),
     ("inline-bytes-max", "64k", &[]),
+    ("incremental", "false", &[]),
+    ("incremental-bytes-min", "64k", &[]),
     ("restore", "fresh", &[]),
     ("allow-dropped-state", "true", &[]),
     ("allow-new-state", "true", &[]),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::block::{self, BlockKind};
-use super::{FormatError, SectionHeader};
+use super::{Extent, FormatError, SectionHeader};
 use crate::ids::{Attempt, Epoch, Lineage, Name};
 
 /// The kind of a checkpoint.
@@ -39,8 +39,6 @@ pub struct Manifest {
     pub triggered_unix_ms: u64,
     /// What the workers wrote, in the order of the workers.
     pub parts: Vec<PartRef>,
-    /// Paths of further blobs that it needs (those of the parts need not be named again).
-    pub files: Vec<String>,
 }
 
 /// What one worker wrote for a checkpoint.
@@ -52,6 +50,70 @@ pub struct PartRef {
     pub place: PartPlace,
     /// What is in them.
     pub sections: Vec<SectionSummary>,
+    /// Earlier parts that hold what this one does not repeat, in ascending order of epochs. Of these counts what is in key
+    /// groups of this part's worker, and in no newer layer.
+    pub layers: Vec<LayerRef>,
+    /// Images of states that a backend keeps in files of its own format.
+    pub natives: Vec<NativeImage>,
+}
+
+/// A part of an earlier checkpoint that a later one needs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LayerRef {
+    /// The checkpoint that it was written for.
+    pub epoch: Epoch,
+    /// The worker that wrote it.
+    pub worker: u32,
+    /// The attempt that wrote it.
+    pub attempt: Attempt,
+    /// Its path in the checkpoint store.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The checksum of all its bytes.
+    pub crc32c: u32,
+}
+
+/// The states of one operator on one worker, as files of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NativeImage {
+    /// The operator.
+    pub operator: Name,
+    /// The backend whose files these are.
+    pub backend: String,
+    /// The version of its format.
+    pub version: u16,
+    /// The files.
+    pub files: Vec<NativeFile>,
+}
+
+/// A file of a [`NativeImage`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NativeFile {
+    /// Its name in the directory of the backend.
+    pub name: String,
+    /// Its path in the checkpoint store.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The checksum of all its bytes.
+    pub crc32c: u32,
+}
+
+/// One of the files that the state of a worker is spread over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// An earlier part.
+    Layer(&'a LayerRef),
+    /// The part of the checkpoint itself.
+    Part(&'a PartRef),
+}
+
+impl PartRef {
+    /// The part and the layers beneath it, oldest first.
+    pub fn pieces(&self) -> impl DoubleEndedIterator<Item = Piece<'_>> {
+        self.layers.iter().map(Piece::Layer).chain([Piece::Part(self)])
+    }
 }
 
 /// Where a part's bytes are.
@@ -86,6 +148,8 @@ impl PartPlace {
 pub struct SectionSummary {
     /// Whose state, of which kind.
     pub header: SectionHeader,
+    /// How much of the state.
+    pub extent: Extent,
     /// Number of entries.
     pub entries: u64,
     /// Units: bytes of the entries, without frames.
@@ -121,14 +185,18 @@ impl Manifest {
 
     /// Paths of all blobs that the checkpoint needs, its manifest apart.
     pub fn blobs(&self) -> impl Iterator<Item = &str> {
-        let parts = self.parts.iter().filter_map(|part| match &part.place {
-            PartPlace::Blob { path, .. } => Some(path.as_str()),
-            PartPlace::Inline(_) => None,
-        });
-        parts.chain(self.files.iter().map(String::as_str))
+        self.parts.iter().flat_map(|part| {
+            let own = match &part.place {
+                PartPlace::Blob { path, .. } => Some(path.as_str()),
+                PartPlace::Inline(_) => None,
+            };
+            let layers = part.layers.iter().map(|layer| layer.path.as_str());
+            let files = part.natives.iter().flat_map(|image| &image.files);
+            own.into_iter().chain(layers).chain(files.map(|file| file.path.as_str()))
+        })
     }
 
-    /// Units: bytes of all parts.
+    /// Units: bytes of all parts, without what they share with earlier ones.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.place.size_bytes()).sum()
@@ -155,8 +223,22 @@ mod tests {
             type_name: "u64".into(),
             type_version: 1,
         };
-        let sections = vec![SectionSummary { header, entries: 3, bytes: 30 }];
+        let sections =
+            vec![SectionSummary { header, extent: Extent::Whole, entries: 3, bytes: 30 }];
         let blob = PartPlace::Blob { path: "job/chk/7/2-1.part".into(), bytes: 400, crc32c: 9 };
+        let layer = LayerRef {
+            epoch: Epoch(3),
+            worker: 0,
+            attempt: Attempt(1),
+            path: "job/shared/1-3-0".into(),
+            bytes: 70,
+            crc32c: 8,
+        };
+        let path = "job/shared/2-5-000012.sst".to_owned();
+        let file = NativeFile { name: "000012.sst".into(), path, bytes: 4, crc32c: 1 };
+        let operator = Name::new("sum").unwrap();
+        let files = vec![file];
+        let native = NativeImage { operator, backend: "rocksdb".into(), version: 1, files };
         Manifest {
             job: Name::new("job").unwrap(),
             epoch: Epoch(7),
@@ -172,10 +254,17 @@ mod tests {
                     worker: 0,
                     place: PartPlace::Inline(vec![1; 90]),
                     sections: sections.clone(),
+                    layers: Vec::new(),
+                    natives: Vec::new(),
                 },
-                PartRef { worker: 1, place: blob, sections },
+                PartRef {
+                    worker: 1,
+                    place: blob,
+                    sections,
+                    layers: vec![layer],
+                    natives: vec![native],
+                },
             ],
-            files: vec!["job/shared/1-3-a".into()],
         }
     }
 
@@ -184,7 +273,8 @@ mod tests {
         let manifest = manifest();
         assert_eq!(Manifest::decode(&manifest.encode().unwrap()).unwrap(), manifest);
         let blobs: Vec<_> = manifest.blobs().collect();
-        assert_eq!(blobs, ["job/chk/7/2-1.part", "job/shared/1-3-a"]);
+        let expected = ["job/chk/7/2-1.part", "job/shared/1-3-0", "job/shared/2-5-000012.sst"];
+        assert_eq!(blobs, expected);
         assert_eq!((manifest.size_bytes(), manifest.entries()), (490, 6));
     }
 

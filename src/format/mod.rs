@@ -62,6 +62,25 @@ pub struct SectionHeader {
     pub type_version: u32,
 }
 
+/// How much of a state a section holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Extent {
+    /// All that its worker owned: nothing older is needed. An entry is what the state's kind says.
+    #[default]
+    Whole,
+    /// What has changed since older parts were written. An entry is a byte 1 and then what the state's kind says, or a
+    /// byte 0 and then a key that was removed.
+    Changes {
+        /// Of keys with these hashes it holds all entries, ascending and disjoint: of these nothing older is needed.
+        whole: Vec<crate::ids::HashRange>,
+    },
+}
+
+/// Before an entry of a key that is there, in a section of changes.
+pub const ENTRY_PRESENT: u8 = 1;
+/// Before a key that was removed, in a section of changes.
+pub const ENTRY_REMOVED: u8 = 0;
+
 /// Takes the entries of one section, in ascending key-group order.
 pub trait SectionOutput {
     /// Appends one entry: `fill` appends its bytes.

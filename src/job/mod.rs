@@ -34,7 +34,7 @@ pub use crate::format::record::SavepointInfo;
 pub use stream::{KeyedStream, Stream};
 
 pub use crate::runtime::counters::{
-    Balance, ChannelStatus, Checkpoints, CompletedCheckpoint, Counters,
+    Balance, ChannelStatus, Checkpoints, CompletedCheckpoint, Counters, StateMemory,
 };
 pub use crate::runtime::event_time::EventTime;
 pub use crate::runtime::keyed::Context;

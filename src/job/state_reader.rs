@@ -12,11 +12,12 @@
 use std::any::type_name;
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
-
 use crate::format::manifest::{Manifest, PartRef};
-use crate::format::{FormatError, SectionHeader, SectionKind, codec};
+use crate::format::{SectionHeader, SectionKind, codec};
+use crate::runtime::native_restore::{NativeReaders, held_natives};
 use crate::runtime::restore::short;
+use crate::state::heap::HeapBackend;
+use crate::state::{Key, StateBackend, StateValue, ValueTable};
 use crate::storage::Image;
 use crate::storage::job_store::JobStoreError;
 
@@ -70,15 +71,16 @@ impl StateReader {
         self.image.manifest()
     }
 
-    /// Gives every key and value of a keyed state to `take`; returns their number. The order is that of the workers that
-    /// wrote them, and of key groups within. Holds one block (about 1 MiB, or one entry) in memory.
+    /// Gives every key and value of a keyed state to `take`; returns their number. The order is that of key groups,
+    /// about. Holds one block (about 1 MiB, or one entry) in memory; of a checkpoint in layers some key groups, about 16 MiB or
+    /// one.
     ///
     /// `K` and `V` must be the types that the program declares; paths of modules do not count. The version of the type is in
     /// the manifest, and not checked.
     ///
     /// # Errors
     /// [`StateError`]. `take` has then been given what was read before.
-    pub fn for_each<K: DeserializeOwned, V: DeserializeOwned>(
+    pub fn for_each<K: Key, V: StateValue>(
         &self,
         operator: &str,
         state: &str,
@@ -90,28 +92,47 @@ impl StateReader {
                 && header.state.as_str() == state
         };
         self.check::<K, V>(&format!("{operator}/{state}"), is_it)?;
+        let max_parallelism = self.manifest().max_parallelism;
+        let groups = 0..max_parallelism;
+        let layered = |part: &PartRef| {
+            !part.layers.is_empty() && part.sections.iter().any(|section| is_it(&section.header))
+        };
         let mut entries = 0;
-        for part in &self.manifest().parts {
-            if !part.sections.iter().any(|section| is_it(&section.header)) {
-                continue;
-            }
-            let mut reader = self.image.open_part(part)?;
-            // `open_part` has checked that the part's sections are those of the manifest.
-            let index = reader.sections().iter().position(|section| is_it(&section.header));
-            let Some(index) = index else { continue };
-            let mut blocks = reader.blocks(index, 0..u16::MAX);
-            let failed = |error| self.failed(part, error);
-            while let Some(block) = blocks.next().map_err(failed)? {
-                codec::decode_entries(block.bytes, block.entries, |(key, value)| take(key, value))
-                    .map_err(|error| self.failed(part, error.moved_by(block.offset)))?;
+        let held = held_natives(&self.image, &groups, |held| held.as_str() == operator);
+        if let Some(files) = NativeReaders::open(&self.image, &held)? {
+            files.for_each_block(state, &groups, |_, block| {
                 entries += u64::from(block.entries);
-            }
+                codec::decode_entries(block.bytes, block.entries, |(key, value)| take(key, value))
+            })?;
+        }
+        if !self.manifest().parts.iter().any(layered) {
+            self.image.read_table(is_it, &groups, |_, block| {
+                entries += u64::from(block.entries);
+                codec::decode_entries(block.bytes, block.entries, |(key, value)| take(key, value))
+            })?;
+            return Ok(entries);
+        }
+        // A later layer may say something else of a key: so some key groups at a time are put together in memory.
+        let at_once = self.groups_at_once();
+        for first in groups.clone().step_by(usize::from(at_once)) {
+            let groups = first..first.saturating_add(at_once).min(groups.end);
+            let mut table = HeapBackend.value_table::<K, V>(max_parallelism, &groups);
+            self.image.read_table(is_it, &groups, |selection, block| {
+                table.restore_block(selection, block.entries, block.bytes)
+            })?;
+            entries += table.len() as u64;
+            table.for_each(|key: &K, value: &V| take(key.clone(), value.clone()));
         }
         Ok(entries)
     }
 
-    fn failed(&self, part: &PartRef, error: FormatError) -> StateError {
-        StateError::Unreadable(self.image.part_error(part, error))
+    /// How many key groups hold about sixteen MiB.
+    fn groups_at_once(&self) -> u16 {
+        let parts = self.manifest().parts.iter();
+        let layers = parts.flat_map(|part| &part.layers).map(|layer| layer.bytes).sum::<u64>();
+        let groups = self.manifest().max_parallelism;
+        let at_once = u64::from(groups) * (16 << 20) / layers.max(1);
+        at_once.clamp(1, u64::from(groups)) as u16
     }
 
     fn check<K, V>(

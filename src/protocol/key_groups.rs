@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::ids::KeyGroup;
+use crate::ids::{HashRange, KeyGroup};
 
 /// The largest number of key groups of one job.
 pub const MAX_PARALLELISM_LIMIT: u16 = 32_768;
@@ -42,6 +42,17 @@ pub fn key_groups(max_parallelism: u16, parallelism: usize, worker: usize) -> Ra
     first(worker) as u16..first(worker + 1) as u16
 }
 
+/// Returns the hashes of the keys in `groups`. `None` if there are no groups.
+#[must_use]
+pub fn hashes(groups: &Range<u16>, max_parallelism: u16) -> Option<HashRange> {
+    let first = |group: u16| (u128::from(group) << 64).div_ceil(u128::from(max_parallelism));
+    // At most 2^64, for the group behind the last one.
+    (!groups.is_empty()).then(|| HashRange {
+        first: first(groups.start) as u64,
+        last: (first(groups.end) - 1) as u64,
+    })
+}
+
 /// Returns the worker that owns `group`.
 #[inline]
 #[must_use]
@@ -68,6 +79,24 @@ mod tests {
                 }
                 assert_eq!(next, max_parallelism);
             }
+        }
+    }
+
+    #[test]
+    fn the_hashes_of_groups_are_those_of_the_keys_in_them() {
+        for max_parallelism in [1, 2, 13, 128, 1000, MAX_PARALLELISM_LIMIT] {
+            let last = max_parallelism - 1;
+            for groups in [0..1, 0..max_parallelism, last..max_parallelism, last / 2..last / 2 + 1]
+            {
+                let HashRange { first, last } = hashes(&groups, max_parallelism).unwrap();
+                assert_eq!(key_group(first, max_parallelism).0, groups.start);
+                assert_eq!(key_group(last, max_parallelism).0, groups.end - 1);
+                let before = first.checked_sub(1).map(|hash| key_group(hash, max_parallelism).0);
+                assert_eq!(before, groups.start.checked_sub(1));
+                let behind = last.checked_add(1).map(|hash| key_group(hash, max_parallelism).0);
+                assert_eq!(behind, (groups.end < max_parallelism).then_some(groups.end));
+            }
+            assert_eq!(hashes(&(3..3), max_parallelism), None);
         }
     }
 

@@ -8,6 +8,7 @@ pub mod channel;
 pub mod coordinator;
 pub mod flow;
 pub mod key_groups;
+pub mod layers;
 pub mod plan;
 pub mod registry;
 pub mod restart;

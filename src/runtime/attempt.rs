@@ -225,17 +225,22 @@ pub(crate) fn claim(
         restore: restored.as_ref().map(|(image, outside)| (image.manifest().epoch, *outside)),
         renames: !own,
     };
+    if let Some((image, false)) = &restored {
+        store.protect(&claim, image.manifest()).map_err(|error| fatal(describe(&error)))?;
+    }
     let restored = restored.map(|(image, _)| restored_as(image, config, &start)).transpose()?;
     Ok((start, Right { claim, retained }, restored))
 }
 
 /// The checkpoint, with the names that the program has for its operators.
 fn restored_as(image: Image, config: &JobConfig, start: &Start) -> Result<Restored, Failure> {
-    if start.renames {
-        Restored::new(image, &config.restore.renamed).map_err(|error| fatal(describe(&error)))
+    let restored = if start.renames {
+        Restored::new(image, &config.restore.renamed).map_err(|error| fatal(describe(&error)))?
     } else {
-        Ok(Restored::unchanged(image))
-    }
+        Restored::unchanged(image)
+    };
+    let outside = start.restore.is_some_and(|(_, outside)| outside);
+    Ok(if outside { restored } else { restored.owned() })
 }
 
 /// The checkpoint that the user named, by number or by path, and whether it is outside of the job's directory.
@@ -321,6 +326,8 @@ pub(crate) fn run_attempt(
         planning: false,
     });
     env.counters.begin_attempt(&shared.ledger);
+    #[cfg(feature = "rocksdb")]
+    env.counters.set_budget(shared.backends.budget());
     let executor = Arc::clone(&shared.executor);
     let heartbeats = mesh.is_some();
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;

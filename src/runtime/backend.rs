@@ -41,6 +41,15 @@ impl Backends {
         })
     }
 
+    /// The budget of memory, if there is one.
+    #[cfg(feature = "rocksdb")]
+    pub(crate) fn budget(&self) -> Option<std::sync::Arc<crate::state::rocks::Budget>> {
+        match &self.0 {
+            Kind::Heap => None,
+            Kind::Rocks(rocks) => Some(rocks.budget()),
+        }
+    }
+
     /// The backend of one operator on one worker.
     pub(crate) fn of_operator(&self, worker: usize, operator: &Name) -> Backend {
         match &self.0 {
@@ -55,7 +64,7 @@ impl Backends {
 }
 
 #[cfg(feature = "rocksdb")]
-mod rocks {
+pub(crate) mod rocks {
     use std::fs::{self, File};
     use std::io;
     use std::path::{Path, PathBuf};
@@ -69,7 +78,7 @@ mod rocks {
     const LOCK: &str = "lock";
 
     /// The instances of one attempt in this process.
-    pub(super) struct Rocks {
+    pub(crate) struct Rocks {
         budget: Arc<Budget>,
         profile: Profile,
         directory: Directory,
@@ -92,6 +101,10 @@ mod rocks {
             Ok(Self { budget: Budget::new(rocks.memory_bytes), profile, directory })
         }
 
+        pub(super) fn budget(&self) -> Arc<Budget> {
+            Arc::clone(&self.budget)
+        }
+
         pub(super) fn instance(&self, worker: usize, operator: &Name) -> Instance {
             let directory = self.directory.path.join(format!("{worker}-{operator}"));
             Instance::new(Setup::new(directory, Arc::clone(&self.budget), self.profile))
@@ -99,13 +112,17 @@ mod rocks {
     }
 
     /// A directory that is locked as long as its process lives, and removed at the end.
-    struct Directory {
+    pub(crate) struct Directory {
         path: PathBuf,
         _lock: File,
     }
 
     impl Directory {
-        fn create(parent: &Path, name: &str) -> io::Result<Self> {
+        pub(crate) fn path(&self) -> &Path {
+            &self.path
+        }
+
+        pub(crate) fn create(parent: &Path, name: &str) -> io::Result<Self> {
             let random = getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?;
             let path = parent.join(format!("{PREFIX}{name}-{random:016x}"));
             // Locked before it has the name that others look for.

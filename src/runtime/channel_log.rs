@@ -23,7 +23,7 @@ use crate::connect::Record;
 use crate::format::SectionKind;
 use crate::format::{FormatError, SectionHeader, SectionOutput, codec};
 use crate::ids::{KeyGroup, Name};
-use crate::runtime::context::{SectionTask, WorkerContext, event_section};
+use crate::runtime::context::{SectionPart, SectionTask, WorkerContext, event_section};
 use crate::runtime::keyed::owned_groups;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::router::batch_records;
@@ -105,7 +105,7 @@ impl<D: Record> ChannelLog<D> {
         channel: &Name,
         group_of: Option<GroupOf<D>>,
         max_parallelism: u16,
-    ) -> Vec<(SectionHeader, SectionTask)> {
+    ) -> Vec<SectionPart> {
         let Some(event) = self.batches.iter().map(|(event, _)| *event).min() else {
             return Vec::new();
         };
@@ -118,7 +118,7 @@ impl<D: Record> ChannelLog<D> {
             }
             Ok(())
         });
-        vec![(records, write), (least, event_section(event))]
+        vec![SectionPart::plain(records, write), SectionPart::plain(least, event_section(event))]
     }
 }
 
@@ -290,7 +290,7 @@ mod tests {
         let mut sections = log.into_sections(&Name::new("c").unwrap(), group_of, 4);
         assert_eq!(sections.len(), 2);
         let mut out = Entries::default();
-        (sections.remove(0).1)(&mut out).unwrap();
+        (sections.remove(0).task)(&mut out).unwrap();
         let decode = |(group, bytes): (u16, Vec<u8>)| {
             let (event, record) = codec::decode(&bytes).unwrap();
             (group, event, record)

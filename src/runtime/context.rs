@@ -11,9 +11,11 @@ use timely::scheduling::Activator;
 
 use crate::config::JobConfig;
 use crate::connect::ConnectError;
+use crate::format::manifest::LayerRef;
 use crate::format::record::{CheckpointPhase, CheckpointWait};
-use crate::format::{FormatError, SectionHeader, SectionOutput, codec};
+use crate::format::{Extent, FormatError, SectionHeader, SectionOutput, codec};
 use crate::ids::{Attempt, Epoch, KeyGroup, Lineage, Name};
+use crate::protocol::key_groups::key_groups;
 use crate::protocol::watermark::InstanceStatus;
 use crate::runtime::backend::Backends;
 use crate::runtime::board::Board;
@@ -21,10 +23,13 @@ use crate::runtime::clock::Clock;
 use crate::runtime::control::Control;
 use crate::runtime::counters::Counters;
 use crate::runtime::executor::{Executor, Lane, Task};
+use crate::runtime::layers::WorkerLayers;
 use crate::runtime::ledger::Ledger;
 use crate::runtime::mailbox::Mailbox;
+use crate::runtime::natives::{NativePart, Uploads};
 use crate::runtime::pool::Pool;
 use crate::runtime::restore::Restored;
+use crate::state::{FrozenState, SnapshotForm};
 use crate::storage::job_store::JobStore;
 
 /// How long after the beginning of a checkpoint steps are short.
@@ -55,6 +60,31 @@ pub(crate) struct AttemptShared {
 pub(crate) type SectionTask =
     Box<dyn FnOnce(&mut dyn SectionOutput) -> Result<(), SectionFailure> + Send>;
 
+/// What a participant adds to its worker's part.
+pub(crate) struct SectionPart {
+    pub(crate) header: SectionHeader,
+    /// How much of the state.
+    pub(crate) extent: Extent,
+    /// Checkpoints whose parts hold the rest.
+    pub(crate) needs: BTreeSet<Epoch>,
+    /// Whether parts of later checkpoints may need this one.
+    pub(crate) layer: bool,
+    pub(crate) task: SectionTask,
+}
+
+impl SectionPart {
+    /// A section that stands for itself.
+    pub(crate) fn plain(header: SectionHeader, task: SectionTask) -> Self {
+        Self { header, extent: Extent::Whole, needs: BTreeSet::new(), layer: false, task }
+    }
+
+    /// A frozen state.
+    pub(crate) fn state(header: SectionHeader, frozen: FrozenState) -> Self {
+        let FrozenState { content, extent, needs, layer } = frozen;
+        Self { header, extent, needs, layer, task: Box::new(move |out| Ok(content.write(out)?)) }
+    }
+}
+
 /// Writes the one entry of a section that keeps an event time.
 pub(crate) fn event_section(event: i64) -> SectionTask {
     Box::new(move |out| Ok(out.entry(KeyGroup(0), &mut |bytes| codec::encode(&event, bytes))?))
@@ -73,29 +103,35 @@ pub(crate) enum SectionFailure {
 
 /// What one participant hands in at a barrier.
 pub(crate) struct Contribution {
-    pub(crate) sections: Vec<(SectionHeader, SectionTask)>,
+    pub(crate) sections: Vec<SectionPart>,
     /// How long the synchronous part took.
     pub(crate) sync: Duration,
     /// Number of records on their way that the sections hold.
     pub(crate) in_flight_records: u64,
+    /// What the operator's backend may keep in files.
+    pub(crate) native: Option<NativePart>,
 }
 
 impl Contribution {
     /// Nothing, of a participant that has nothing to keep.
     pub(crate) fn nothing() -> Self {
-        Self { sections: Vec::new(), sync: Duration::ZERO, in_flight_records: 0 }
+        Self { sections: Vec::new(), sync: Duration::ZERO, in_flight_records: 0, native: None }
     }
 
     /// State, and no records on their way.
-    pub(crate) fn state(sections: Vec<(SectionHeader, SectionTask)>, sync: Duration) -> Self {
-        Self { sections, sync, in_flight_records: 0 }
+    pub(crate) fn state(sections: Vec<SectionPart>, sync: Duration) -> Self {
+        Self { sections, sync, in_flight_records: 0, native: None }
     }
 }
 
 /// One worker's part of one checkpoint, complete.
 pub(crate) struct Assembled {
     pub(crate) epoch: Epoch,
-    pub(crate) sections: Vec<(SectionHeader, SectionTask)>,
+    pub(crate) sections: Vec<SectionPart>,
+    /// Earlier parts that it needs.
+    pub(crate) layers: Vec<LayerRef>,
+    /// What backends may keep in files.
+    pub(crate) natives: Vec<NativePart>,
     /// From this worker's learning of the checkpoint to its last participant's snapshot.
     pub(crate) align: Duration,
     /// The synchronous parts of all participants.
@@ -194,6 +230,10 @@ pub(crate) struct WorkerContext {
     /// Checkpoints that are over: what is handed in for them is dropped.
     ended: RefCell<BTreeSet<Epoch>>,
     assembled: RefCell<Vec<Assembled>>,
+    /// The parts of complete checkpoints that later ones may build on.
+    pub(crate) layers: RefCell<WorkerLayers>,
+    /// What the instances of backends have in storage.
+    uploads: RefCell<BTreeMap<Name, Arc<Uploads>>>,
     /// Activated when the worker's epoch moves on, and when the job's end comes or is put off.
     origins: RefCell<Vec<Activator>>,
     pub(crate) sources: RefCell<Vec<Rc<dyn SourceControl>>>,
@@ -229,6 +269,10 @@ impl WorkerContext {
         mailbox: Mailbox,
     ) -> Self {
         let epoch = Cell::new(shared.first_epoch);
+        let groups = key_groups(shared.config.max_parallelism, peers, index);
+        let restored = shared.restored.iter().flat_map(|restored| restored.layers_of(&groups));
+        let mut layers = WorkerLayers::default();
+        layers.adopt(restored);
         Self {
             index,
             peers,
@@ -243,6 +287,8 @@ impl WorkerContext {
             assemblies: RefCell::default(),
             ended: RefCell::default(),
             assembled: RefCell::default(),
+            layers: RefCell::new(layers),
+            uploads: RefCell::default(),
             origins: RefCell::default(),
             sources: RefCell::default(),
             finished_sources: Cell::new(0),
@@ -338,6 +384,39 @@ impl WorkerContext {
         self.announced.borrow().get(&epoch).map(|aligned| !aligned)
     }
 
+    /// What the operator's instance of a backend has in storage.
+    pub(crate) fn uploads(&self, operator: &Name) -> Arc<Uploads> {
+        let mut all = self.uploads.borrow_mut();
+        let index = all.len();
+        let uploads = all.entry(operator.clone());
+        Arc::clone(uploads.or_insert_with(|| Arc::new(Uploads::new(index))))
+    }
+
+    /// A checkpoint is complete: later ones may build on it.
+    pub(crate) fn build_on(&self, epoch: Epoch) {
+        self.layers.borrow_mut().complete(epoch);
+        self.uploads.borrow().values().for_each(|uploads| uploads.complete(epoch));
+    }
+
+    /// A checkpoint was aborted: nothing builds on it.
+    pub(crate) fn forget(&self, epoch: Epoch) {
+        self.layers.borrow_mut().aborted(epoch);
+        self.uploads.borrow().values().for_each(|uploads| uploads.aborted(epoch));
+    }
+
+    /// What snapshots of keyed state for this checkpoint are to hold.
+    pub(crate) fn snapshot_form(&self, epoch: Epoch) -> SnapshotForm {
+        if !self.config().checkpoints.incremental {
+            return SnapshotForm::Plain;
+        }
+        // A savepoint is best written in one piece. If this worker does not know yet that it is one, its layers are copied.
+        let layers = self.layers.borrow();
+        let whole = self.may_overtake(epoch) == Some(false) || layers.in_doubt();
+        let confirmed = layers.confirmed();
+        let bytes_min = self.config().checkpoints.incremental_bytes_min;
+        SnapshotForm::Layer { epoch, confirmed, whole, bytes_min }
+    }
+
     /// Whether a barrier is on its way through this worker, or acks and announcements soon will be. Steps are short then:
     /// each of these waits for the end of one. Writing a large state takes longer and does not wait for steps.
     pub(crate) fn in_a_hurry(&self) -> bool {
@@ -397,12 +476,21 @@ impl WorkerContext {
         let Some(assembly) = self.assemblies.borrow_mut().remove(&epoch) else { return };
         self.handed_in_at.set(Some(self.now()));
         let sync = assembly.handed_in.values().map(|contribution| contribution.sync).sum();
+        let in_flight_records = assembly.handed_in.values().map(|c| c.in_flight_records).sum();
+        let (mut sections, mut natives) = (Vec::new(), Vec::new());
+        for contribution in assembly.handed_in.into_values() {
+            sections.extend(contribution.sections);
+            natives.extend(contribution.native);
+        }
+        let needs = sections.iter().flat_map(|section| &section.needs).copied().collect();
         self.assembled.borrow_mut().push(Assembled {
             epoch,
+            layers: self.layers.borrow().of(&needs),
+            natives,
             align: self.now().saturating_sub(assembly.began),
             sync,
-            in_flight_records: assembly.handed_in.values().map(|c| c.in_flight_records).sum(),
-            sections: assembly.handed_in.into_values().flat_map(|c| c.sections).collect(),
+            in_flight_records,
+            sections,
         });
     }
 

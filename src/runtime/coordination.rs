@@ -245,7 +245,6 @@ impl Coordination {
             last,
             triggered_unix_ms: progress.map_or(0, |progress| progress.triggered_unix_ms),
             parts: parts.into_iter().map(|(_, (part, _))| part).collect(),
-            files: Vec::new(),
         };
         let mailbox = self.context.mailbox.clone();
         let durable = shared.durable;

@@ -334,6 +334,7 @@ impl Driver {
             }
             Control::Complete { epoch, last } => {
                 context.end(epoch);
+                context.build_on(epoch);
                 for sink in context.sinks.borrow().iter() {
                     sink.complete(epoch);
                 }
@@ -356,6 +357,7 @@ impl Driver {
                     );
                 }
                 context.end(epoch);
+                context.forget(epoch);
                 if context.final_epoch() == Some(epoch) {
                     context.set_final(None);
                 }
@@ -468,6 +470,7 @@ impl Driver {
                 self.part = None;
                 match result {
                     Ok((part, timings)) => {
+                        context.layers.borrow_mut().written(epoch, context.shared.attempt, &part);
                         context.send(Some(0), Control::Ack { epoch, part, timings });
                     }
                     Err(PartFailure { operator, why, fatal }) => {

@@ -21,17 +21,18 @@ use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession};
 
 use crate::connect::Record;
 use crate::format::{SectionHeader, SectionKind};
-use crate::ids::{InvalidName, Name};
+use crate::ids::{Epoch, InvalidName, Name};
 use crate::protocol::key_groups::key_groups;
 use crate::runtime::chain::{Gate, Origin};
-use crate::runtime::context::{Contribution, SectionTask, WorkerContext, event_section};
+use crate::runtime::context::{Contribution, SectionPart, WorkerContext, event_section};
+use crate::runtime::natives::NativePart;
 use crate::runtime::pool::Pool;
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
 use crate::state::hash::stable_hash;
-use crate::state::{Backend, Frozen, Key};
+use crate::state::{Backend, FrozenState, Key, NativeSnapshot, SnapshotForm};
 
 /// What a processing function sees beside the record and the state: where output goes, and what time it is.
 #[derive(Debug)]
@@ -179,11 +180,17 @@ where
                 }
             });
             while gate.barrier_passed(&[frontier]) {
-                let mut contribution = backend.freeze_together(|| {
-                    freeze::<K, S>(&states, &mut processor.tables, &name, &context)
-                });
+                let epoch = gate.open();
+                let mut contribution = freeze::<K, S>(
+                    &states,
+                    &backend,
+                    &mut processor.tables,
+                    epoch,
+                    &name,
+                    &context,
+                );
                 contribution.sections.extend(watermark_section(&name, gate.shown(), &context));
-                context.hand_in(gate.open(), participant, contribution);
+                context.hand_in(epoch, participant, contribution);
                 gate.advance();
                 while let Some((capability, mut records)) = gate.next_open() {
                     processor.process(&capability, &mut records, event, &mut output);
@@ -210,14 +217,16 @@ pub(crate) fn watermark_section(
     operator: &Name,
     shown: Option<i64>,
     context: &WorkerContext,
-) -> Option<(SectionHeader, SectionTask)> {
+) -> Option<SectionPart> {
     let shown = shown.filter(|_| context.shared.durable)?;
-    Some((watermark_header(operator), event_section(shown)))
+    Some(SectionPart::plain(watermark_header(operator), event_section(shown)))
 }
 
 fn freeze<K: Key, S: States<K>>(
     states: &S,
+    backend: &Backend,
     tables: &mut S::Tables,
+    epoch: Epoch,
     operator: &Name,
     context: &WorkerContext,
 ) -> Contribution {
@@ -225,8 +234,21 @@ fn freeze<K: Key, S: States<K>>(
         return Contribution::nothing();
     }
     let start = context.now();
-    let sections = frozen_sections::<K, S>(states, tables, operator);
-    Contribution::state(sections, context.now().saturating_sub(start))
+    let form = context.snapshot_form(epoch);
+    let (sections, snapshot) =
+        backend.freeze_together(form, || frozen_sections::<K, S>(states, tables, operator, form));
+    let mut contribution = Contribution::state(sections, context.now().saturating_sub(start));
+    contribution.native = snapshot.map(|snapshot| native_part(snapshot, operator, context));
+    contribution
+}
+
+/// What an operator hands in of what its backend may keep in files.
+pub(crate) fn native_part(
+    snapshot: Box<dyn NativeSnapshot>,
+    operator: &Name,
+    context: &WorkerContext,
+) -> NativePart {
+    NativePart { operator: operator.clone(), snapshot, uploads: context.uploads(operator) }
 }
 
 /// Freezes all states of an operator.
@@ -234,17 +256,13 @@ pub(crate) fn frozen_sections<K: Key, S: States<K>>(
     states: &S,
     tables: &mut S::Tables,
     operator: &Name,
-) -> Vec<(SectionHeader, SectionTask)> {
-    let frozen = S::freeze(tables);
-    let section = |(declaration, frozen): (StateDeclaration, _)| {
-        (declaration.header(operator), section_task(frozen))
+    form: SnapshotForm,
+) -> Vec<SectionPart> {
+    let frozen = S::freeze(tables, form);
+    let section = |(declaration, frozen): (StateDeclaration, FrozenState)| {
+        SectionPart::state(declaration.header(operator), frozen)
     };
     states.declarations().into_iter().zip(frozen).map(section).collect()
-}
-
-/// Writes a frozen state.
-pub(crate) fn section_task(frozen: Box<dyn Frozen>) -> SectionTask {
-    Box::new(move |out| Ok(frozen.write(out)?))
 }
 
 /// What a state is, as the program declares it.

@@ -21,6 +21,7 @@
 //! at once.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -38,9 +39,9 @@ use crate::format::{SectionHeader, SectionKind};
 use crate::ids::{Epoch, Name};
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{
-    AlarmControl, Contribution, SectionTask, WorkerContext, event_section,
+    AlarmControl, Contribution, SectionPart, SectionTask, WorkerContext, event_section,
 };
-use crate::runtime::keyed::{Session, frozen_sections, section_task, watermark_section};
+use crate::runtime::keyed::{Session, frozen_sections, native_part, watermark_section};
 use crate::runtime::pace::Pace;
 use crate::runtime::pool::Pool;
 use crate::runtime::router::batch_records;
@@ -171,10 +172,10 @@ pub(crate) struct KeyTimers<K: Key> {
 }
 
 impl<K: Key> KeyTimers<K> {
-    pub(crate) fn new(backend: &Backend, max_parallelism: u16) -> Self {
+    pub(crate) fn new(backend: &Backend, max_parallelism: u16, groups: &Range<u16>) -> Self {
         Self {
-            event: Timers::new(backend, EVENT_TIMERS, max_parallelism),
-            processing: Timers::new(backend, PROCESSING_TIMERS, max_parallelism),
+            event: Timers::new(backend, EVENT_TIMERS, max_parallelism, groups),
+            processing: Timers::new(backend, PROCESSING_TIMERS, max_parallelism, groups),
         }
     }
 
@@ -378,23 +379,27 @@ where
         }
     }
 
-    fn freeze(&mut self, operator: &Name, context: &WorkerContext) -> Contribution {
+    fn freeze(&mut self, epoch: Epoch, operator: &Name, context: &WorkerContext) -> Contribution {
         if !context.shared.durable {
             return Contribution::nothing();
         }
         let start = context.now();
         let TimedParts { states, backend, tables, timers, .. } = &mut self.parts;
-        let (mut sections, timers) = backend.freeze_together(|| {
-            let sections = frozen_sections::<K, S>(states, tables, operator);
-            (sections, [timers.event.freeze(), timers.processing.freeze()])
+        let form = context.snapshot_form(epoch);
+        let ((mut sections, frozen), snapshot) = backend.freeze_together(form, || {
+            let sections = frozen_sections::<K, S>(states, tables, operator, form);
+            (sections, [timers.event.freeze(form), timers.processing.freeze(form)])
         });
-        let [event_timers, processing_timers] = timers.map(section_task);
         let event = self.held.as_ref().map(|held| held.time().event);
         let write_event =
             event.map_or_else(|| -> SectionTask { Box::new(|_| Ok(())) }, event_section);
-        let tasks = [event_timers, processing_timers, write_event];
-        sections.extend(timer_headers::<K>(operator).into_iter().zip(tasks));
-        Contribution::state(sections, context.now().saturating_sub(start))
+        let [event_timers, processing_timers, event_header] = timer_headers::<K>(operator);
+        let headers = [event_timers, processing_timers];
+        sections.extend(headers.into_iter().zip(frozen).map(|(h, f)| SectionPart::state(h, f)));
+        sections.push(SectionPart::plain(event_header, write_event));
+        let mut contribution = Contribution::state(sections, context.now().saturating_sub(start));
+        contribution.native = snapshot.map(|snapshot| native_part(snapshot, operator, context));
+        contribution
     }
 }
 
@@ -502,7 +507,7 @@ where
                 if !passed {
                     break;
                 }
-                let mut contribution = processor.freeze(&name, &context);
+                let mut contribution = processor.freeze(gate.open(), &name, &context);
                 contribution.sections.extend(watermark_section(&name, gate.shown(), &context));
                 context.hand_in(open, participant, contribution);
                 gate.advance();

@@ -9,7 +9,7 @@ use crate::ids::KeyGroup;
 use crate::runtime::lifetime::Ttl;
 use crate::runtime::states::States;
 use crate::state::hash::stable_hash;
-use crate::state::{Backend, Frozen};
+use crate::state::{Backend, FrozenState, Selection, SnapshotForm};
 
 const GROUPS: u16 = 16;
 const TTL: i64 = 100;
@@ -28,9 +28,9 @@ impl SectionOutput for Section {
     }
 }
 
-fn written(frozen: Box<dyn Frozen>) -> Section {
+fn written(frozen: FrozenState) -> Section {
     let mut section = Section::default();
-    frozen.write(&mut section).unwrap();
+    frozen.content.write(&mut section).unwrap();
     section
 }
 
@@ -42,7 +42,7 @@ struct Tables<S: States<u64>> {
 
 impl<S: States<u64>> Tables<S> {
     fn new(states: S) -> Self {
-        let tables = states.open(&Backend::default(), GROUPS);
+        let tables = states.open(&Backend::default(), GROUPS, &(0..GROUPS));
         let mut new = Self { tables, now: 0 };
         new.at(1_000);
         new
@@ -58,7 +58,7 @@ impl<S: States<u64>> Tables<S> {
     }
 
     fn sections(&mut self) -> Vec<Section> {
-        S::freeze(&mut self.tables).into_iter().map(written).collect()
+        S::freeze(&mut self.tables, SnapshotForm::Plain).into_iter().map(written).collect()
     }
 
     /// The same states, out of a snapshot of these or of others.
@@ -66,7 +66,15 @@ impl<S: States<u64>> Tables<S> {
         let mut new = Self::new(states);
         new.at(self.now);
         for (index, Section(entries, bytes)) in sections.iter().enumerate() {
-            S::restore(&mut new.tables, index, expiring, 0..GROUPS, *entries, bytes).unwrap();
+            S::restore(
+                &mut new.tables,
+                index,
+                expiring,
+                &Selection::whole(0..GROUPS),
+                *entries,
+                bytes,
+            )
+            .unwrap();
         }
         new
     }

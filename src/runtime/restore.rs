@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use crate::format::manifest::Manifest;
+use crate::format::manifest::{LayerRef, Manifest, PartPlace, Piece};
 use crate::format::part::EntryBlock;
 use crate::format::{FormatError, SectionHeader, codec};
 use crate::ids::{Epoch, Name};
+use crate::protocol::layers::{Layer, Selection};
+use crate::runtime::native_restore::{HeldNative, held_natives};
 use crate::storage::Image;
 use crate::storage::job_store::JobStoreError;
 
@@ -96,6 +98,8 @@ fn text((operator, state): &Identity<'_>) -> String {
 #[derive(Debug, Clone)]
 pub(crate) struct Restored {
     image: Image,
+    /// Whether later checkpoints may need files of this one: it is the job's own, and the job calls its states the same.
+    builds_on: bool,
     /// Names of operators in the checkpoint, and what the program calls them.
     renamed: BTreeMap<Name, Name>,
 }
@@ -121,14 +125,59 @@ impl Restored {
         };
         let problems: Vec<String> = renamed.iter().filter_map(problem).collect();
         if problems.is_empty() {
-            return Ok(Self { renamed: renamed.clone(), image });
+            return Ok(Self { renamed: renamed.clone(), image, builds_on: false });
         }
         Err(RestoreError::Rename { epoch: image.manifest().epoch, problems })
     }
 
     /// The checkpoint as it is.
     pub(crate) fn unchanged(image: Image) -> Self {
-        Self { image, renamed: BTreeMap::new() }
+        Self { image, renamed: BTreeMap::new(), builds_on: false }
+    }
+
+    /// Says that it is one of the job's own checkpoints, whose files later ones may need.
+    pub(crate) fn owned(mut self) -> Self {
+        self.builds_on = self.renamed.is_empty();
+        self
+    }
+
+    /// The layers that parts of a worker that owns `groups` may build on.
+    pub(crate) fn layers_of(&self, groups: &Range<u16>) -> Vec<LayerRef> {
+        let Manifest { epoch, attempt, .. } = *self.manifest();
+        let mut all = Vec::new();
+        for part in self.manifest().parts.iter().filter(|_| self.builds_on) {
+            if self.image.overlap(part.worker, groups).is_empty() {
+                continue;
+            }
+            all.extend(part.layers.iter().cloned());
+            if let PartPlace::Blob { path, bytes, crc32c } = &part.place
+                && self.image.is_shared(Piece::Part(part))
+            {
+                let (worker, path, bytes, crc32c) = (part.worker, path.clone(), *bytes, *crc32c);
+                all.push(LayerRef { epoch, worker, attempt, path, bytes, crc32c });
+            }
+        }
+        all
+    }
+
+    /// As [`Image::read_table`], by the names that the program has. Layers may be built on if the checkpoint is the job's own.
+    ///
+    /// # Errors
+    /// [`RestoreError::Unreadable`], naming the file; an error of `take` is taken for damage.
+    pub(crate) fn read_table(
+        &self,
+        operator: &Name,
+        state: &Name,
+        groups: &Range<u16>,
+        take: impl FnMut(&Selection<'_>, &EntryBlock<'_>) -> Result<(), FormatError>,
+    ) -> Result<Option<Vec<Layer>>, RestoreError> {
+        let wanted = |header: &SectionHeader| self.identity(header) == (operator, state);
+        let epoch = self.manifest().epoch;
+        let layers = self
+            .image
+            .read_table(wanted, groups, take)
+            .map_err(|source| RestoreError::Unreadable { epoch, source })?;
+        Ok(layers.filter(|_| self.builds_on))
     }
 
     pub(crate) fn manifest(&self) -> &Manifest {
@@ -191,6 +240,36 @@ impl Restored {
             });
         }
         Ok(true)
+    }
+
+    /// The files of an operator that hold rows of `groups`.
+    pub(crate) fn natives<'a>(
+        &'a self,
+        operator: &Name,
+        groups: &Range<u16>,
+    ) -> Vec<HeldNative<'a>> {
+        held_natives(&self.image, groups, |held| self.renamed.get(held).unwrap_or(held) == operator)
+    }
+
+    /// Where it is.
+    pub(crate) fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Whether later checkpoints may need files of this one.
+    #[cfg(feature = "rocksdb")]
+    pub(crate) fn builds_on(&self) -> bool {
+        self.builds_on
+    }
+
+    /// Whether the checkpoint holds nothing of a state, or the state just as the program declares it.
+    #[cfg(feature = "rocksdb")]
+    pub(crate) fn holds_as_declared(&self, wanted: &SectionHeader) -> bool {
+        self.held(wanted).is_none_or(|held| {
+            held.type_version == wanted.type_version
+                && held.kind == wanted.kind
+                && short(&held.type_name) == short(&wanted.type_name)
+        })
     }
 
     /// Whether the checkpoint holds a state of just this kind and these types.

@@ -229,7 +229,6 @@ mod tests {
             last,
             triggered_unix_ms: 1,
             parts: Vec::new(),
-            files: Vec::new(),
         }
     }
 

@@ -37,7 +37,7 @@ use crate::connect::{Committer, ConnectError, PreCommit, Record, Sink, Transacti
 use crate::format::{FormatError, SectionHeader, SectionKind, codec};
 use crate::ids::{Epoch, KeyGroup, Name};
 use crate::runtime::chain::{Gate, Origin};
-use crate::runtime::context::{Contribution, SectionTask, SinkControl, WorkerContext};
+use crate::runtime::context::{Contribution, SectionPart, SectionTask, SinkControl, WorkerContext};
 use crate::runtime::executor::Lane;
 use crate::runtime::mailbox::Letter;
 use crate::runtime::scope_name;
@@ -279,7 +279,8 @@ pub(crate) fn sink<'scope, S: Sink>(
                         let task = section::<S>(pre_commit, epoch, &commits.0);
                         let header = transactions_header::<S>(&name);
                         let sync = context.now().saturating_sub(start);
-                        let contribution = Contribution::state(vec![(header, task)], sync);
+                        let contribution =
+                            Contribution::state(vec![SectionPart::plain(header, task)], sync);
                         context.hand_in(epoch, participant, contribution);
                     }
                     Err(error) => context.fail_operator(&name, &error),

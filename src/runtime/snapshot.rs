@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use crate::format::manifest::PartRef;
 use crate::format::part::{PartHeader, PartWriter, SectionIndex};
-use crate::format::record::WorkerTimings;
+use crate::format::record::{FileTransfers, WorkerTimings};
 use crate::format::{FormatError, SectionKind};
 use crate::ids::Name;
-use crate::runtime::context::{Assembled, AttemptShared, SectionFailure};
+use crate::runtime::context::{Assembled, AttemptShared, SectionFailure, SectionPart};
+use crate::runtime::natives::upload;
 use crate::runtime::{describe, scope_name};
 
 /// A part could not be made.
@@ -39,7 +40,8 @@ pub(crate) fn write_part(
     let inline_bytes_max =
         if shared.durable { shared.config.checkpoints.inline_bytes_max } else { usize::MAX };
     let (epoch, attempt) = (assembled.epoch, shared.attempt);
-    let output = shared.store.part_output(epoch, attempt, worker as u32, inline_bytes_max);
+    let layer = assembled.sections.iter().any(|section| section.layer);
+    let output = shared.store.part_output(epoch, attempt, worker as u32, inline_bytes_max, layer);
     let broken =
         |error: FormatError| PartFailure { operator: None, why: describe(&error), fatal: false };
     let header = PartHeader {
@@ -51,12 +53,12 @@ pub(crate) fn write_part(
         max_parallelism: shared.config.max_parallelism,
     };
     let mut writer = PartWriter::new(output, &header).map_err(broken)?;
-    for (header, task) in assembled.sections {
+    for SectionPart { header, extent, task, .. } in assembled.sections {
         let operator = header.operator.clone();
         *writing.lock().unwrap_or_else(PoisonError::into_inner) = Some(operator.clone());
         let _scope = scope_name(operator.as_str()).enter();
         let written = writer
-            .section(&header)
+            .section_of(&header, extent)
             .map_err(SectionFailure::from)
             .and_then(|mut section| task(&mut section));
         written.map_err(|failure| PartFailure {
@@ -64,6 +66,24 @@ pub(crate) fn write_part(
             fatal: matches!(failure, SectionFailure::PreCommit(_)),
             why: describe(&failure),
         })?;
+    }
+    let (mut natives, mut files) = (Vec::new(), FileTransfers::default());
+    for native in assembled.natives {
+        let operator = native.operator.clone();
+        *writing.lock().unwrap_or_else(PoisonError::into_inner) = Some(operator.clone());
+        let uploaded = upload(&shared.store, native, (epoch, attempt, worker));
+        let uploaded = uploaded.map_err(|error| PartFailure {
+            operator: Some(operator),
+            fatal: false,
+            why: describe(&error),
+        })?;
+        if let Some((image, moved)) = uploaded {
+            natives.push(image);
+            files.uploaded += moved.uploaded;
+            files.uploaded_bytes += moved.uploaded_bytes;
+            files.reused += moved.reused;
+            files.reused_bytes += moved.reused_bytes;
+        }
     }
     *writing.lock().unwrap_or_else(PoisonError::into_inner) = None;
     let (output, summary) = writer.finish().map_err(broken)?;
@@ -82,9 +102,11 @@ pub(crate) fn write_part(
         bytes: summary.bytes,
         in_flight_bytes: logged.map(|section| section.bytes).sum(),
         in_flight_records: assembled.in_flight_records,
+        files,
     };
     let sections = summary.sections.iter().map(SectionIndex::summary).collect();
-    Ok((PartRef { worker: worker as u32, place, sections }, timings))
+    let (worker, layers) = (worker as u32, assembled.layers);
+    Ok((PartRef { worker, place, sections, layers, natives }, timings))
 }
 
 fn microseconds(duration: Duration) -> u64 {

@@ -27,7 +27,9 @@ use crate::format::{SectionHeader, SectionKind, codec};
 use crate::ids::{Epoch, KeyGroup, Name};
 use crate::protocol::watermark::{SplitState, SplitWatermarks, event_coordinate};
 use crate::runtime::chain::Origin;
-use crate::runtime::context::{Contribution, SectionTask, SourceControl, WorkerContext};
+use crate::runtime::context::{
+    Contribution, SectionPart, SectionTask, SourceControl, WorkerContext,
+};
 use crate::runtime::control::Control;
 use crate::runtime::event_time::EventTime;
 use crate::runtime::pace::Pace;
@@ -478,7 +480,7 @@ where
             }
             Ok(())
         });
-        let sections = vec![(splits_header::<S>(&self.name), task)];
+        let sections = vec![SectionPart::plain(splits_header::<S>(&self.name), task)];
         let sync = self.context.now().saturating_sub(start);
         self.context.hand_in(self.epoch, self.participant, Contribution::state(sections, sync));
     }

@@ -5,10 +5,13 @@ use std::ops::Range;
 
 use crate::format::FormatError;
 use crate::ids::{InvalidName, Name};
+use crate::protocol::layers::Layer;
 use crate::runtime::keyed::StateDeclaration;
 use crate::runtime::kinds::Kind;
 use crate::runtime::lifetime::{Cell, Expiring, Forever, Lifetime, Ttl};
-use crate::state::{Backend, BackendTable, Frozen, Key, StateBackend, ValueTable};
+use crate::state::{
+    Backend, BackendTable, FrozenState, Key, Selection, SnapshotForm, StateBackend, ValueTable,
+};
 
 /// Declares the states that an operator keeps for each key: one descriptor, or a tuple of them.
 ///
@@ -65,8 +68,8 @@ pub trait States<K: Key>: sealed::Sealed + 'static {
 
     /// What is declared, in order.
     fn declarations(&self) -> Vec<StateDeclaration>;
-    /// Makes empty tables.
-    fn open(&self, backend: &Backend, max_parallelism: u16) -> Self::Tables;
+    /// Makes empty tables, of a worker that owns the key groups `groups`.
+    fn open(&self, backend: &Backend, max_parallelism: u16, groups: &Range<u16>) -> Self::Tables;
     /// Adds the entries of a block of the state at `index` of the declarations. `expiring`: whether they hold the times of
     /// their last updates.
     ///
@@ -76,16 +79,18 @@ pub trait States<K: Key>: sealed::Sealed + 'static {
         tables: &mut Self::Tables,
         index: usize,
         expiring: bool,
-        groups: Range<u16>,
+        selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
     ) -> Result<(), FormatError>;
+    /// The state at `index` of the declarations is what these layers hold.
+    fn restored(tables: &mut Self::Tables, index: usize, layers: Vec<Layer>);
     /// Brings near what keys with these hashes need.
     fn prefetch(tables: &Self::Tables, hashes: &[u64]);
     /// Gives access to the states of one key.
     fn access<'a>(tables: &'a mut Self::Tables, hash: u64, key: &'a K) -> Self::Access<'a>;
     /// Freezes all states, in the order of the declarations.
-    fn freeze(tables: &mut Self::Tables) -> Vec<Box<dyn Frozen>>;
+    fn freeze(tables: &mut Self::Tables, form: SnapshotForm) -> Vec<FrozenState>;
     /// Sets the clock of states that expire. Units: milliseconds since 1970.
     fn set_now(tables: &mut Self::Tables, now: i64);
     /// Removes what has expired among the next `entries` entries of each state that expires.
@@ -173,12 +178,12 @@ impl<K: Key, D: Kind, L: Lifetime + Clone> States<K> for Descriptor<D, L> {
         }]
     }
 
-    fn open(&self, backend: &Backend, max_parallelism: u16) -> Self::Tables {
+    fn open(&self, backend: &Backend, max_parallelism: u16, groups: &Range<u16>) -> Self::Tables {
         Table {
             // A wrong name is an error of the build; such a job never runs.
             entries: match &self.name {
-                Ok(name) => backend.named_table(name.as_str(), max_parallelism),
-                Err(_) => backend.value_table(max_parallelism),
+                Ok(name) => backend.named_table(name.as_str(), max_parallelism, groups),
+                Err(_) => backend.value_table(max_parallelism, groups),
             },
             shared: self.kind.shared(),
             lifetime: self.lifetime.clone(),
@@ -189,20 +194,24 @@ impl<K: Key, D: Kind, L: Lifetime + Clone> States<K> for Descriptor<D, L> {
         tables: &mut Self::Tables,
         _index: usize,
         expiring: bool,
-        groups: Range<u16>,
+        selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
     ) -> Result<(), FormatError> {
         let clock = tables.lifetime.clock();
         let table = &mut tables.entries;
         if expiring {
-            table.restore_block_as(groups, entries, bytes, |stored: Expiring<D::Held>| {
+            table.restore_block_as(selection, entries, bytes, |stored: Expiring<D::Held>| {
                 L::restore(clock, stored.value, Some(stored.written))
             })
         } else {
             let restore = |value: D::Held| L::restore(clock, value, None);
-            table.restore_block_as(groups, entries, bytes, restore)
+            table.restore_block_as(selection, entries, bytes, restore)
         }
+    }
+
+    fn restored(tables: &mut Self::Tables, _index: usize, layers: Vec<Layer>) {
+        tables.entries.restored(layers);
     }
 
     #[inline]
@@ -216,8 +225,8 @@ impl<K: Key, D: Kind, L: Lifetime + Clone> States<K> for Descriptor<D, L> {
         D::access(shared, Cell { table: entries, clock: lifetime.clock(), hash, key })
     }
 
-    fn freeze(tables: &mut Self::Tables) -> Vec<Box<dyn Frozen>> {
-        vec![tables.entries.freeze()]
+    fn freeze(tables: &mut Self::Tables, form: SnapshotForm) -> Vec<FrozenState> {
+        vec![tables.entries.freeze(form)]
     }
 
     fn set_now(tables: &mut Self::Tables, now: i64) {
@@ -250,20 +259,34 @@ macro_rules! states_of_tuple {
                 all
             }
 
-            fn open(&self, backend: &Backend, max_parallelism: u16) -> Self::Tables {
-                ($(self.$at.open(backend, max_parallelism),)+)
+            fn open(
+                &self,
+                backend: &Backend,
+                max_parallelism: u16,
+                groups: &Range<u16>,
+            ) -> Self::Tables {
+                ($(self.$at.open(backend, max_parallelism, groups),)+)
             }
 
             fn restore(
                 tables: &mut Self::Tables,
                 index: usize,
                 expiring: bool,
-                groups: Range<u16>,
+                selection: &Selection<'_>,
                 entries: u32,
                 bytes: &[u8],
             ) -> Result<(), FormatError> {
                 match index {
-                    $($at => $name::restore(&mut tables.$at, 0, expiring, groups, entries, bytes),)+
+                    $($at => {
+                        $name::restore(&mut tables.$at, 0, expiring, selection, entries, bytes)
+                    })+
+                    _ => unreachable!("only declared states are restored"),
+                }
+            }
+
+            fn restored(tables: &mut Self::Tables, index: usize, layers: Vec<Layer>) {
+                match index {
+                    $($at => $name::restored(&mut tables.$at, 0, layers),)+
                     _ => unreachable!("only declared states are restored"),
                 }
             }
@@ -278,9 +301,9 @@ macro_rules! states_of_tuple {
                 ($($name::access(&mut tables.$at, hash, key),)+)
             }
 
-            fn freeze(tables: &mut Self::Tables) -> Vec<Box<dyn Frozen>> {
+            fn freeze(tables: &mut Self::Tables, form: SnapshotForm) -> Vec<FrozenState> {
                 let mut all = Vec::new();
-                $(all.extend($name::freeze(&mut tables.$at));)+
+                $(all.extend($name::freeze(&mut tables.$at, form));)+
                 all
             }
 

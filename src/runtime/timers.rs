@@ -9,10 +9,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::format::{FormatError, codec};
-use crate::protocol::key_groups::key_group;
+use crate::format::FormatError;
+use crate::protocol::layers::Layer;
 use crate::state::hash::stable_hash;
-use crate::state::{Backend, BackendTable, Frozen, Key, StateBackend, ValueTable};
+use crate::state::{
+    Backend, BackendTable, FrozenState, Key, Selection, SnapshotForm, StateBackend, ValueTable,
+};
 
 /// The keys with one hash that have a timer at one time: hardly ever more than one.
 enum Keys<K> {
@@ -26,13 +28,17 @@ pub(crate) struct Timers<K: Key> {
     times: BackendTable<K, Vec<i64>>,
     /// By time; at one time in the order of hashes, so that it is the same in every run.
     queue: BTreeMap<(i64, u64), Keys<K>>,
-    max_parallelism: u16,
 }
 
 impl<K: Key> Timers<K> {
-    pub(crate) fn new(backend: &Backend, name: &str, max_parallelism: u16) -> Self {
-        let times = backend.named_table(name, max_parallelism);
-        Self { times, queue: BTreeMap::new(), max_parallelism }
+    pub(crate) fn new(
+        backend: &Backend,
+        name: &str,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> Self {
+        let times = backend.named_table(name, max_parallelism, groups);
+        Self { times, queue: BTreeMap::new() }
     }
 
     /// The least time of all timers.
@@ -45,10 +51,7 @@ impl<K: Key> Timers<K> {
         let times = self.times.get_or_insert_with(hash, key, &mut Vec::new);
         let Err(place) = times.binary_search(&time) else { return false };
         times.insert(place, time);
-        self.queue
-            .entry((time, hash))
-            .and_modify(|keys| keys.add(key))
-            .or_insert_with(|| Keys::One(key.clone()));
+        enqueue(&mut self.queue, time, hash, key);
         true
     }
 
@@ -94,34 +97,50 @@ impl<K: Key> Timers<K> {
         true
     }
 
-    pub(crate) fn freeze(&mut self) -> Box<dyn Frozen> {
-        self.times.freeze()
+    pub(crate) fn freeze(&mut self, form: SnapshotForm) -> FrozenState {
+        self.times.freeze(form)
     }
 
-    /// Adds the timers that a block holds, of keys in `groups`.
+    /// Adds the timers that a block holds, of keys that count. When all are in, [`Timers::restored`] is to be called.
     ///
     /// # Errors
     /// [`FormatError::Corrupt`] if the block is damaged.
     pub(crate) fn restore(
         &mut self,
-        groups: &Range<u16>,
+        selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
     ) -> Result<(), FormatError> {
-        let max_parallelism = self.max_parallelism;
-        let mut doubled = false;
-        codec::decode_entries(bytes, entries, |(key, times): (K, Vec<i64>)| {
-            let hash = stable_hash(&key);
-            if groups.contains(&key_group(hash, max_parallelism).0) {
-                doubled |= times.into_iter().any(|time| !self.register(hash, &key, time));
-            }
+        let mut disordered = false;
+        self.times.restore_block_as(selection, entries, bytes, |times: Vec<i64>| {
+            disordered |= times.is_empty() || !times.is_sorted_by(|one, next| one < next);
+            Some(times)
         })?;
-        if doubled {
-            let why = "a timer is there twice".to_owned();
+        if disordered {
+            let why = "the times of a key are not ascending".to_owned();
             return Err(FormatError::Corrupt { offset: 0, why });
         }
         Ok(())
     }
+
+    /// All timers of a checkpoint are in. `layers`: those that later snapshots may build on, if they may.
+    pub(crate) fn restored(&mut self, layers: Option<Vec<Layer>>) {
+        let Self { times, queue } = self;
+        times.for_each(|key, times| {
+            let hash = stable_hash(key);
+            times.iter().for_each(|time| enqueue(queue, *time, hash, key));
+        });
+        if let Some(layers) = layers {
+            times.restored(layers);
+        }
+    }
+}
+
+fn enqueue<K: Key>(queue: &mut BTreeMap<(i64, u64), Keys<K>>, time: i64, hash: u64, key: &K) {
+    queue
+        .entry((time, hash))
+        .and_modify(|keys| keys.add(key))
+        .or_insert_with(|| Keys::One(key.clone()));
 }
 
 impl<K: Key> Keys<K> {
@@ -156,7 +175,7 @@ mod tests {
     type Model = BTreeSet<(i64, u64, u64)>;
 
     fn timers() -> Timers<u64> {
-        Timers::new(&Backend::default(), "timers", 16)
+        Timers::new(&Backend::default(), "timers", 16, &(0..16))
     }
 
     #[derive(Default)]
@@ -174,9 +193,9 @@ mod tests {
         }
     }
 
-    fn written(frozen: Box<dyn Frozen>) -> Section {
+    fn written(frozen: FrozenState) -> Section {
         let mut section = Section::default();
-        frozen.write(&mut section).unwrap();
+        frozen.content.write(&mut section).unwrap();
         section
     }
 
@@ -185,7 +204,11 @@ mod tests {
         while let Some(timer) = timers.take_due(i64::MAX) {
             all.push(timer);
         }
-        assert_eq!(written(timers.freeze()).0, 0, "what has fired is not in the state");
+        assert_eq!(
+            written(timers.freeze(SnapshotForm::Plain)).0,
+            0,
+            "what has fired is not in the state"
+        );
         all
     }
 
@@ -221,14 +244,15 @@ mod tests {
             assert_eq!(timers.first(), model.first().map(|(time, ..)| *time), "step {step}");
         }
         assert!(taken > 1000 && model.len() > 100, "{taken} {}", model.len());
-        let Section(entries, bytes, groups) = written(timers.freeze());
+        let Section(entries, bytes, groups) = written(timers.freeze(SnapshotForm::Plain));
         assert!(groups.is_sorted(), "in the order of key groups");
         for parallelism in 1..=4 {
             let mut all = Vec::new();
             for worker in 0..parallelism {
                 let groups = key_groups(16, parallelism, worker);
                 let mut restored = self::timers();
-                restored.restore(&groups, entries, &bytes).unwrap();
+                restored.restore(&Selection::whole(groups), entries, &bytes).unwrap();
+                restored.restored(None);
                 all.extend(drained(restored));
             }
             all.sort_unstable();
@@ -252,12 +276,13 @@ mod tests {
     fn what_is_frozen_does_not_change_with_the_timers() {
         let mut timers = timers();
         timers.register(stable_hash(&1_u64), &1, 10);
-        let frozen = timers.freeze();
+        let frozen = timers.freeze(SnapshotForm::Plain);
         timers.register(stable_hash(&1_u64), &1, 5);
         timers.take_due(10);
         let Section(entries, bytes, _) = written(frozen);
         let mut restored = self::timers();
-        restored.restore(&(0..16), entries, &bytes).unwrap();
+        restored.restore(&Selection::whole(0..16), entries, &bytes).unwrap();
+        restored.restored(None);
         assert_eq!(drained(restored), [(10, stable_hash(&1_u64), 1)]);
     }
 
@@ -267,13 +292,14 @@ mod tests {
         for key in 0..5 {
             timers.register(stable_hash(&key), &key, key as i64);
         }
-        let Section(entries, bytes, _) = written(timers.freeze());
+        let Section(entries, bytes, _) = written(timers.freeze(SnapshotForm::Plain));
         for length in 0..bytes.len() {
-            let result = self::timers().restore(&(0..16), entries, &bytes[..length]);
+            let result =
+                self::timers().restore(&Selection::whole(0..16), entries, &bytes[..length]);
             assert!(matches!(result, Err(FormatError::Corrupt { .. })), "cut to {length}");
         }
         let twice = [bytes.as_slice(), &bytes].concat();
-        assert!(self::timers().restore(&(0..16), 2 * entries, &twice).is_err());
-        assert!(self::timers().restore(&(0..16), entries, &bytes).is_ok());
+        assert!(self::timers().restore(&Selection::whole(0..16), 2 * entries, &twice).is_err());
+        assert!(self::timers().restore(&Selection::whole(0..16), entries, &bytes).is_ok());
     }
 }

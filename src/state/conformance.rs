@@ -6,15 +6,19 @@
 //! ```
 //! Each function panics at the first deviation and names the seed, so that it can be run again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::ops::Range;
 use std::thread::JoinHandle;
 
 use super::hash::stable_hash;
-use super::{Frozen, Key, StateBackend, SweepPosition, ValueTable};
-use crate::format::{FormatError, SectionOutput};
-use crate::ids::KeyGroup;
-use crate::protocol::key_groups::{key_group, key_groups};
+use super::{
+    Frozen, Key, Selection, SnapshotForm, StateBackend, StateValue, SweepPosition, ValueTable,
+};
+use crate::format::{ENTRY_REMOVED, Extent, FormatError, SectionOutput};
+use crate::ids::{Epoch, KeyGroup};
+use crate::protocol::key_groups::{hashes, key_group, key_groups};
+use crate::protocol::layers::{HashRanges, Layer};
 
 /// The values of the suite: of fixed size, with a part that is not `Copy`.
 pub type Value = (u64, Option<String>);
@@ -51,6 +55,10 @@ pub fn suite<B: StateBackend>(backend: &B) {
         restoring_gives_each_owner_exactly_its_keys::<B, u64>(backend, max_parallelism, seed);
         restoring_gives_each_owner_exactly_its_keys::<B, String>(backend, max_parallelism, seed);
     }
+    for (seed, max_parallelism) in (20..).zip([1, 13, 128, 32_768]) {
+        layers_restore_to_what_was_frozen::<B, u64>(backend, max_parallelism, seed);
+        layers_restore_to_what_was_frozen::<B, String>(backend, max_parallelism, seed + 10);
+    }
     sweeps_remove_what_has_expired_and_nothing_else::<B, u64>(backend, 7);
     sweeps_remove_what_has_expired_and_nothing_else::<B, String>(backend, 8);
     values_are_restored_as_what_they_are_converted_to::<B, u64>(backend, 9);
@@ -73,7 +81,7 @@ pub fn operations_and_snapshots_agree_with_a_model<B: StateBackend, K: TestKey>(
     seed: u64,
 ) {
     let mut random = Random(seed);
-    let mut table: Table<B, K> = backend.value_table(max_parallelism);
+    let mut table: Table<B, K> = backend.value_table(max_parallelism, &(0..max_parallelism));
     let mut model = Model::new();
     let mut frozen: Vec<(Box<dyn Frozen>, Model<K>)> = Vec::new();
     let mut writing: Vec<(JoinHandle<Section>, Model<K>)> = Vec::new();
@@ -85,7 +93,9 @@ pub fn operations_and_snapshots_agree_with_a_model<B: StateBackend, K: TestKey>(
         let key = K::nth(random.below(1 + (step * 7) % 6_000));
         operate(&mut table, &mut model, &key, &mut random, &what);
         match random.below(600) {
-            0 if frozen.len() + writing.len() < 4 => frozen.push((table.freeze(), model.clone())),
+            0 if frozen.len() + writing.len() < 4 => {
+                frozen.push((plain(&mut table), model.clone()))
+            }
             1 if !frozen.is_empty() => {
                 let (snapshot, expected) = frozen.swap_remove(random.index(frozen.len()));
                 assert_eq!(content(&written(snapshot), max_parallelism), expected, "{what}");
@@ -114,7 +124,7 @@ pub fn operations_and_snapshots_agree_with_a_model<B: StateBackend, K: TestKey>(
         let section = thread.join().expect("the writer does not panic");
         assert_eq!(content(&section, max_parallelism), expected, "seed {seed}, end");
     }
-    assert_eq!(content(&written(table.freeze()), max_parallelism), model, "seed {seed}, end");
+    assert_eq!(content(&written(plain(&mut table)), max_parallelism), model, "seed {seed}, end");
 }
 
 /// One random operation on both.
@@ -177,18 +187,19 @@ pub fn restoring_gives_each_owner_exactly_its_keys<B: StateBackend, K: TestKey>(
 ) {
     let mut random = Random(seed);
     let (mut table, model) = filled::<B, K>(backend, max_parallelism, 3_000, &mut random);
-    let section = written(table.freeze());
+    let section = written(plain(&mut table));
     assert_eq!(content(&section, max_parallelism), model, "seed {seed}");
     for parallelism in (1..=5).filter(|p| *p <= usize::from(max_parallelism)) {
         let mut all = Model::new();
         for worker in 0..parallelism {
             let groups = key_groups(max_parallelism, parallelism, worker);
-            let mut table: Table<B, K> = backend.value_table(max_parallelism);
+            let mut table: Table<B, K> = backend.value_table(max_parallelism, &groups);
             for (entries, bytes) in section.blocks(1 + random.below(200) as usize) {
-                let restored = table.restore_block(groups.clone(), entries, &bytes);
+                let restored =
+                    table.restore_block(&Selection::whole(groups.clone()), entries, &bytes);
                 restored.expect("the block is whole");
             }
-            let part = content::<K>(&written(table.freeze()), max_parallelism);
+            let part = content::<K>(&written(plain(&mut table)), max_parallelism);
             assert_eq!(part.len(), table.len(), "seed {seed}, worker {worker} of {parallelism}");
             for (key, value) in &part {
                 let hash = stable_hash(key);
@@ -224,7 +235,7 @@ pub fn sweeps_remove_what_has_expired_and_nothing_else<B: StateBackend, K: TestK
         let key = K::nth(random.below(6_000));
         operate(&mut table, &mut model, &key, &mut random, &format!("seed {seed}, step {step}"));
         if step == 1_000 {
-            snapshot = Some((table.freeze(), model.clone()));
+            snapshot = Some((plain(&mut table), model.clone()));
         }
         let entries = random.index(20);
         let mut looked = 0;
@@ -254,7 +265,7 @@ pub fn sweeps_remove_what_has_expired_and_nothing_else<B: StateBackend, K: TestK
         table.sweep(&mut position, 50, expired);
     }
     model.retain(|_, value| !expired(value));
-    assert_eq!(content(&written(table.freeze()), 128), model, "seed {seed}: after all rounds");
+    assert_eq!(content(&written(plain(&mut table)), 128), model, "seed {seed}: after all rounds");
 }
 
 /// A block of values of one type fills a table of another, but for those that the conversion drops.
@@ -266,11 +277,11 @@ pub fn values_are_restored_as_what_they_are_converted_to<B: StateBackend, K: Tes
     seed: u64,
 ) {
     let (mut table, model) = filled::<B, K>(backend, 128, 2_000, &mut Random(seed));
-    let section = written(table.freeze());
+    let section = written(plain(&mut table));
     let convert = |value: Value| (!value.0.is_multiple_of(5)).then_some(value.0);
-    let mut other: B::Table<K, u64> = backend.value_table(128);
+    let mut other: B::Table<K, u64> = backend.value_table(128, &(0..128));
     for (entries, bytes) in section.blocks(100) {
-        let restored = other.restore_block_as(0..128, entries, &bytes, convert);
+        let restored = other.restore_block_as(&Selection::whole(0..128), entries, &bytes, convert);
         restored.expect("the block is whole");
     }
     let mut kept = 0;
@@ -282,7 +293,12 @@ pub fn values_are_restored_as_what_they_are_converted_to<B: StateBackend, K: Tes
     assert_eq!(other.len(), kept, "seed {seed}");
     assert!(kept < model.len() && kept > 0, "seed {seed}: some are dropped, some are not");
     let (entries, bytes) = section.blocks(usize::MAX).remove(0);
-    let cut = other.restore_block_as(0..128, entries, &bytes[..bytes.len() - 1], convert);
+    let cut = other.restore_block_as(
+        &Selection::whole(0..128),
+        entries,
+        &bytes[..bytes.len() - 1],
+        convert,
+    );
     assert!(matches!(cut, Err(FormatError::Corrupt { .. })), "{cut:?}");
 }
 
@@ -293,10 +309,10 @@ pub fn values_are_restored_as_what_they_are_converted_to<B: StateBackend, K: Tes
 pub fn damaged_blocks_are_refused<B: StateBackend, K: TestKey>(backend: &B) {
     let (entries, bytes) = small_block::<B, K>(backend);
     let restore = |table: &mut Table<B, K>, entries, bytes: &[u8]| {
-        table.restore_block(0..128, entries, bytes)
+        table.restore_block(&Selection::whole(0..128), entries, bytes)
     };
     let refused = |entries, bytes: &[u8], what: &str| {
-        let result = restore(&mut backend.value_table(128), entries, bytes);
+        let result = restore(&mut backend.value_table(128, &(0..128)), entries, bytes);
         assert!(matches!(result, Err(FormatError::Corrupt { .. })), "{what}: {result:?}");
     };
     for length in 0..bytes.len() {
@@ -308,7 +324,7 @@ pub fn damaged_blocks_are_refused<B: StateBackend, K: TestKey>(backend: &B) {
     refused(u32::MAX, &bytes, "far fewer entries than told");
     refused(2 * entries, &bytes.repeat(2), "each key twice");
 
-    let mut table: Table<B, K> = backend.value_table(128);
+    let mut table: Table<B, K> = backend.value_table(128, &(0..128));
     restore(&mut table, entries, &bytes).expect("the block is whole");
     let again = restore(&mut table, entries, &bytes);
     assert!(matches!(again, Err(FormatError::Corrupt { offset: 0, .. })), "{again:?}");
@@ -339,18 +355,165 @@ pub fn random_damage_does_no_harm<B: StateBackend, K: TestKey>(
                 _ => damaged.insert(at, random.next() as u8),
             }
         }
-        let mut table: Table<B, K> = backend.value_table(128);
-        refused += u32::from(table.restore_block(0..128, entries, &damaged).is_err());
-        let held = content::<K>(&written(table.freeze()), 128);
+        let mut table: Table<B, K> = backend.value_table(128, &(0..128));
+        refused +=
+            u32::from(table.restore_block(&Selection::whole(0..128), entries, &damaged).is_err());
+        let held = content::<K>(&written(plain(&mut table)), 128);
         assert_eq!(held.len(), table.len(), "seed {seed}, round {round}");
         assert!(held.len() <= entries as usize, "seed {seed}, round {round}");
     }
     assert!(refused > rounds / 10, "seed {seed}: only {refused} of {rounds} were refused");
 }
 
+/// Layers of random changes, some of them of checkpoints that are never complete or are complete late, restore to what the table held when the
+/// last was frozen, for any owners; and the restored tables can be built on.
+///
+/// # Panics
+/// If the backend deviates.
+pub fn layers_restore_to_what_was_frozen<B: StateBackend, K: TestKey>(
+    backend: &B,
+    max_parallelism: u16,
+    seed: u64,
+) {
+    let mut random = Random(seed);
+    let all = 0..max_parallelism;
+    let (mut table, mut model) = filled::<B, K>(backend, max_parallelism, 4_000, &mut random);
+    let mut stored: BTreeMap<Epoch, StoredLayer> = BTreeMap::new();
+    let mut confirmed: Option<(Epoch, BTreeSet<Epoch>)> = None;
+    let mut pending: Vec<(Epoch, BTreeSet<Epoch>)> = Vec::new();
+    let (mut layered, mut removed, mut empty) = (0, 0, 0);
+    for epoch in (1..=160).map(Epoch) {
+        let what = format!("seed {seed}, max_parallelism {max_parallelism}, checkpoint {epoch}");
+        let steps = [0, 3, 40, 40, 1_500][random.index(5)];
+        for _ in 0..steps {
+            // Also keys that were never there.
+            let key = K::nth(random.below(5_000));
+            operate(&mut table, &mut model, &key, &mut random, &what);
+        }
+        let form = SnapshotForm::Layer {
+            epoch,
+            confirmed: confirmed.as_ref().map(|(epoch, _)| *epoch),
+            whole: random.below(20) == 0,
+            bytes_min: 0,
+        };
+        let frozen = table.freeze(form);
+        let layer = StoredLayer {
+            changes: matches!(frozen.extent, Extent::Changes { .. }),
+            whole: match &frozen.extent {
+                Extent::Whole => hashes(&all, max_parallelism).into_iter().collect(),
+                Extent::Changes { whole } => whole.iter().copied().collect(),
+            },
+            section: written(frozen.content),
+        };
+        if !frozen.layer {
+            assert!(layer.section.entries.is_empty(), "{what}: somebody will need it");
+            empty += 1;
+        }
+        layered += usize::from(frozen.needs.len() > 2);
+        let gone = |(_, bytes): &(KeyGroup, Vec<u8>)| bytes[0] == ENTRY_REMOVED;
+        removed += if layer.changes {
+            layer.section.entries.iter().filter(|e| gone(e)).count()
+        } else {
+            0
+        };
+        let mut needs = frozen.needs;
+        needs.insert(epoch);
+        stored.insert(epoch, layer);
+
+        if random.below(4) == 0 {
+            let parallelism = (1 + random.index(5)).min(usize::from(max_parallelism));
+            let mut restored = Model::new();
+            for worker in 0..parallelism {
+                let groups = key_groups(max_parallelism, parallelism, worker);
+                let table =
+                    restore_layers::<B, K>(backend, &stored, &needs, &groups, max_parallelism);
+                restored.extend(content_of(table, max_parallelism));
+            }
+            assert_eq!(restored, model, "{what}: restored by {parallelism}");
+        }
+        pending.push((epoch, needs));
+        match random.below(8) {
+            // It is aborted, or late.
+            0 => drop(pending.pop()),
+            1 => {}
+            _ => {
+                confirmed = pending.pop();
+                pending.clear();
+            }
+        }
+        if random.below(4) == 0 && !pending.is_empty() {
+            confirmed = Some(pending.remove(0));
+        }
+        if random.below(30) == 0
+            && let Some((epoch, needs)) = &confirmed
+        {
+            table = restore_layers::<B, K>(backend, &stored, needs, &all, max_parallelism);
+            let layers = needs.iter().map(|epoch| Layer {
+                epoch: *epoch,
+                whole: stored[epoch].whole.clone(),
+                top: true,
+            });
+            table.restored(layers.collect());
+            let restored = restore_layers::<B, K>(backend, &stored, needs, &all, max_parallelism);
+            model = content_of(restored, max_parallelism);
+            assert_eq!(table.len(), model.len(), "{what}: restored {epoch}");
+            pending.clear();
+            confirmed = None;
+        }
+    }
+    assert!(layered > 20, "seed {seed}: {layered} snapshots had layers");
+    assert!(removed > 20, "seed {seed}: {removed} removed keys were written");
+    assert!(empty > 0, "seed {seed}: none was empty");
+}
+
+/// What storage holds of one snapshot.
+struct StoredLayer {
+    changes: bool,
+    whole: HashRanges,
+    section: Section,
+}
+
+fn restore_layers<B: StateBackend, K: TestKey>(
+    backend: &B,
+    stored: &BTreeMap<Epoch, StoredLayer>,
+    needs: &BTreeSet<Epoch>,
+    groups: &Range<u16>,
+    max_parallelism: u16,
+) -> Table<B, K> {
+    let mut superseded = HashRanges::default();
+    let mut steps = Vec::new();
+    for layer in needs.iter().rev().map(|epoch| &stored[epoch]) {
+        steps.push((layer, superseded.clone()));
+        layer.whole.as_slice().iter().for_each(|range| superseded.insert(*range));
+    }
+    let mut table: Table<B, K> = backend.value_table(max_parallelism, groups);
+    for (layer, superseded) in steps.into_iter().rev() {
+        let (groups, changes) = (groups.clone(), layer.changes);
+        let selection = Selection { groups, superseded: &superseded, changes };
+        for (entries, bytes) in layer.section.blocks(100) {
+            table.restore_block(&selection, entries, &bytes).expect("the block is whole");
+        }
+    }
+    table
+}
+
+fn content_of<K: TestKey>(mut table: impl ValueTable<K, Value>, max_parallelism: u16) -> Model<K> {
+    let mut visited = Model::new();
+    table.for_each(|key, value| {
+        assert!(visited.insert(key.clone(), value.clone()).is_none(), "{key:?} is visited twice");
+    });
+    assert_eq!(content(&written(plain(&mut table)), max_parallelism), visited);
+    visited
+}
+
+/// Everything, once.
+fn plain<K: Key, V: StateValue>(table: &mut impl ValueTable<K, V>) -> Box<dyn Frozen> {
+    table.freeze(SnapshotForm::Plain).content
+}
+
 fn small_block<B: StateBackend, K: TestKey>(backend: &B) -> (u32, Vec<u8>) {
     let (mut table, _) = filled::<B, K>(backend, 128, 12, &mut Random(5));
-    let mut blocks = written(table.freeze()).blocks(usize::MAX);
+    let mut blocks = written(plain(&mut table)).blocks(usize::MAX);
     blocks.pop().expect("a table with keys has a block")
 }
 
@@ -360,7 +523,7 @@ fn filled<B: StateBackend, K: TestKey>(
     keys: u64,
     random: &mut Random,
 ) -> (Table<B, K>, Model<K>) {
-    let mut table: Table<B, K> = backend.value_table(max_parallelism);
+    let mut table: Table<B, K> = backend.value_table(max_parallelism, &(0..max_parallelism));
     let mut model = Model::new();
     for n in 0..keys {
         let key = K::nth(n);

@@ -1,6 +1,12 @@
 //! Keyed state: the backends behind one trait.
 
-use crate::format::{FormatError, SectionOutput};
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use crate::format::{Extent, FormatError, SectionOutput};
+use crate::ids::Epoch;
+use crate::protocol::layers::Layer;
+pub use crate::protocol::layers::Selection;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
@@ -30,6 +36,99 @@ pub trait Frozen: Send {
     /// # Errors
     /// [`FormatError`] of an entry or of the medium.
     fn write(self: Box<Self>, out: &mut dyn SectionOutput) -> Result<(), FormatError>;
+}
+
+/// What a snapshot of a state is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotForm {
+    /// Everything, and no later snapshot builds on it.
+    Plain,
+    /// A layer: what has changed since the last snapshot that is part of a complete checkpoint, or more.
+    Layer {
+        /// The checkpoint.
+        epoch: Epoch,
+        /// The newest checkpoint that is complete, of those that this state has been frozen for as a layer.
+        confirmed: Option<Epoch>,
+        /// Everything; later ones may build on it.
+        whole: bool,
+        /// A state that is smaller is frozen as [`SnapshotForm::Plain`]. Units: bytes, estimated.
+        bytes_min: usize,
+    },
+}
+
+impl SnapshotForm {
+    /// Whether a backend may keep the states in files of its own, which are put beside the part.
+    #[must_use]
+    pub fn may_be_files(self) -> bool {
+        matches!(self, Self::Layer { whole: false, .. })
+    }
+}
+
+/// A snapshot of what a backend keeps in files of its own.
+pub trait NativeSnapshot: Send {
+    /// Waits until the files are made. `None`: there are none; the frozen tables write their entries.
+    ///
+    /// # Errors
+    /// [`FormatError`] if they could not be made.
+    fn wait(self: Box<Self>) -> Result<Option<NativeFiles>, FormatError>;
+}
+
+/// Files of a backend on the local disk.
+pub struct NativeFiles {
+    /// Whose files they are.
+    pub backend: &'static str,
+    /// The version of their format.
+    pub version: u16,
+    /// Where they are.
+    pub directory: std::path::PathBuf,
+    /// The files.
+    pub files: Vec<LocalFile>,
+    /// They are there as long as this is.
+    pub keep: std::sync::Arc<dyn std::any::Any + Send + Sync>,
+}
+
+impl std::fmt::Debug for NativeFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { backend, directory, files, .. } = self;
+        f.debug_struct("NativeFiles")
+            .field("backend", backend)
+            .field("directory", directory)
+            .field("files", files)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A file of a [`NativeFiles`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalFile {
+    /// Its name in the directory.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Whether a file of this name has the same content in all snapshots of the instance.
+    pub lasts: bool,
+}
+
+/// A frozen state, and what a snapshot of it needs besides.
+pub struct FrozenState {
+    /// What is to be written.
+    pub content: Box<dyn Frozen>,
+    /// How much of the state that is.
+    pub extent: Extent,
+    /// Checkpoints whose parts hold the rest.
+    pub needs: BTreeSet<Epoch>,
+    /// Whether snapshots of later checkpoints may need this one.
+    pub layer: bool,
+}
+
+impl std::fmt::Debug for FrozenState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrozenState")
+            .field("extent", &self.extent)
+            .field("needs", &self.needs)
+            .field("layer", &self.layer)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One value per key: one keyed state of one operator on one worker.
@@ -65,7 +164,13 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
 
     /// Freezes the state as it is now. Cost: microseconds to a few milliseconds, whatever the state's size;
     /// entries changed later are copied first, page by page. May be called while an earlier one is being written.
-    fn freeze(&mut self) -> Box<dyn Frozen>;
+    fn freeze(&mut self, form: SnapshotForm) -> FrozenState;
+
+    /// Gives all keys and values to `visit`, in no order.
+    fn for_each(&mut self, visit: impl FnMut(&K, &V));
+
+    /// The state is what these layers of a checkpoint hold, nothing else: later snapshots may build on them.
+    fn restored(&mut self, layers: Vec<Layer>);
 
     /// Looks at the next `entries` entries, from where the last sweep ended, and removes those that are `expired`. Returns
     /// their number. Sweeps that together look at twice as many entries as there are have looked at each that was there
@@ -84,19 +189,19 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
         _ = written;
     }
 
-    /// Adds the `entries` entries that `bytes` holds, as [`Frozen::write`] wrote them, whose key group is in
-    /// `groups`. Entries of other key groups are decoded and dropped.
+    /// Adds the `entries` entries that `bytes` holds, as [`Frozen::write`] wrote them, that `selection` selects. Others
+    /// are decoded and dropped. An entry of changes takes the place of one that is there.
     ///
     /// # Errors
     /// [`FormatError::Corrupt`] (offset: in `bytes`) if they do not decode, if bytes are left over, or if a key
     /// is there twice.
     fn restore_block(
         &mut self,
-        groups: std::ops::Range<u16>,
+        selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
     ) -> Result<(), FormatError> {
-        self.restore_block_as(groups, entries, bytes, |value: V| Some(value))
+        self.restore_block_as(selection, entries, bytes, |value: V| Some(value))
     }
 
     /// As [`ValueTable::restore_block`], of a table that held values of another type: each is kept as what `convert` makes
@@ -106,7 +211,7 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
     /// As there. A key that is there twice is noticed if it was kept before.
     fn restore_block_as<W: serde::de::DeserializeOwned>(
         &mut self,
-        groups: std::ops::Range<u16>,
+        selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
         convert: impl FnMut(W) -> Option<V>,
@@ -125,17 +230,22 @@ pub trait StateBackend {
     /// The table of one value state.
     type Table<K: Key, V: StateValue>: ValueTable<K, V>;
 
-    /// Makes an empty table for one state of one operator on one worker.
-    fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16) -> Self::Table<K, V>;
+    /// Makes an empty table for one state of one operator on one worker, which owns the key groups `groups`.
+    fn value_table<K: Key, V: StateValue>(
+        &self,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> Self::Table<K, V>;
 
     /// Makes the table of the state `name` of an operator. A backend that keeps state by its name may have some already.
     fn named_table<K: Key, V: StateValue>(
         &self,
         name: &str,
         max_parallelism: u16,
+        groups: &Range<u16>,
     ) -> Self::Table<K, V> {
         _ = name;
-        self.value_table(max_parallelism)
+        self.value_table(max_parallelism, groups)
     }
 }
 
@@ -154,16 +264,25 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// Runs `freeze`, which freezes all tables of this backend: they are one snapshot.
-    pub fn freeze_together<R>(&self, freeze: impl FnOnce() -> R) -> R {
+    /// Runs `freeze`, which freezes all tables of this backend: they are one snapshot. Of a form that lets the backend keep
+    /// them in files of its own, those are returned; then the frozen tables may have nothing to write.
+    pub fn freeze_together<R>(
+        &self,
+        form: SnapshotForm,
+        freeze: impl FnOnce() -> R,
+    ) -> (R, Option<Box<dyn NativeSnapshot>>) {
         match self {
-            Self::Heap(_) => freeze(),
+            Self::Heap(_) => {
+                _ = form;
+                (freeze(), None)
+            }
             #[cfg(feature = "rocksdb")]
             Self::Rocks(instance) => {
                 instance.begin_snapshot();
                 let frozen = freeze();
-                instance.end_snapshot();
-                frozen
+                let snapshot = instance.end_snapshot();
+                let native: Box<dyn NativeSnapshot> = Box::new(snapshot);
+                (frozen, form.may_be_files().then_some(native))
             }
         }
     }
@@ -178,11 +297,17 @@ impl Default for Backend {
 impl StateBackend for Backend {
     type Table<K: Key, V: StateValue> = BackendTable<K, V>;
 
-    fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16) -> BackendTable<K, V> {
+    fn value_table<K: Key, V: StateValue>(
+        &self,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> BackendTable<K, V> {
         match self {
-            Self::Heap(heap) => BackendTable::Heap(heap.value_table(max_parallelism)),
+            Self::Heap(heap) => BackendTable::Heap(heap.value_table(max_parallelism, groups)),
             #[cfg(feature = "rocksdb")]
-            Self::Rocks(instance) => BackendTable::Rocks(instance.value_table(max_parallelism)),
+            Self::Rocks(instance) => {
+                BackendTable::Rocks(instance.value_table(max_parallelism, groups))
+            }
         }
     }
 
@@ -190,12 +315,13 @@ impl StateBackend for Backend {
         &self,
         name: &str,
         max_parallelism: u16,
+        groups: &Range<u16>,
     ) -> BackendTable<K, V> {
         match self {
-            Self::Heap(heap) => BackendTable::Heap(heap.named_table(name, max_parallelism)),
+            Self::Heap(heap) => BackendTable::Heap(heap.named_table(name, max_parallelism, groups)),
             #[cfg(feature = "rocksdb")]
             Self::Rocks(instance) => {
-                BackendTable::Rocks(instance.named_table(name, max_parallelism))
+                BackendTable::Rocks(instance.named_table(name, max_parallelism, groups))
             }
         }
     }
@@ -284,11 +410,27 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
         }
     }
 
-    fn freeze(&mut self) -> Box<dyn Frozen> {
+    fn freeze(&mut self, form: SnapshotForm) -> FrozenState {
         match self {
-            Self::Heap(table) => table.freeze(),
+            Self::Heap(table) => table.freeze(form),
             #[cfg(feature = "rocksdb")]
-            Self::Rocks(table) => table.freeze(),
+            Self::Rocks(table) => table.freeze(form),
+        }
+    }
+
+    fn for_each(&mut self, visit: impl FnMut(&K, &V)) {
+        match self {
+            Self::Heap(table) => table.for_each(visit),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.for_each(visit),
+        }
+    }
+
+    fn restored(&mut self, layers: Vec<Layer>) {
+        match self {
+            Self::Heap(table) => table.restored(layers),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.restored(layers),
         }
     }
 
@@ -315,15 +457,15 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
 
     fn restore_block_as<W: serde::de::DeserializeOwned>(
         &mut self,
-        groups: std::ops::Range<u16>,
+        selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
         convert: impl FnMut(W) -> Option<V>,
     ) -> Result<(), FormatError> {
         match self {
-            Self::Heap(table) => table.restore_block_as(groups, entries, bytes, convert),
+            Self::Heap(table) => table.restore_block_as(selection, entries, bytes, convert),
             #[cfg(feature = "rocksdb")]
-            Self::Rocks(table) => table.restore_block_as(groups, entries, bytes, convert),
+            Self::Rocks(table) => table.restore_block_as(selection, entries, bytes, convert),
         }
     }
 }

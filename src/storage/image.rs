@@ -4,16 +4,20 @@
 //! not count. A savepoint, and a checkpoint's directory that somebody copied elsewhere, stand for themselves: their parts
 //! are looked for beside the manifest, so that they can be moved.
 
-use std::io::Cursor;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::job_store::{JobStore, JobStoreError, PartBytes, read_part};
-use super::{BlobPath, CheckpointStorage, LocalStorage, StorageError};
-use crate::format::FormatError;
-use crate::format::manifest::{Manifest, ManifestKind, PartPlace, PartRef};
+use super::job_store::{JobStore, JobStoreError, PartBytes, read_piece};
+use super::{BlobPath, BlobReader, CheckpointStorage, LocalStorage, StorageError};
+use crate::format::manifest::{LayerRef, Manifest, ManifestKind, PartPlace, PartRef, Piece};
 use crate::format::part::PartReader;
-use crate::ids::Epoch;
+use crate::format::part::{EntryBlock, PartHeader, SectionIndex};
+use crate::format::{Extent, FormatError, SectionHeader};
+use crate::ids::{Epoch, HashRange};
+use crate::protocol::key_groups::{hashes, key_groups};
+use crate::protocol::layers::{HashRanges, Layer, Selection};
 
 const MANIFEST: &str = "manifest";
 
@@ -104,32 +108,152 @@ impl Image {
     /// # Errors
     /// [`JobStoreError::Damaged`] and others.
     pub fn open_part(&self, part: &PartRef) -> Result<PartReader<PartBytes>, JobStoreError> {
-        let storage = match &self.place {
-            Place::Job(store) => return store.open_part(&self.manifest, part),
-            Place::Directory(storage) => storage,
-        };
-        let (bytes, size) = match &part.place {
-            PartPlace::Inline(bytes) => {
-                (PartBytes::Inline(Cursor::new(bytes.clone())), bytes.len() as u64)
-            }
-            PartPlace::Blob { path, bytes, .. } => {
-                let damaged = |why: String| self.part_error(part, FormatError::corrupt(0, why));
-                let Some(name) = self.name_beside(path) else {
-                    return Err(damaged(format!("{path:?} is not a file of this checkpoint")));
-                };
-                let reader = storage.open(&name)?;
-                let size = reader.size_bytes();
-                if size != *bytes {
-                    let why = format!("{size} bytes are there, the manifest says {bytes}");
-                    return Err(damaged(why));
-                }
-                (PartBytes::Blob(reader), size)
-            }
-        };
-        read_part(&self.manifest, part, bytes, size).map_err(|error| self.part_error(part, error))
+        self.open_piece(Piece::Part(part))
     }
 
-    /// The name of a part beside the manifest.
+    /// As [`Image::open_part`], of a part or of a layer beneath it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_piece(&self, piece: Piece<'_>) -> Result<PartReader<PartBytes>, JobStoreError> {
+        let damaged = |error| self.piece_error(piece, error);
+        match &self.place {
+            Place::Job(store) => store.open_piece(&self.manifest, piece),
+            Place::Directory(_) => {
+                read_piece(&self.manifest, piece, |path| self.open_blob(path), damaged)
+            }
+        }
+    }
+
+    /// Opens a blob that the manifest names.
+    ///
+    /// # Errors
+    /// [`JobStoreError::NotSelfContained`] if it is outside of a directory that was copied, and others.
+    pub fn open_blob(&self, path: &str) -> Result<Box<dyn BlobReader>, JobStoreError> {
+        match &self.place {
+            Place::Job(store) => store.open_reference(self.manifest.epoch, path),
+            Place::Directory(storage) => {
+                let name =
+                    self.name_beside(path).ok_or_else(|| JobStoreError::NotSelfContained {
+                        location: storage.location(),
+                        path: path.to_owned(),
+                    })?;
+                Ok(storage.open(&name)?)
+            }
+        }
+    }
+
+    /// Says of damage in a blob that the manifest names which file it is.
+    #[must_use]
+    pub fn file_error(&self, path: &str, source: FormatError) -> JobStoreError {
+        let location = match &self.place {
+            Place::Job(store) => store.storage().location(),
+            Place::Directory(storage) => storage.location(),
+        };
+        JobStoreError::Damaged { path: format!("{location}/{path}"), source }
+    }
+
+    /// Whether a piece is a file that several checkpoints may share.
+    #[must_use]
+    pub fn is_shared(&self, piece: Piece<'_>) -> bool {
+        match (&self.place, piece) {
+            (Place::Directory(_), _) => false,
+            (Place::Job(_), Piece::Layer(_)) => true,
+            (Place::Job(store), Piece::Part(part)) => match &part.place {
+                PartPlace::Blob { path, .. } => store.is_shared(path),
+                PartPlace::Inline(_) => false,
+            },
+        }
+    }
+
+    /// The key groups of `groups` that a worker's part is about.
+    #[must_use]
+    pub fn overlap(&self, worker: u32, groups: &Range<u16>) -> Range<u16> {
+        let own = owned(self.manifest.max_parallelism, self.manifest.parallelism, worker);
+        own.start.max(groups.start)..own.end.min(groups.end)
+    }
+
+    /// Reads all blocks of a keyed state that hold entries of `groups`, in an order in which a later entry takes the place of
+    /// an earlier one with the same key. Returns the layers that they are in, if other checkpoints may share all of these.
+    ///
+    /// # Errors
+    /// [`JobStoreError`], naming the file; an error of `take` is taken for damage.
+    pub fn read_table(
+        &self,
+        wanted: impl Fn(&SectionHeader) -> bool,
+        groups: &Range<u16>,
+        mut take: impl FnMut(&Selection<'_>, &EntryBlock<'_>) -> Result<(), FormatError>,
+    ) -> Result<Option<Vec<Layer>>, JobStoreError> {
+        let mut layers: BTreeMap<Epoch, HashRanges> = BTreeMap::new();
+        let mut shared = true;
+        for part in &self.manifest.parts {
+            let groups = self.overlap(part.worker, groups);
+            let Some(range) = hashes(&groups, self.manifest.max_parallelism) else { continue };
+            if !part.sections.iter().any(|section| wanted(&section.header)) {
+                continue;
+            }
+            let steps = self.table_layers(part, range, &wanted)?;
+            for step in steps.iter().rev() {
+                let TableLayer { piece, section, changes, .. } = *step;
+                if !step.empty {
+                    let whole = layers.entry(step.epoch).or_default();
+                    step.whole.clip(range).as_slice().iter().for_each(|own| whole.insert(*own));
+                    shared &= self.is_shared(piece);
+                }
+                let damaged = |error| self.piece_error(piece, error);
+                let mut reader = self.open_piece(piece)?;
+                let superseded = &step.superseded;
+                let selection = Selection { groups: groups.clone(), superseded, changes };
+                let mut blocks = reader.blocks(section, groups.clone());
+                while let Some(block) = blocks.next().map_err(damaged)? {
+                    take(&selection, &block)
+                        .map_err(|error| damaged(error.moved_by(block.offset)))?;
+                }
+            }
+        }
+        let layer = |(epoch, whole)| Layer { epoch, whole, top: true };
+        Ok(shared.then(|| layers.into_iter().map(layer).collect()))
+    }
+
+    /// The layers of a state that hold anything of a range of hashes that counts, newest first.
+    fn table_layers<'a>(
+        &self,
+        part: &'a PartRef,
+        range: HashRange,
+        wanted: &impl Fn(&SectionHeader) -> bool,
+    ) -> Result<Vec<TableLayer<'a>>, JobStoreError> {
+        let mut superseded = HashRanges::none();
+        let mut layers = Vec::new();
+        for piece in part.pieces().rev() {
+            if superseded.covers(range) {
+                break;
+            }
+            let reader = self.open_piece(piece)?;
+            let place = reader.sections().iter().position(|section| wanted(&section.header));
+            let Some(section) = place else { continue };
+            let SectionIndex { extent, entries, .. } = &reader.sections()[section];
+            let (changes, whole): (_, HashRanges) = match extent {
+                Extent::Whole => {
+                    let PartHeader { max_parallelism, parallelism, worker, .. } = *reader.header();
+                    let groups = owned(max_parallelism, parallelism, worker);
+                    (false, hashes(&groups, max_parallelism).into_iter().collect())
+                }
+                Extent::Changes { whole } => (true, whole.iter().copied().collect()),
+            };
+            let epoch = match piece {
+                Piece::Layer(layer) => layer.epoch,
+                Piece::Part(_) => self.manifest.epoch,
+            };
+            let empty = changes && *entries == 0 && whole.is_empty();
+            let before = superseded.clone();
+            whole.as_slice().iter().for_each(|range| superseded.insert(*range));
+            let superseded = before;
+            layers.push(TableLayer { epoch, piece, section, changes, empty, whole, superseded });
+        }
+        Ok(layers)
+    }
+
+    /// The name of a file beside the manifest.
     fn name_beside(&self, path: &str) -> Option<BlobPath> {
         let name = match self.manifest.kind {
             ManifestKind::Savepoint => path,
@@ -144,21 +268,51 @@ impl Image {
     /// Says of damage in a part which file it is in.
     #[must_use]
     pub fn part_error(&self, part: &PartRef, source: FormatError) -> JobStoreError {
+        self.piece_error(Piece::Part(part), source)
+    }
+
+    /// Says of damage in a part or a layer which file it is in.
+    #[must_use]
+    pub fn piece_error(&self, piece: Piece<'_>, source: FormatError) -> JobStoreError {
         let storage = match &self.place {
-            Place::Job(store) => return store.part_error(self.manifest.epoch, part, source),
+            Place::Job(store) => return store.piece_error(self.manifest.epoch, piece, source),
             Place::Directory(storage) => storage,
         };
         let location = storage.location();
-        let path = match &part.place {
-            PartPlace::Blob { path, .. } => {
+        let path = match piece {
+            Piece::Layer(LayerRef { path, .. })
+            | Piece::Part(PartRef { place: PartPlace::Blob { path, .. }, .. }) => {
                 let name = self.name_beside(path);
                 format!("{location}/{}", name.as_ref().map_or(path.as_str(), BlobPath::as_str))
             }
-            PartPlace::Inline(_) => {
-                format!("{location}/{MANIFEST}, inline part of worker {}", part.worker)
+            Piece::Part(PartRef { place: PartPlace::Inline(_), worker, .. }) => {
+                format!("{location}/{MANIFEST}, inline part of worker {worker}")
             }
         };
         JobStoreError::Damaged { path, source }
+    }
+}
+
+/// A layer of one state in one part.
+struct TableLayer<'a> {
+    epoch: Epoch,
+    piece: Piece<'a>,
+    /// Which section of the piece it is.
+    section: usize,
+    changes: bool,
+    /// Whether nothing is lost without it.
+    empty: bool,
+    whole: HashRanges,
+    /// The hashes of which newer layers hold everything.
+    superseded: HashRanges,
+}
+
+/// The key groups of a worker; none if there is no such worker.
+fn owned(max_parallelism: u16, parallelism: u32, worker: u32) -> Range<u16> {
+    if worker < parallelism {
+        key_groups(max_parallelism, parallelism as usize, worker as usize)
+    } else {
+        0..0
     }
 }
 

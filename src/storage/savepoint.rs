@@ -3,6 +3,7 @@
 //! ```text
 //! <savepoint>/manifest                 published last; names parts by their names here
 //! <savepoint>/<attempt>-<worker>.part  copies of the checkpoint's parts
+//! <savepoint>/<file>                   copies of what it shares with other checkpoints, by their names there
 //! ```
 //! # Invariants
 //! * The directory is made for it, exclusively, and never written again: nothing that was there is replaced.
@@ -75,7 +76,7 @@ impl Draft {
         self.storage.root()
     }
 
-    /// Copies the parts of a checkpoint whose manifest need not be published yet. Returns the savepoint's manifest.
+    /// Copies all that a checkpoint is made of; its manifest need not be published yet. Returns the savepoint's manifest.
     ///
     /// # Errors
     /// [`SavepointError`]; the draft is then to be dropped.
@@ -86,20 +87,43 @@ impl Draft {
     ) -> Result<Manifest, SavepointError> {
         let mut copied = manifest.clone();
         copied.kind = ManifestKind::Savepoint;
-        if let Some(shared) = manifest.files.first() {
-            return Err(self.target(StorageOp::Write, format!("{shared} is no part")));
-        }
         for part in &mut copied.parts {
-            let worker = part.worker;
-            let PartPlace::Blob { path, bytes, crc32c } = &mut part.place else { continue };
-            let name = blob(&format!("{}-{worker}.part", manifest.attempt));
-            self.copy_part(store, path, &name, (*bytes, *crc32c))?;
-            *path = name.into();
+            if let PartPlace::Blob { path, bytes, crc32c } = &mut part.place {
+                let name = format!("{}-{}.part", manifest.attempt, part.worker);
+                self.copy_blob(store, path, &name, (*bytes, *crc32c))?;
+                *path = name;
+            }
+            for layer in &mut part.layers {
+                let name = file_name(&layer.path);
+                self.copy_blob(store, &layer.path, &name, (layer.bytes, layer.crc32c))?;
+                layer.path = name;
+            }
+            for file in part.natives.iter_mut().flat_map(|image| &mut image.files) {
+                let name = file_name(&file.path);
+                self.copy_blob(store, &file.path, &name, (file.bytes, file.crc32c))?;
+                file.path = name;
+            }
         }
         Ok(copied)
     }
 
-    fn copy_part(
+    /// Copies a blob, unless it was copied for another worker already.
+    fn copy_blob(
+        &mut self,
+        store: &JobStore,
+        from: &str,
+        name: &str,
+        expected: (u64, u32),
+    ) -> Result<(), SavepointError> {
+        let to = BlobPath::new(name)
+            .map_err(|error| self.target(StorageOp::Write, error.to_string()))?;
+        if self.written.contains(&to) {
+            return Ok(());
+        }
+        self.copy_new(store, from, &to, expected)
+    }
+
+    fn copy_new(
         &mut self,
         store: &JobStore,
         from: &str,
@@ -199,6 +223,10 @@ impl Drop for Draft {
         }
         let _ = std::fs::remove_dir(self.path());
     }
+}
+
+fn file_name(path: &str) -> String {
+    path.rsplit_once('/').map_or(path, |(_, name)| name).to_owned()
 }
 
 /// Where a savepoint is to be, independent of the current directory.

@@ -346,6 +346,9 @@ fn draw_config(random: &mut Random) -> JobConfig {
     checkpoints.retained = random.pick(&[1, 1, 2, 3]);
     checkpoints.writer_threads = random.pick(&[1, 1, 2, 3]);
     checkpoints.inline_bytes_max = random.pick(&[0, 64, 256, 16 << 10]);
+    let mut incremental = random.fork(4);
+    checkpoints.incremental = incremental.pick(&[true, true, true, false]);
+    checkpoints.incremental_bytes_min = incremental.pick(&[0, 0, 0, 1 << 20]);
     config.flow.step_target = micros(random.pick(&[1, 100, 2_000, 5_000]));
     config.flow.in_flight_target = micros(random.pick(&[1_000, 20_000, 200_000]));
     config.flow.in_flight_bytes_max = random.pick(&[64, 512, 32 << 20]);

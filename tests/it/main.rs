@@ -9,7 +9,9 @@ mod concurrency;
 mod event_time;
 mod failure;
 mod files;
+
 mod flow;
+mod incremental;
 mod lifecycle;
 mod operators;
 mod restore;

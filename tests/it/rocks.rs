@@ -1,15 +1,18 @@
 //! Whole jobs whose state is in RocksDB and larger than the memory it may take: crashes, rescaling, savepoints.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use highwater::config::{JobConfig, RestartStrategy, RestoreFrom, RocksProfile, StateBackendKind};
+use highwater::format::record::{CheckpointOutcome, CheckpointRecord};
 use highwater::prelude::*;
+use highwater::state_reader::StateReader;
 
 use crate::support::{
-    Background, Scratch, assert_same, files_below, quiet_panics, run, running_counts, throttle,
+    Background, Scratch, assert_same, files_below, history, quiet_panics, run, running_counts,
+    throttle, wait_until,
 };
 
 const RECORDS: u64 = 120_000;
@@ -76,6 +79,18 @@ fn a_job_that_crashes_goes_on_from_the_files_of_its_checkpoint() {
     run(config, count(200, Some(90_001), collect.clone())).unwrap();
     assert_same(running_counts(RECORDS, key), collect.handle().committed());
     nothing_is_left(&scratch);
+    let complete = |record: &CheckpointRecord| record.outcome == CheckpointOutcome::Complete;
+    let history = history(&scratch);
+    let transfers = |attempt: u64| {
+        let records = history.iter().filter(|r| complete(r) && r.attempt.0 == attempt);
+        records.flat_map(|record| &record.workers).map(|worker| worker.files).collect::<Vec<_>>()
+    };
+    for attempt in [1, 2] {
+        let transfers = transfers(attempt);
+        let reused: u64 = transfers.iter().map(|files| u64::from(files.reused)).sum();
+        let uploaded: u64 = transfers.iter().map(|files| u64::from(files.uploaded)).sum();
+        assert!(reused > 0 && uploaded > 0, "attempt {attempt}: {reused} reused, {uploaded} not");
+    }
 }
 
 /// Runs the job until it has taken some checkpoints, and ends it with a savepoint.
@@ -119,4 +134,97 @@ fn savepoints_move_between_backends_and_parallelisms() {
     // twice would show in the counts behind it.
     let found: BTreeSet<(u64, u64)> = found.into_iter().collect();
     assert_same(running_counts(RECORDS, key), found);
+}
+
+/// Runs the job until it has taken some more checkpoints, and stops it.
+fn until_checkpoints(config: JobConfig, sink: Collect<(u64, u64)>) {
+    // Every column family has a write buffer, of which a mebibyte does not hold many.
+    let is_single = config.workers == 1;
+    let job = Background::start(config, count(60, None, sink));
+    job.wait_for_checkpoints(3);
+    if let Some(memory) = job.handle.counters().state_memory().filter(|_| is_single) {
+        assert_eq!(memory.budget_bytes, 1 << 20);
+        assert!(memory.used_bytes <= memory.budget_bytes / 100 * 115, "{memory:?}");
+    }
+    job.handle.stop();
+    job.end().unwrap();
+}
+
+#[test]
+fn files_are_taken_over_and_clipped_at_any_parallelism_and_read_by_the_heap() {
+    use StateBackendKind::{Heap, RocksDb};
+    let scratch = Scratch::new();
+    let sink = Collect::new();
+    let steps = [(RocksDb, 1), (RocksDb, 4), (RocksDb, 3), (Heap, 2), (RocksDb, 8), (RocksDb, 1)];
+    for (backend, workers) in steps {
+        until_checkpoints(on(backend, &scratch, workers), sink.clone());
+        let newest = scratch.store().newest().unwrap().unwrap();
+        let checkpoint =
+            scratch.checkpoints().join(crate::support::JOB).join(format!("chk/{newest}"));
+        let reader = StateReader::open(checkpoint).unwrap();
+        let mut counts = BTreeMap::new();
+        let read = reader.for_each("count", "count", |key: u64, count: u64| {
+            assert_eq!(counts.insert(key, count), None);
+        });
+        assert_eq!(read.unwrap(), counts.len() as u64);
+        let last: BTreeMap<u64, u64> = sink.handle().committed().into_iter().fold(
+            BTreeMap::new(),
+            |mut last, (key, count)| {
+                let most = last.entry(key).or_insert(count);
+                *most = count.max(*most);
+                last
+            },
+        );
+        assert_eq!(counts, last, "the final checkpoint is what came out");
+        scratch.assert_directory_is_the_reachable_set();
+    }
+    run(on(RocksDb, &scratch, 2), count(1_000, None, sink.clone())).unwrap();
+    assert_same(running_counts(RECORDS, key), sink.handle().committed());
+    nothing_is_left(&scratch);
+}
+
+#[test]
+fn a_damaged_or_missing_file_is_refused_by_its_name() {
+    for cut in [false, true] {
+        let scratch = Scratch::new();
+        let config = on(StateBackendKind::RocksDb, &scratch, 1);
+        let job = Background::start(config.clone(), count(40, None, Collect::new()));
+        wait_until("files are in the checkpoint", || {
+            let record = job.handle.counters().checkpoints().completed.len();
+            record > 2 && files_below(&scratch.checkpoints()).iter().any(is_table)
+        });
+        job.handle.stop();
+        job.end().unwrap();
+        let epoch = scratch.store().newest().unwrap().unwrap();
+        let manifest = scratch.store().load(epoch).unwrap();
+        let files = manifest.parts.iter().flat_map(|part| &part.natives).flat_map(|n| &n.files);
+        let file = files.clone().find(|file| file.name.ends_with(".sst")).expect("a table");
+        let path = scratch.checkpoints().join(&file.path);
+        if cut {
+            let bytes = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &bytes[1..]).unwrap();
+        } else {
+            std::fs::remove_file(&path).unwrap();
+        }
+        let mut config = config;
+        config.restart = RestartStrategy::None;
+        let refused = run(config, count(1_000, None, Collect::new())).unwrap_err();
+        let text = format!("{refused} {}", source_texts(&refused));
+        let name = file.path.rsplit_once('/').unwrap().1;
+        assert!(text.contains(name), "{text} does not name {name}");
+    }
+}
+
+fn is_table(path: &PathBuf) -> bool {
+    path.extension().is_some_and(|extension| extension == "sst")
+}
+
+fn source_texts(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
 }

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use reader::{Blocks, EntryBlock, PartReader};
 pub use writer::{PartSummary, PartWriter, Section};
 
-use super::SectionHeader;
 use super::manifest::SectionSummary;
+use super::{Extent, SectionHeader};
 use crate::ids::{Attempt, Epoch, Name};
 
 /// Whose part it is.
@@ -46,6 +46,8 @@ pub struct PartHeader {
 pub struct SectionIndex {
     /// Whose state, of which kind.
     pub header: SectionHeader,
+    /// How much of the state.
+    pub extent: Extent,
     /// Number of entries.
     pub entries: u64,
     /// Units: bytes of the entries, without frames.
@@ -58,8 +60,9 @@ impl SectionIndex {
     /// The index without the blocks.
     #[must_use]
     pub fn summary(&self) -> SectionSummary {
-        let Self { header, entries, bytes, .. } = self;
-        SectionSummary { header: header.clone(), entries: *entries, bytes: *bytes }
+        let Self { header, extent, entries, bytes, .. } = self;
+        let (header, extent) = (header.clone(), extent.clone());
+        SectionSummary { header, extent, entries: *entries, bytes: *bytes }
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
 use crate::format::block::{
     self, BlockKind, ENTRY_BYTES_MAX, FRAME_BYTES, PAYLOAD_BYTES_MAX, VERSION,
 };
-use crate::format::{FormatError, SectionHeader, SectionOutput};
+use crate::format::{Extent, FormatError, SectionHeader, SectionOutput};
 use crate::ids::KeyGroup;
 
 /// Units: bytes before the entries in a block under construction.
@@ -72,10 +72,22 @@ impl<W: Write> PartWriter<W> {
     /// # Errors
     /// [`FormatError::Io`] if the medium fails.
     pub fn section(&mut self, header: &SectionHeader) -> Result<Section<'_, W>, FormatError> {
+        self.section_of(header, Extent::Whole)
+    }
+
+    /// Begins a section that may hold a part of the state only, and so ends the one before.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`] if the medium fails.
+    pub fn section_of(
+        &mut self,
+        header: &SectionHeader,
+        extent: Extent,
+    ) -> Result<Section<'_, W>, FormatError> {
         self.flush()?;
         self.last_group = 0;
-        let header = header.clone();
-        self.sections.push(SectionIndex { header, entries: 0, bytes: 0, blocks: Vec::new() });
+        let (header, blocks) = (header.clone(), Vec::new());
+        self.sections.push(SectionIndex { header, extent, entries: 0, bytes: 0, blocks });
         Ok(Section { part: self })
     }
 

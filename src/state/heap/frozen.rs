@@ -1,40 +1,70 @@
 //! A frozen heap table, and how it is written.
 
 use std::marker::PhantomData;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::page::Page;
 use super::table::SharedPage;
-use crate::format::{FormatError, SectionOutput};
+use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, FormatError, SectionOutput};
 use crate::protocol::key_groups::key_group;
 use crate::state::{Frozen, Key, StateValue};
 
+/// What of a page is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Marked {
+    /// All entries.
+    All,
+    /// What has changed since this confirmed snapshot.
+    Small(u32),
+    /// What has changed since this confirmed top snapshot.
+    Top(u32),
+}
+
 pub(super) struct FrozenPages<K, V> {
-    /// In the order of their making.
-    pages: Vec<SharedPage<K, V>>,
+    /// In no order.
+    pages: Vec<(SharedPage<K, V>, Marked)>,
     max_parallelism: u16,
+    /// Whether each entry says if it is there or was removed.
+    tagged: bool,
+    /// Where the bytes of an average entry are noted, if all are written.
+    entry_bytes: Arc<AtomicUsize>,
 }
 
 impl<K, V> FrozenPages<K, V> {
-    pub(super) fn new(pages: Vec<SharedPage<K, V>>, max_parallelism: u16) -> Self {
-        Self { pages, max_parallelism }
+    pub(super) fn new(
+        pages: Vec<(SharedPage<K, V>, Marked)>,
+        max_parallelism: u16,
+        tagged: bool,
+        entry_bytes: Arc<AtomicUsize>,
+    ) -> Self {
+        Self { pages, max_parallelism, tagged, entry_bytes }
     }
 }
 
 impl<K: Key, V: StateValue> Frozen for FrozenPages<K, V> {
     fn write(self: Box<Self>, out: &mut dyn SectionOutput) -> Result<(), FormatError> {
         // Pages hold disjoint ranges of hashes, so any hash of each sorts them.
-        let first = |page: SharedPage<K, V>| {
-            let hash = lock(&page).entries().first().map(|entry| entry.hash);
-            hash.map(|hash| (hash, page))
+        let first = |(page, marked): (SharedPage<K, V>, Marked)| {
+            let locked = lock(&page);
+            let hash = locked.entries().first().map(|entry| entry.hash);
+            let hash = hash.or_else(|| locked.removed().first().map(|removed| removed.hash));
+            drop(locked);
+            hash.map(|hash| (hash, page, marked))
         };
         let mut pages: Vec<_> = self.pages.into_iter().filter_map(first).collect();
-        pages.sort_unstable_by_key(|(hash, _)| *hash);
+        pages.sort_unstable_by_key(|(hash, ..)| *hash);
 
-        let mut encoder = PageEncoder::new(self.max_parallelism);
-        for (_, page) in pages {
-            encoder.write(&page, out)?;
+        let mut encoder = PageEncoder::new(self.max_parallelism, self.tagged);
+        let (mut entries, mut bytes) = (0, 0);
+        for (_, page, marked) in pages {
+            let (page_entries, page_bytes) = encoder.write(&page, marked, out)?;
+            entries += page_entries;
+            bytes += page_bytes;
             // `page` is dropped here, so the worker can take it back without copying it.
+        }
+        if !self.tagged && entries > 0 {
+            self.entry_bytes.store(bytes / entries, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -51,21 +81,30 @@ fn lock<K, V>(page: &SharedPage<K, V>) -> MutexGuard<'_, Page<K, V>> {
 /// entry.
 struct PageEncoder<K, V> {
     max_parallelism: u16,
-    /// Positions of the page's entries, in the order in which they are to be written.
-    order: Vec<u32>,
+    tagged: bool,
+    /// What is to be written, in order.
+    order: Vec<Item>,
     bytes: Vec<u8>,
     /// For each encoded entry its hash and where its bytes end.
     ends: Vec<(u64, usize)>,
     types: PhantomData<fn(&K, &V)>,
 }
 
+/// An entry or a removed key, by its position in the page.
+#[derive(Clone, Copy)]
+enum Item {
+    Entry(u32),
+    Removed(u32),
+}
+
 /// How many bytes are encoded before the lock is released.
 const CHUNK_BYTES: usize = 128 * 1024;
 
 impl<K: Key, V: StateValue> PageEncoder<K, V> {
-    fn new(max_parallelism: u16) -> Self {
+    fn new(max_parallelism: u16, tagged: bool) -> Self {
         Self {
             max_parallelism,
+            tagged,
             order: Vec::new(),
             bytes: Vec::new(),
             ends: Vec::new(),
@@ -73,17 +112,20 @@ impl<K: Key, V: StateValue> PageEncoder<K, V> {
         }
     }
 
+    /// Returns the number of entries and of bytes.
     fn write(
         &mut self,
         shared: &SharedPage<K, V>,
+        marked: Marked,
         out: &mut dyn SectionOutput,
-    ) -> Result<(), FormatError> {
-        self.set_order(&lock(shared));
-        let mut written = 0;
+    ) -> Result<(usize, usize), FormatError> {
+        self.set_order(&lock(shared), marked);
+        let (mut written, mut bytes_written) = (0, 0);
         while written < self.order.len() {
             // A shared page does not change, so it may be unlocked between chunks.
             self.encode_chunk(&lock(shared), written)?;
             written += self.ends.len();
+            bytes_written += self.bytes.len();
             let mut start = 0;
             for (hash, end) in &self.ends {
                 let bytes = &self.bytes[start..*end];
@@ -94,33 +136,78 @@ impl<K: Key, V: StateValue> PageEncoder<K, V> {
                 start = *end;
             }
         }
-        Ok(())
+        Ok((written, bytes_written))
     }
 
-    fn set_order(&mut self, page: &Page<K, V>) {
+    fn set_order(&mut self, page: &Page<K, V>, marked: Marked) {
         let entries = page.entries();
         self.order.clear();
-        self.order.extend(0..entries.len() as u32);
+        let frozen = page.frozen_marks();
+        let (marks, removed_from) = match marked {
+            Marked::All => (None, None),
+            Marked::Small(confirmed) => {
+                (frozen.filter(|f| f.snapshot > confirmed).map(|f| f.small), Some(confirmed))
+            }
+            Marked::Top(confirmed) => {
+                (frozen.filter(|f| f.snapshot > confirmed).map(|f| f.top), Some(confirmed))
+            }
+        };
+        let positions = 0..entries.len() as u32;
+        match (marked, marks) {
+            (Marked::All, _) => self.order.extend(positions.map(Item::Entry)),
+            (_, None) => {}
+            (_, Some(marks)) => {
+                let changed = positions.filter(|position| marks.contains(*position as usize));
+                self.order.extend(changed.map(Item::Entry));
+            }
+        }
+        if let Some(confirmed) = removed_from {
+            let gone = |at: &usize| {
+                let removed = &page.removed()[*at];
+                removed.snapshots >= confirmed && page.find(removed.hash, &removed.key).is_none()
+            };
+            let removed = (0..page.removed().len()).filter(gone);
+            self.order.extend(removed.map(|at| Item::Removed(at as u32)));
+        }
+        let hash = |item: &Item| hash_of(page, *item);
         let group = |hash| key_group(hash, self.max_parallelism);
-        let hashes = || entries.iter().map(|entry| entry.hash);
+        let hashes = || self.order.iter().map(hash);
         if hashes().min().map(group) != hashes().max().map(group) {
-            self.order.sort_unstable_by_key(|position| entries[*position as usize].hash);
+            self.order.sort_unstable_by_key(hash);
         }
     }
 
     fn encode_chunk(&mut self, page: &Page<K, V>, written: usize) -> Result<(), FormatError> {
         self.bytes.clear();
         self.ends.clear();
-        for position in &self.order[written..] {
-            let entry = &page.entries()[*position as usize];
-            append(&entry.key, &mut self.bytes)?;
-            append(&entry.value, &mut self.bytes)?;
-            self.ends.push((entry.hash, self.bytes.len()));
+        for item in &self.order[written..] {
+            match *item {
+                Item::Entry(position) => {
+                    let entry = &page.entries()[position as usize];
+                    if self.tagged {
+                        self.bytes.push(ENTRY_PRESENT);
+                    }
+                    append(&entry.key, &mut self.bytes)?;
+                    append(&entry.value, &mut self.bytes)?;
+                }
+                Item::Removed(at) => {
+                    self.bytes.push(ENTRY_REMOVED);
+                    append(&page.removed()[at as usize].key, &mut self.bytes)?;
+                }
+            }
+            self.ends.push((hash_of(page, *item), self.bytes.len()));
             if self.bytes.len() >= CHUNK_BYTES {
                 break;
             }
         }
         Ok(())
+    }
+}
+
+fn hash_of<K, V>(page: &Page<K, V>, item: Item) -> u64 {
+    match item {
+        Item::Entry(position) => page.entries()[position as usize].hash,
+        Item::Removed(at) => page.removed()[at as usize].hash,
     }
 }
 

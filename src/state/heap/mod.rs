@@ -22,6 +22,12 @@
 //!
 //! A page that is still shared has not been touched since the last freeze.
 //!
+//! # Layers
+//! A page marks the positions that were touched since the last freeze (one bit an entry, beside what a record loads anyway), and keeps the
+//! keys that were removed. Freezing adds these marks to those that earlier snapshots hold and no complete checkpoint does; the
+//! number of the snapshot says when they are void, so pages without changes are not visited for it. Which marks count, and how much
+//! is written beyond them, `protocol::layers` decides.
+//!
 //! # Bounds
 //! Pages never merge: a table that shrinks keeps its pages, underfull, until the state is restored.
 //! The directory stays below 2^24 prefixes or 16 a page, whichever is more, even if keys were
@@ -37,6 +43,8 @@ mod table;
 
 pub use table::Table;
 
+use std::ops::Range;
+
 use super::{Key, StateBackend, StateValue};
 
 /// Keeps state in memory. State must fit there; snapshots copy no more than what changes while they
@@ -47,8 +55,12 @@ pub struct HeapBackend;
 impl StateBackend for HeapBackend {
     type Table<K: Key, V: StateValue> = Table<K, V>;
 
-    fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16) -> Table<K, V> {
-        Table::new(max_parallelism)
+    fn value_table<K: Key, V: StateValue>(
+        &self,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> Table<K, V> {
+        Table::new(max_parallelism, groups)
     }
 }
 
@@ -60,7 +72,7 @@ mod tests {
     use super::Table;
     use crate::format::{FormatError, SectionOutput};
     use crate::ids::KeyGroup;
-    use crate::state::{StateBackend, ValueTable, conformance, hash::stable_hash};
+    use crate::state::{SnapshotForm, StateBackend, ValueTable, conformance, hash::stable_hash};
 
     #[test]
     fn the_heap_backend_conforms() {
@@ -82,7 +94,7 @@ mod tests {
 
     /// Inserts, changes and removes keys under hashes that the test chooses.
     fn check_with_hashes(keys: u64, hash: impl Fn(u64) -> u64) {
-        let mut table: Table<u64, u64> = HeapBackend.value_table(128);
+        let mut table: Table<u64, u64> = HeapBackend.value_table(128, &(0..128));
         let mut model = BTreeMap::new();
         for step in 0..4 * keys {
             let key = stable_hash(&step) % keys;
@@ -99,7 +111,7 @@ mod tests {
             assert_eq!(table.get(hash(key), &key), model.get(&key), "key {key}");
         }
         let mut count = Count(0);
-        table.freeze().write(&mut count).unwrap();
+        table.freeze(SnapshotForm::Plain).content.write(&mut count).unwrap();
         assert_eq!(count.0, model.len());
     }
 
@@ -127,9 +139,10 @@ mod tests {
                 Err(serde::ser::Error::custom("not today"))
             }
         }
-        let mut table: Table<u64, Stubborn> = HeapBackend.value_table(128);
+        let mut table: Table<u64, Stubborn> = HeapBackend.value_table(128, &(0..128));
         table.insert(stable_hash(&1_u64), &1, Stubborn);
-        let error = table.freeze().write(&mut Count(0)).unwrap_err();
+        let frozen = table.freeze(SnapshotForm::Plain).content;
+        let error = frozen.write(&mut Count(0)).unwrap_err();
         assert!(error.to_string().contains("Stubborn could not be encoded"), "{error}");
         assert!(table.get(stable_hash(&1_u64), &1).is_some());
     }

@@ -1,21 +1,30 @@
 //! The directory of pages, and the operations on keys.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::frozen::FrozenPages;
-use super::page::Page;
-use crate::format::FormatError;
-use crate::protocol::key_groups::key_group;
+use rustc_hash::FxHashSet;
+
+use super::frozen::{FrozenPages, Marked};
+use super::page::{Brief, Page, Tombstones};
+use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, Extent, FormatError};
+use crate::ids::{Epoch, HashRange};
+use crate::protocol::key_groups::{hashes, key_group};
+use crate::protocol::layers::{Layer, Layers, Plan};
 use crate::state::hash::stable_hash;
-use crate::state::{Frozen, Key, StateValue, SweepPosition, ValueTable};
+use crate::state::{
+    FrozenState, Key, Selection, SnapshotForm, StateValue, SweepPosition, ValueTable,
+};
 
 /// A page that the table shares with frozen snapshots.
 pub(super) type SharedPage<K, V> = Arc<Mutex<Page<K, V>>>;
 
 enum Slot<K, V> {
     Owned(Page<K, V>),
-    Shared(SharedPage<K, V>),
+    /// With what is to be known of it without looking into it. It has no changes since it was frozen.
+    Shared(SharedPage<K, V>, Brief),
 }
 
 /// One value state in memory: see the module.
@@ -27,7 +36,15 @@ pub struct Table<K, V> {
     pages: Vec<Slot<K, V>>,
     len: usize,
     max_parallelism: u16,
+    layers: Layers,
+    tombstones: Tombstones,
+    /// How many bytes an entry took in the last snapshot that held all. What is behind a pointer shows there only.
+    entry_bytes: Arc<AtomicUsize>,
 }
+
+/// Removed keys that are remembered however few entries there are. Beyond, and beyond the number of entries, the next
+/// snapshot is whole instead.
+const TOMBSTONES_MIN: usize = 4096;
 
 /// The directory may always grow to this depth: 64 MiB, enough for a billion entries in full pages.
 const FREE_DEPTH: u32 = 24;
@@ -39,9 +56,28 @@ const PREFETCH_CHUNK: usize = 64;
 const PREFETCH_BYTES_MIN: usize = 1 << 20;
 
 impl<K: Key, V: StateValue> Table<K, V> {
-    pub(super) fn new(max_parallelism: u16) -> Self {
-        let pages = vec![Slot::Owned(Page::new(0))];
-        Self { directory: vec![0; 2], depth: 1, pages, len: 0, max_parallelism }
+    pub(super) fn new(max_parallelism: u16, groups: &Range<u16>) -> Self {
+        let owned = hashes(groups, max_parallelism).unwrap_or(HashRange::ALL);
+        Self {
+            directory: vec![0; 2],
+            depth: 1,
+            pages: vec![Slot::Owned(Page::new(0))],
+            len: 0,
+            max_parallelism,
+            layers: Layers::new(owned),
+            tombstones: Tombstones::default(),
+            entry_bytes: Arc::default(),
+        }
+    }
+
+    /// Units: bytes of all entries, estimated.
+    fn bytes(&self) -> usize {
+        let entry_bytes = self.entry_bytes.load(Ordering::Relaxed);
+        self.len.saturating_mul(entry_bytes.max(size_of::<super::page::Entry<K, V>>()))
+    }
+
+    fn frozen(&self, pages: Vec<(SharedPage<K, V>, Marked)>, tagged: bool) -> FrozenPages<K, V> {
+        FrozenPages::new(pages, self.max_parallelism, tagged, Arc::clone(&self.entry_bytes))
     }
 
     #[inline]
@@ -112,29 +148,163 @@ impl<K: Key, V: StateValue> Table<K, V> {
         self.directory[first + prefixes / 2..first + prefixes].fill(upper_number);
     }
 
-    /// Decodes and adds one entry, and returns the bytes behind it.
+    /// Decodes and adds one entry, or removes it, and returns the bytes behind it.
     fn restore_entry<'a, W: serde::de::DeserializeOwned>(
         &mut self,
-        groups: &Range<u16>,
+        selection: &Selection<'_>,
         bytes: &'a [u8],
         convert: &mut impl FnMut(W) -> Option<V>,
     ) -> Result<&'a [u8], String> {
+        let (tag, bytes) = if selection.changes {
+            let (tag, rest) = bytes.split_first().ok_or("it ends before the entry")?;
+            (*tag, rest)
+        } else {
+            (ENTRY_PRESENT, bytes)
+        };
         let (key, rest) = postcard::take_from_bytes::<K>(bytes)
             .map_err(|error| format!("the key does not decode: {error}"))?;
-        let (value, rest) = postcard::take_from_bytes::<W>(rest)
-            .map_err(|error| format!("the value does not decode: {error}"))?;
         let hash = stable_hash(&key);
-        if groups.contains(&key_group(hash, self.max_parallelism).0)
-            && let Some(value) = convert(value)
-        {
-            let (page, len) = self.page_with_room(hash);
-            if page.get(hash, &key).is_some() {
+        let counts = selection.groups.contains(&key_group(hash, self.max_parallelism).0)
+            && !selection.superseded.contains(hash);
+        let (value, rest) = match tag {
+            ENTRY_REMOVED => (None, rest),
+            ENTRY_PRESENT => {
+                let (value, rest) = postcard::take_from_bytes::<W>(rest)
+                    .map_err(|error| format!("the value does not decode: {error}"))?;
+                (counts.then(|| convert(value)).flatten(), rest)
+            }
+            other => return Err(format!("an entry begins with {other}")),
+        };
+        if counts {
+            let replaced = match value {
+                Some(value) => self.insert(hash, &key, value).is_some(),
+                None => self.remove(hash, &key).is_some(),
+            };
+            if replaced && !selection.changes {
                 return Err("the key is there twice".to_owned());
             }
-            page.push(hash, key, value);
-            *len += 1;
         }
         Ok(rest)
+    }
+
+    /// Marks become part of this snapshot. Returns the pages where something has changed since the last confirmed snapshot, and since
+    /// the last confirmed top one, with the number of entries in each.
+    fn fold(&mut self) -> [Changed; 2] {
+        let (confirmed, confirmed_top) =
+            (self.layers.confirmed_snapshot(), self.layers.confirmed_top());
+        let snapshot = self.layers.snapshot();
+        let mut changed = [Changed::default(), Changed::default()];
+        for (number, slot) in self.pages.iter_mut().enumerate() {
+            let brief = match slot {
+                Slot::Shared(_, brief) => *brief,
+                Slot::Owned(page) => {
+                    if page.removed().last().is_some_and(|last| last.snapshots < confirmed_top) {
+                        self.tombstones.number -= page.forget_removed();
+                    }
+                    if page.has_changed() {
+                        page.fold(snapshot, confirmed, confirmed_top);
+                    } else if page.frozen_marks().is_none() && page.removed().is_empty() {
+                        continue;
+                    }
+                    page.brief()
+                }
+            };
+            changed[0].add(number, brief.small(confirmed));
+            changed[1].add(number, brief.top(confirmed_top));
+        }
+        changed
+    }
+
+    /// The pages of the next window, of about so many entries, and their hashes.
+    fn window(&self, entries: u64) -> (Vec<u32>, HashRange) {
+        let first = self.layers.window_at();
+        let (mut pages, mut hash, mut left) = (Vec::new(), first, entries as i64);
+        loop {
+            let number = self.page_number(hash);
+            let (depth, entries) = match &self.pages[number] {
+                Slot::Owned(page) => (page.depth(), page.entries().len() as u32),
+                Slot::Shared(_, brief) => (brief.depth, brief.entries),
+            };
+            pages.push(number as u32);
+            left -= i64::from(entries);
+            let last = hash | u64::MAX.checked_shr(u32::from(depth)).unwrap_or(0);
+            match last.checked_add(1) {
+                Some(next) if left > 0 => hash = next,
+                _ => return (pages, HashRange { first, last }),
+            }
+        }
+    }
+
+    /// Freezes what has changed, or all if that is less.
+    fn freeze_layer(&mut self, epoch: Epoch, confirmed: Option<Epoch>, whole: bool) -> FrozenState {
+        if let Some(confirmed) = confirmed {
+            self.layers.confirm(confirmed);
+        }
+        if !self.tombstones.kept {
+            self.layers.forget();
+        }
+        self.layers.begin();
+        let [small, top] = self.fold();
+        let plan = match self.layers.plan(self.len as u64, small.entries, top.entries) {
+            _ if whole => Plan::Whole,
+            plan => plan,
+        };
+        let (mut pages, mut window) = (Vec::new(), None);
+        let (changed, marked) = match plan {
+            Plan::Whole => (&[][..], Marked::All),
+            Plan::Top { .. } => (&top.pages[..], Marked::Top(self.layers.confirmed_top())),
+            Plan::Small => (&small.pages[..], Marked::Small(self.layers.confirmed_snapshot())),
+        };
+        match plan {
+            Plan::Whole => {
+                pages.extend(self.pages.iter_mut().map(|slot| (slot.share(), Marked::All)));
+            }
+            Plan::Top { window: entries } => {
+                let (in_window, range) = self.window(entries);
+                window = Some(range);
+                let in_window: FxHashSet<u32> = in_window.into_iter().collect();
+                for number in changed.iter().filter(|number| !in_window.contains(number)) {
+                    pages.push((self.pages[*number as usize].share(), marked));
+                }
+                for number in in_window {
+                    pages.push((self.pages[number as usize].share(), Marked::All));
+                }
+            }
+            Plan::Small => {
+                for number in changed {
+                    pages.push((self.pages[*number as usize].share(), marked));
+                }
+            }
+        }
+        let empty = plan == Plan::Small && pages.is_empty();
+        let needs = self.layers.taken(epoch, plan, window, empty);
+        self.tombstones.kept = true;
+        self.tombstones.snapshots = self.layers.snapshot();
+        self.tombstones.needed_from = self.layers.confirmed_top();
+        let extent = match plan {
+            Plan::Whole => Extent::Whole,
+            _ => Extent::Changes { whole: window.into_iter().collect() },
+        };
+        let tagged = plan != Plan::Whole;
+        let content = Box::new(self.frozen(pages, tagged));
+        FrozenState { content, extent, needs, layer: !empty }
+    }
+}
+
+/// Pages where something has changed.
+#[derive(Default)]
+struct Changed {
+    pages: Vec<u32>,
+    /// Number of entries, at most.
+    entries: u64,
+}
+
+impl Changed {
+    fn add(&mut self, page: usize, entries: u64) {
+        if entries > 0 {
+            self.pages.push(page as u32);
+            self.entries += entries;
+        }
     }
 }
 
@@ -143,18 +313,18 @@ impl<K: Clone, V: Clone> Slot<K, V> {
     fn owned(&self) -> Option<&Page<K, V>> {
         match self {
             Slot::Owned(page) => Some(page),
-            Slot::Shared(_) => None,
+            Slot::Shared(..) => None,
         }
     }
 
     #[inline]
     fn own(&mut self) -> &mut Page<K, V> {
-        if let Slot::Shared(_) = self {
+        if let Slot::Shared(..) = self {
             self.unshare();
         }
         match self {
             Slot::Owned(page) => page,
-            Slot::Shared(_) => unreachable!("the page was just unshared"),
+            Slot::Shared(..) => unreachable!("the page was just unshared"),
         }
     }
 
@@ -166,7 +336,7 @@ impl<K: Clone, V: Clone> Slot<K, V> {
             Slot::Owned(page) => page,
             // A poisoned lock means that encoding panicked: it changes nothing, so the page is
             // whole.
-            Slot::Shared(shared) => match Arc::try_unwrap(shared) {
+            Slot::Shared(shared, _) => match Arc::try_unwrap(shared) {
                 Ok(page) => page.into_inner().unwrap_or_else(PoisonError::into_inner),
                 Err(shared) => shared.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             },
@@ -176,11 +346,12 @@ impl<K: Clone, V: Clone> Slot<K, V> {
 
     fn share(&mut self) -> SharedPage<K, V> {
         match self {
-            Slot::Shared(shared) => Arc::clone(shared),
+            Slot::Shared(shared, _) => Arc::clone(shared),
             Slot::Owned(page) => {
                 let page = std::mem::replace(page, Page::hollow());
+                let brief = page.brief();
                 let shared = Arc::new(Mutex::new(page));
-                *self = Slot::Shared(Arc::clone(&shared));
+                *self = Slot::Shared(Arc::clone(&shared), brief);
                 shared
             }
         }
@@ -252,8 +423,12 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
     }
 
     fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
-        let value = self.page(hash).remove(hash, key)?;
+        let number = self.page_number(hash);
+        let value = self.pages[number].own().remove(hash, key, &mut self.tombstones)?;
         self.len -= 1;
+        if self.tombstones.number > self.len.max(TOMBSTONES_MIN) {
+            self.tombstones.kept = false;
+        }
         Some(value)
     }
 
@@ -261,9 +436,39 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         self.len
     }
 
-    fn freeze(&mut self) -> Box<dyn Frozen> {
-        let pages = self.pages.iter_mut().map(Slot::share).collect();
-        Box::new(FrozenPages::new(pages, self.max_parallelism))
+    fn freeze(&mut self, form: SnapshotForm) -> FrozenState {
+        match form {
+            SnapshotForm::Plain => {
+                // What changes from here on is not kept apart from what has changed before.
+                self.tombstones.kept = false;
+                let pages = self.pages.iter_mut().map(|slot| (slot.share(), Marked::All)).collect();
+                let content = Box::new(self.frozen(pages, false));
+                let needs = BTreeSet::new();
+                FrozenState { content, extent: Extent::Whole, needs, layer: false }
+            }
+            SnapshotForm::Layer { bytes_min, .. } if self.bytes() < bytes_min => {
+                self.freeze(SnapshotForm::Plain)
+            }
+            SnapshotForm::Layer { epoch, confirmed, whole, .. } => {
+                self.freeze_layer(epoch, confirmed, whole)
+            }
+        }
+    }
+
+    fn for_each(&mut self, mut visit: impl FnMut(&K, &V)) {
+        for slot in &mut self.pages {
+            for entry in slot.own().entries() {
+                visit(&entry.key, &entry.value);
+            }
+        }
+    }
+
+    fn restored(&mut self, layers: Vec<Layer>) {
+        for slot in &mut self.pages {
+            slot.own().forget_changes();
+        }
+        self.tombstones = Tombstones { kept: true, ..Tombstones::default() };
+        self.layers.adopt(layers);
     }
 
     fn sweep(
@@ -277,7 +482,9 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         for _ in 0..self.pages.len().min(1 + entries) {
             // A shared page is not worth a copy: the snapshot will be done with it.
             if let Some(Slot::Owned(page)) = self.pages.get_mut(position.page) {
-                let (looked, expired) = page.sweep(&mut position.entry, left, &mut expired);
+                let tombstones = &mut self.tombstones;
+                let (looked, expired) =
+                    page.sweep(&mut position.entry, left, &mut expired, tombstones);
                 left -= looked;
                 removed += expired;
                 if left == 0 {
@@ -296,7 +503,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
 
     fn restore_block_as<W: serde::de::DeserializeOwned>(
         &mut self,
-        groups: Range<u16>,
+        selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
         mut convert: impl FnMut(W) -> Option<V>,
@@ -313,7 +520,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         }
         let mut rest = bytes;
         for entry in 0..entries {
-            rest = self.restore_entry(&groups, rest, &mut convert).map_err(|why| {
+            rest = self.restore_entry(selection, rest, &mut convert).map_err(|why| {
                 corrupt(rest, format!("entry {entry} of {entries} in the block: {why}"))
             })?;
         }

@@ -42,7 +42,8 @@ impl RocksError {
     }
 
     /// All of it as one line.
-    pub(super) fn text(&self) -> String {
+    #[must_use]
+    pub fn text(&self) -> String {
         let mut text = self.to_string();
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {

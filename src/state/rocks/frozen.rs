@@ -88,11 +88,18 @@ pub(super) struct FrozenTable {
     ticket: Ticket,
     rows: Arc<dyn Rows>,
     core: Arc<Core>,
+    /// Whether nothing is to be written if there are files.
+    files_suffice: bool,
 }
 
 impl FrozenTable {
-    pub(super) fn new(ticket: Ticket, rows: Arc<dyn Rows>, core: Arc<Core>) -> Self {
-        Self { ticket, rows, core }
+    pub(super) fn new(
+        ticket: Ticket,
+        rows: Arc<dyn Rows>,
+        core: Arc<Core>,
+        files_suffice: bool,
+    ) -> Self {
+        Self { ticket, rows, core, files_suffice }
     }
 }
 
@@ -117,6 +124,7 @@ impl Frozen for FrozenTable {
                 rows.sort_unstable();
                 rows.iter().try_for_each(|(key, value)| write_row(key, value, out))
             }
+            Made::Local(_) if self.files_suffice => Ok(()),
             Made::Local(snapshot) => {
                 write_column(&self.core, snapshot.path(), &self.rows.column().name, out)
             }

@@ -31,6 +31,8 @@ use super::budget::Budget;
 use super::cache::lock;
 use super::error::RocksError;
 use super::options::{self, Profile};
+use crate::format::FormatError;
+use crate::state::{LocalFile, NativeFiles, NativeSnapshot};
 
 /// A database whose column families may be made by any thread.
 pub(super) type Database = DBWithThreadMode<MultiThreaded>;
@@ -292,7 +294,9 @@ pub(super) fn list_files(path: &Path) -> Result<Vec<LocalFile>, RocksError> {
         let bytes = entry.metadata().map_err(RocksError::io(path))?.len();
         let is_log = Path::new(&name).extension().is_some_and(|extension| extension == "log");
         if !is_log && !name.starts_with("OPTIONS-") && name != "LOCK" && !name.starts_with("LOG") {
-            files.push(LocalFile { name, bytes });
+            // RocksDB never writes to a table again, and never gives its number to another.
+            let lasts = Path::new(&name).extension().is_some_and(|extension| extension == "sst");
+            files.push(LocalFile { name, bytes, lasts });
         }
     }
     files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -350,16 +354,6 @@ pub(super) trait Rows: Send + Sync {
     fn each_changed(&self, take: TakeRow<'_>) -> Result<(), RocksError>;
     /// RocksDB has all of them.
     fn are_durable(&self);
-}
-
-/// A file of a local snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocalFile {
-    /// Its name in the instance's directory: a name means the same bytes for as long as the instance lives, if it ends
-    /// in `.sst`.
-    pub name: String,
-    /// Its size.
-    pub bytes: u64,
 }
 
 /// A snapshot of an instance on the local disk, of hard links. Dropped, it is removed.
@@ -443,6 +437,19 @@ impl Ticket {
     }
 }
 
+impl NativeSnapshot for Ticket {
+    fn wait(self: Box<Self>) -> Result<Option<NativeFiles>, FormatError> {
+        let files = |snapshot: Arc<LocalSnapshot>| NativeFiles {
+            backend: super::BACKEND,
+            version: super::FORMAT_VERSION,
+            directory: snapshot.path.clone(),
+            files: snapshot.files.clone(),
+            keep: snapshot,
+        };
+        Ok(self.local()?.map(files))
+    }
+}
+
 /// A snapshot that tables are still joining.
 struct Forming {
     ticket: Ticket,
@@ -515,6 +522,12 @@ impl Instance {
     #[must_use]
     pub fn counters(&self) -> &InstanceCounters {
         &self.0.core.counters
+    }
+
+    /// Its own directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.0.core.setup.directory
     }
 
     pub(super) fn core(&self) -> &Arc<Core> {

@@ -43,21 +43,38 @@ mod weigh;
 
 pub use budget::Budget;
 pub use error::RocksError;
-pub use instance::{Instance, InstanceCounters, LocalFile, LocalSnapshot, Setup, Ticket};
+pub use instance::{Instance, InstanceCounters, LocalSnapshot, Setup, Ticket};
 pub use options::Profile;
 pub use restore::{Reader, Source};
 pub use table::Table;
 
+use std::ops::Range;
+
 use super::{Key, StateBackend, StateValue};
+
+/// The name of the backend in manifests.
+pub const BACKEND: &str = "rocksdb";
+
+/// The version of the files: that of RocksDB's own format, and of the rows.
+pub const FORMAT_VERSION: u16 = 1;
 
 impl StateBackend for Instance {
     type Table<K: Key, V: StateValue> = Table<K, V>;
 
-    fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16) -> Table<K, V> {
-        self.named_table(&self.unnamed(), max_parallelism)
+    fn value_table<K: Key, V: StateValue>(
+        &self,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> Table<K, V> {
+        self.named_table(&self.unnamed(), max_parallelism, groups)
     }
 
-    fn named_table<K: Key, V: StateValue>(&self, name: &str, max_parallelism: u16) -> Table<K, V> {
+    fn named_table<K: Key, V: StateValue>(
+        &self,
+        name: &str,
+        max_parallelism: u16,
+        _groups: &Range<u16>,
+    ) -> Table<K, V> {
         Table::new(self.clone(), name, max_parallelism)
     }
 }

@@ -1,8 +1,10 @@
 //! One value state: decoded values in front of a column family.
 
-use std::ops::Range;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use rocksdb::IteratorMode;
 
 use super::budget::Share;
 use super::cache::{Cache, Cached, Place};
@@ -10,10 +12,11 @@ use super::error::RocksError;
 use super::frozen::{FrozenRows, FrozenTable};
 use super::instance::{Column, Instance, RowBatch};
 use super::weigh::owned_bytes;
-use crate::format::{FormatError, codec};
+use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, Extent, FormatError, codec};
 use crate::protocol::key_groups::key_group;
+use crate::protocol::layers::{Layer, Selection};
 use crate::state::hash::stable_hash;
-use crate::state::{Frozen, Key, StateValue, SweepPosition, ValueTable};
+use crate::state::{FrozenState, Key, SnapshotForm, StateValue, SweepPosition, ValueTable};
 
 /// One value state of an [`Instance`].
 pub struct Table<K: Key, V: StateValue> {
@@ -267,23 +270,41 @@ impl<K: Key, V: StateValue> Table<K, V> {
     /// Decodes and adds one entry, and returns the bytes behind it.
     fn restore_entry<'a, W: serde::de::DeserializeOwned>(
         &mut self,
-        groups: &Range<u16>,
+        selection: &Selection<'_>,
         bytes: &'a [u8],
         convert: &mut impl FnMut(W) -> Option<V>,
     ) -> Result<&'a [u8], String> {
+        let (tag, bytes) = if selection.changes {
+            let (tag, rest) = bytes.split_first().ok_or("it ends before the entry")?;
+            (*tag, rest)
+        } else {
+            (ENTRY_PRESENT, bytes)
+        };
         let (key, rest) = postcard::take_from_bytes::<K>(bytes)
             .map_err(|error| format!("the key does not decode: {error}"))?;
-        let (value, rest) = postcard::take_from_bytes::<W>(rest)
-            .map_err(|error| format!("the value does not decode: {error}"))?;
         let hash = stable_hash(&key);
-        if groups.contains(&key_group(hash, self.max_parallelism).0)
-            && let Some(value) = convert(value)
-        {
-            if self.get(hash, &key).is_some() {
+        let counts = selection.groups.contains(&key_group(hash, self.max_parallelism).0)
+            && !selection.superseded.contains(hash);
+        let (value, rest) = match tag {
+            ENTRY_REMOVED => (None, rest),
+            ENTRY_PRESENT => {
+                let (value, rest) = postcard::take_from_bytes::<W>(rest)
+                    .map_err(|error| format!("the value does not decode: {error}"))?;
+                (counts.then(|| convert(value)).flatten(), rest)
+            }
+            other => return Err(format!("an entry begins with {other}")),
+        };
+        if counts {
+            let replaced = match value {
+                Some(value) => {
+                    self.weigh(&key, &value);
+                    self.insert(hash, &key, value).is_some()
+                }
+                None => self.remove(hash, &key).is_some(),
+            };
+            if replaced && !selection.changes {
                 return Err("the key is there twice".to_owned());
             }
-            self.weigh(&key, &value);
-            self.insert(hash, &key, value);
         }
         Ok(rest)
     }
@@ -304,6 +325,22 @@ impl<K: Key, V: StateValue> Table<K, V> {
             }
         }
         bytes
+    }
+
+    /// Gives the rows of RocksDB whose keys are not in memory.
+    fn try_each_row(&mut self, visit: &mut impl FnMut(&K, &V)) -> Result<(), RocksError> {
+        let core = Arc::clone(self.instance.core());
+        let Some(database) = core.opened() else { return Ok(()) };
+        let Some(family) = database.cf_handle(&self.column.name) else { return Ok(()) };
+        for row in database.iterator_cf(&family, IteratorMode::Start) {
+            let (key, value) =
+                row.map_err(RocksError::database(database.path(), "read the rows"))?;
+            let key: K = codec::decode(key.get(2..).unwrap_or_default())?;
+            if self.cache.find(stable_hash(&key), &key).is_none() {
+                visit(&key, &codec::decode(&value)?);
+            }
+        }
+        Ok(())
     }
 
     fn count_hits(&mut self) {
@@ -377,7 +414,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         self.len
     }
 
-    fn freeze(&mut self) -> Box<dyn Frozen> {
+    fn freeze(&mut self, form: SnapshotForm) -> FrozenState {
         self.count_hits();
         self.account();
         let durable = self.durable.load(Ordering::Acquire);
@@ -393,8 +430,32 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
             + (self.entries as f64 * self.owned) as usize;
         let ticket = self.instance.join_snapshot(rows.clone(), bytes);
         self.generation += 1;
-        Box::new(FrozenTable::new(ticket, rows, Arc::clone(self.instance.core())))
+        // What stands alone is written entry by entry, whatever files were made.
+        let files_suffice = form.may_be_files();
+        let core = Arc::clone(self.instance.core());
+        FrozenState {
+            content: Box::new(FrozenTable::new(ticket, rows, core, files_suffice)),
+            extent: Extent::Whole,
+            needs: BTreeSet::new(),
+            layer: false,
+        }
     }
+
+    fn for_each(&mut self, mut visit: impl FnMut(&K, &V)) {
+        if let Err(error) = self.try_each_row(&mut visit) {
+            fail(&self.column, &error);
+        }
+        for page in 0..self.cache.pages() {
+            for entry in self.cache.entries(page) {
+                if let Some(value) = &entry.value.value {
+                    visit(&entry.key, value);
+                }
+            }
+        }
+    }
+
+    /// Files know by themselves what has changed.
+    fn restored(&mut self, _layers: Vec<Layer>) {}
 
     /// Looks at entries in memory only: RocksDB drops expired rows when it compacts files.
     fn sweep(
@@ -436,7 +497,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
 
     fn restore_block_as<W: serde::de::DeserializeOwned>(
         &mut self,
-        groups: Range<u16>,
+        selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
         mut convert: impl FnMut(W) -> Option<V>,
@@ -449,7 +510,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         }
         let mut rest = bytes;
         for entry in 0..entries {
-            rest = self.restore_entry(&groups, rest, &mut convert).map_err(|why| {
+            rest = self.restore_entry(selection, rest, &mut convert).map_err(|why| {
                 corrupt(rest, format!("entry {entry} of {entries} in the block: {why}"))
             })?;
         }

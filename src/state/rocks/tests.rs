@@ -5,12 +5,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Budget, Instance, LocalFile, Profile, Setup, Source, Table};
+use super::{Budget, Instance, Profile, Setup, Source, Table};
 use crate::format::{FormatError, SectionOutput};
 use crate::ids::KeyGroup;
 use crate::protocol::key_groups::{key_group, key_groups};
 use crate::state::hash::stable_hash;
-use crate::state::{Key, StateBackend, StateValue, ValueTable, conformance};
+use crate::state::{
+    Key, LocalFile, SnapshotForm, StateBackend, StateValue, ValueTable, conformance,
+};
 
 /// A backend whose every table has an instance of its own.
 struct Apart {
@@ -42,14 +44,35 @@ impl Apart {
 impl StateBackend for Apart {
     type Table<K: Key, V: StateValue> = Table<K, V>;
 
-    fn value_table<K: Key, V: StateValue>(&self, max_parallelism: u16) -> Table<K, V> {
-        self.instance().value_table(max_parallelism)
+    fn value_table<K: Key, V: StateValue>(
+        &self,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> Table<K, V> {
+        self.instance().value_table(max_parallelism, groups)
     }
 }
 
 #[test]
 fn the_backend_conforms_while_all_is_in_memory() {
-    conformance::suite(&Apart::new(64 << 20, usize::MAX));
+    let backend = Apart::new(64 << 20, usize::MAX);
+    for (seed, groups) in (1..).zip([1, 13, 128, 32_768]) {
+        conformance::operations_and_snapshots_agree_with_a_model::<_, u64>(&backend, groups, seed);
+        conformance::operations_and_snapshots_agree_with_a_model::<_, String>(
+            &backend, groups, seed,
+        );
+        conformance::restoring_gives_each_owner_exactly_its_keys::<_, u64>(&backend, groups, seed);
+        conformance::restoring_gives_each_owner_exactly_its_keys::<_, String>(
+            &backend, groups, seed,
+        );
+    }
+    conformance::sweeps_remove_what_has_expired_and_nothing_else::<_, u64>(&backend, 7);
+    conformance::sweeps_remove_what_has_expired_and_nothing_else::<_, String>(&backend, 8);
+    conformance::values_are_restored_as_what_they_are_converted_to::<_, u64>(&backend, 9);
+    conformance::damaged_blocks_are_refused::<_, u64>(&backend);
+    conformance::damaged_blocks_are_refused::<_, String>(&backend);
+    conformance::random_damage_does_no_harm::<_, u64>(&backend, 5_000, 1);
+    conformance::random_damage_does_no_harm::<_, String>(&backend, 5_000, 2);
 }
 
 #[test]
@@ -98,7 +121,7 @@ impl SectionOutput for Entries {
 
 fn content(table: &mut Table<u64, u64>) -> BTreeMap<u64, u64> {
     let mut entries = Entries::default();
-    table.freeze().write(&mut entries).unwrap();
+    table.freeze(SnapshotForm::Plain).content.write(&mut entries).unwrap();
     entries.0.iter().map(|(_, bytes)| postcard::from_bytes::<(u64, u64)>(bytes).unwrap()).collect()
 }
 
@@ -112,7 +135,7 @@ fn add(table: &mut Table<u64, u64>, keys: std::ops::Range<u64>, value: u64) {
 fn state_many_times_the_budget_stays_within_it() {
     let backend = Apart::new(2 << 20, 0);
     let instance = backend.instance();
-    let mut table: Table<u64, u64> = instance.named_table("counts", 128);
+    let mut table: Table<u64, u64> = instance.named_table("counts", 128, &(0..128));
     let keys = 400_000;
     let mut most = 0;
     for round in 0..2 {
@@ -124,7 +147,7 @@ fn state_many_times_the_budget_stays_within_it() {
                 most = most.max(backend.budget.used_bytes());
             }
             if key % 100_000 == 0 {
-                drop(table.freeze());
+                drop(table.freeze(SnapshotForm::Plain));
             }
         }
     }
@@ -139,7 +162,7 @@ fn state_many_times_the_budget_stays_within_it() {
 fn large_values_count_in_the_budget() {
     let backend = Apart::new(8 << 20, 0);
     let instance = backend.instance();
-    let mut table: Table<u64, Vec<u64>> = instance.named_table("lists", 128);
+    let mut table: Table<u64, Vec<u64>> = instance.named_table("lists", 128, &(0..128));
     // Small numbers: a byte each when written, eight in memory.
     let mut held = 0;
     for step in 0..4_000_u64 {
@@ -158,7 +181,7 @@ fn large_values_count_in_the_budget() {
 fn a_hot_key_is_neither_decoded_nor_encoded_again() {
     let backend = Apart::new(1 << 20, 0);
     let instance = backend.instance();
-    let mut table: Table<u64, u64> = instance.named_table("counts", 128);
+    let mut table: Table<u64, u64> = instance.named_table("counts", 128, &(0..128));
     add(&mut table, 0..100_000, 1);
     let looked_up = || instance.counters().looked_up.load(Ordering::Relaxed);
     let before = looked_up();
@@ -170,7 +193,7 @@ fn a_hot_key_is_neither_decoded_nor_encoded_again() {
     }
     let hot = looked_up() - before - 50_000;
     assert!(hot < 2_000, "hot keys were looked up {hot} times");
-    drop(table.freeze());
+    drop(table.freeze(SnapshotForm::Plain));
     assert!(instance.counters().hits.load(Ordering::Relaxed) > 45_000);
 }
 
@@ -178,16 +201,16 @@ fn a_hot_key_is_neither_decoded_nor_encoded_again() {
 fn what_has_expired_goes_when_files_are_compacted() {
     let backend = Apart::new(1 << 20, 0);
     let instance = backend.instance();
-    let mut table: Table<u64, u64> = instance.named_table("counts", 128);
+    let mut table: Table<u64, u64> = instance.named_table("counts", 128, &(0..128));
     // As a state with a time to live is stored: the time, and then the value.
-    let mut with_time: Table<u64, (i64, u64)> = instance.named_table("timed", 128);
+    let mut with_time: Table<u64, (i64, u64)> = instance.named_table("timed", 128, &(0..128));
     add(&mut table, 0..1_000, 1);
     for key in 0..1_000_u64 {
         with_time.insert(stable_hash(&key), &key, (key as i64, 0));
     }
-    drop(with_time.freeze());
+    drop(with_time.freeze(SnapshotForm::Plain));
     instance.begin_snapshot();
-    drop((table.freeze(), with_time.freeze()));
+    drop((table.freeze(SnapshotForm::Plain), with_time.freeze(SnapshotForm::Plain)));
     instance.end_snapshot().local().unwrap().expect("files were made");
     with_time.expired_until(699);
     let database = instance.core().database().unwrap();
@@ -196,7 +219,7 @@ fn what_has_expired_goes_when_files_are_compacted() {
         database.compact_range_cf(&family, None::<&[u8]>, None::<&[u8]>);
     }
     let mut entries = Entries::default();
-    with_time.freeze().write(&mut entries).unwrap();
+    with_time.freeze(SnapshotForm::Plain).content.write(&mut entries).unwrap();
     assert_eq!(entries.0.len(), 300);
     assert_eq!(content(&mut table).len(), 1_000);
 }
@@ -205,12 +228,12 @@ fn what_has_expired_goes_when_files_are_compacted() {
 fn tables_of_one_snapshot_are_frozen_together_and_the_worker_goes_on() {
     let backend = Apart::new(1 << 20, 0);
     let instance = backend.instance();
-    let mut counts: Table<u64, u64> = instance.named_table("counts", 128);
-    let mut sums: Table<u64, u64> = instance.named_table("sums", 128);
+    let mut counts: Table<u64, u64> = instance.named_table("counts", 128, &(0..128));
+    let mut sums: Table<u64, u64> = instance.named_table("sums", 128, &(0..128));
     add(&mut counts, 0..30_000, 1);
     add(&mut sums, 0..30_000, 10);
     instance.begin_snapshot();
-    let frozen = [counts.freeze(), sums.freeze()];
+    let frozen = [counts.freeze(SnapshotForm::Plain), sums.freeze(SnapshotForm::Plain)];
     let ticket = instance.end_snapshot();
     add(&mut counts, 0..60_000, 2);
     add(&mut sums, 0..60_000, 20);
@@ -218,7 +241,7 @@ fn tables_of_one_snapshot_are_frozen_together_and_the_worker_goes_on() {
     assert!(snapshot.files().iter().any(|file| file.name.ends_with(".sst")));
     for (frozen, value) in frozen.into_iter().zip([1, 10]) {
         let mut entries = Entries::default();
-        frozen.write(&mut entries).unwrap();
+        frozen.content.write(&mut entries).unwrap();
         assert_eq!(entries.0.len(), 30_000);
         assert!(entries.0.is_sorted_by_key(|(group, _)| *group));
         for (group, bytes) in &entries.0 {
@@ -234,12 +257,12 @@ fn tables_of_one_snapshot_are_frozen_together_and_the_worker_goes_on() {
 fn source(backend: &Apart, table: &mut Table<u64, u64>, groups: Range<u16>) -> Source {
     let instance = table.instance().clone();
     instance.begin_snapshot();
-    drop(table.freeze());
+    drop(table.freeze(SnapshotForm::Plain));
     let snapshot = instance.end_snapshot().local().unwrap().expect("files were made");
     let number = backend.instances.fetch_add(1, Ordering::Relaxed);
     let directory = backend.root.path().join(format!("copy-{number}"));
     std::fs::create_dir(&directory).unwrap();
-    for LocalFile { name, bytes } in snapshot.files() {
+    for LocalFile { name, bytes, .. } in snapshot.files() {
         let copied = std::fs::copy(snapshot.path().join(name), directory.join(name)).unwrap();
         assert_eq!(copied, *bytes);
     }
@@ -255,14 +278,14 @@ fn files_are_taken_over_at_any_parallelism() {
             let filled = (0..parallelism).map(|worker| {
                 let groups = key_groups(max_parallelism, parallelism, worker);
                 let mut table: Table<u64, u64> =
-                    backend.instance().named_table("counts", max_parallelism);
+                    backend.instance().named_table("counts", max_parallelism, &groups);
                 for key in 0..keys {
                     let hash = stable_hash(&key);
                     if groups.contains(&key_group(hash, max_parallelism).0) {
                         table.insert(hash, &key, key + 1);
                         // Some rows are deleted in a later file.
                         if key % 7 == 0 {
-                            drop(table.freeze());
+                            drop(table.freeze(SnapshotForm::Plain));
                             table.remove(hash, &key);
                         }
                     }
@@ -292,7 +315,8 @@ fn files_are_taken_over_at_any_parallelism() {
                 sources.swap(0, fullest.expect("somebody has its key groups"));
                 let instance = backend.instance();
                 instance.take_over(&sources, &groups).unwrap();
-                let mut table: Table<u64, u64> = instance.named_table("counts", max_parallelism);
+                let mut table: Table<u64, u64> =
+                    instance.named_table("counts", max_parallelism, &groups);
                 for key in 0..keys {
                     let hash = stable_hash(&key);
                     let ours = groups.contains(&key_group(hash, max_parallelism).0);
@@ -314,7 +338,7 @@ fn files_are_taken_over_at_any_parallelism() {
 #[test]
 fn a_missing_or_cut_file_is_refused_by_its_name() {
     let backend = Apart::new(1 << 20, 0);
-    let mut table: Table<u64, u64> = backend.instance().named_table("counts", 128);
+    let mut table: Table<u64, u64> = backend.instance().named_table("counts", 128, &(0..128));
     add(&mut table, 0..1_000, 1);
     for cut in [false, true] {
         let source = source(&backend, &mut table, 0..128);
@@ -336,16 +360,16 @@ fn a_missing_or_cut_file_is_refused_by_its_name() {
 #[test]
 fn column_families_of_states_that_are_gone_are_dropped() {
     let backend = Apart::new(1 << 20, 0);
-    let mut table: Table<u64, u64> = backend.instance().named_table("counts", 128);
+    let mut table: Table<u64, u64> = backend.instance().named_table("counts", 128, &(0..128));
     add(&mut table, 0..1_000, 1);
     let files = source(&backend, &mut table, 0..128);
     let instance = backend.instance();
     instance.take_over(&[files], &(0..128)).unwrap();
     instance.keep_only(&["other"]).unwrap();
-    let mut other: Table<u64, u64> = instance.named_table("other", 128);
+    let mut other: Table<u64, u64> = instance.named_table("other", 128, &(0..128));
     add(&mut other, 0..10, 2);
     assert_eq!(content(&mut other).len(), 10);
-    let mut counts: Table<u64, u64> = instance.named_table("counts", 128);
+    let mut counts: Table<u64, u64> = instance.named_table("counts", 128, &(0..128));
     assert_eq!(content(&mut counts).len(), 0);
 }
 
@@ -353,10 +377,10 @@ fn column_families_of_states_that_are_gone_are_dropped() {
 fn the_directory_is_removed_with_the_last_that_needs_it() {
     let backend = Apart::new(1 << 20, 0);
     let instance = backend.instance();
-    let mut table: Table<u64, u64> = instance.named_table("counts", 128);
+    let mut table: Table<u64, u64> = instance.named_table("counts", 128, &(0..128));
     add(&mut table, 0..10, 1);
     instance.begin_snapshot();
-    drop(table.freeze());
+    drop(table.freeze(SnapshotForm::Plain));
     let snapshot = instance.end_snapshot().local().unwrap().expect("files were made");
     drop((table, instance));
     assert!(snapshot.path().join("CURRENT").exists());

@@ -1,7 +1,8 @@
 //! Claiming an attempt, and publishing under the claim. The protocol and why it holds: `protocol::registry`.
 
-use std::sync::Arc;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{JobStore, JobStoreError, layout};
 use crate::format::block::{self, BlockKind};
@@ -9,6 +10,10 @@ use crate::format::manifest::Manifest;
 use crate::ids::{Attempt, Epoch, Lineage};
 use crate::protocol::registry::{self, EPOCHS_PER_RESERVATION, Fence};
 use crate::storage::{BlobPath, Created, StorageError};
+
+/// Published checkpoints whose references are remembered. A checkpoint builds on the newest that was complete when it began; so
+/// more matter only if more are in progress at once.
+const LIVE_MAX: usize = 64;
 
 /// The right to publish, until a newer attempt claims. Clones are the same claim.
 #[derive(Clone, Debug)]
@@ -21,6 +26,9 @@ pub struct Claim {
     completed: Arc<AtomicBool>,
     /// What the record said when the attempt was claimed.
     first_completed: Option<Epoch>,
+    /// What the newest checkpoints that the attempt has published reference. Those that are being taken build on one of
+    /// them, and may need that even if it is not retained, or if somebody has deleted it.
+    pub(super) live: Arc<Mutex<VecDeque<BTreeSet<BlobPath>>>>,
 }
 
 /// A checkpoint that may be announced.
@@ -101,6 +109,7 @@ impl JobStore {
             fence: Arc::new(fence),
             completed: Arc::new(AtomicBool::new(record.first_completed.is_some())),
             first_completed: record.first_completed,
+            live: Arc::default(),
         };
         if let Some(newest) = claim.newest() {
             // It may never have been announced; but this attempt may start from it.
@@ -188,7 +197,23 @@ impl JobStore {
         self.check_unfenced(claim.attempt)?;
         // Only now it is certain that the checkpoint counts. Noted before, a void one would be missed for ever.
         self.note_completed(claim, manifest.epoch)?;
+        self.protect(claim, manifest)?;
         Ok(Published { path, manifest_bytes: bytes.len() as u64 })
+    }
+
+    /// What a checkpoint references stays for as long as the attempt has published none, though somebody deletes that
+    /// checkpoint: the attempt has started from it.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Damaged`] if it references what is not the job's.
+    pub fn protect(&self, claim: &Claim, manifest: &Manifest) -> Result<(), JobStoreError> {
+        let references = self.references(manifest)?;
+        let mut live = claim.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.push_back(references);
+        if live.len() > LIVE_MAX {
+            live.pop_front();
+        }
+        Ok(())
     }
 
     /// From here on an empty directory is an error.
@@ -228,15 +253,20 @@ impl JobStore {
 
     /// I5: what a manifest references is there before the manifest.
     fn check_references_exist(&self, manifest: &Manifest) -> Result<(), JobStoreError> {
-        let listed = self.storage.list(Some(&self.path(&layout::checkpoint(manifest.epoch))))?;
-        for path in self.references(manifest)? {
-            let there = listed.iter().any(|(listed, _)| *listed == path)
-                || !self.storage.list(Some(&path))?.is_empty();
-            if !there {
-                return Err(self.refuse(manifest, format!("{} is not there", self.address(&path))));
+        let mut wanted = self.references(manifest)?;
+        for prefix in [layout::checkpoint(manifest.epoch), layout::SHARED.to_owned()] {
+            if !wanted.is_empty() {
+                for (path, _) in self.storage.list(Some(&self.path(&prefix)))? {
+                    wanted.remove(&path);
+                }
             }
         }
-        Ok(())
+        match wanted.first() {
+            Some(path) => {
+                Err(self.refuse(manifest, format!("{} is not there", self.address(path))))
+            }
+            None => Ok(()),
+        }
     }
 
     fn refuse(&self, manifest: &Manifest, why: impl Into<String>) -> JobStoreError {

@@ -9,6 +9,7 @@ use crate::protocol::registry::AttemptFacts;
 pub(super) const JOB: &str = "job";
 pub(super) const ATTEMPTS: &str = "attempts";
 pub(super) const CHECKPOINTS: &str = "chk";
+pub(super) const SHARED: &str = "shared";
 pub(super) const HISTORY: &str = "history";
 pub(super) const REQUESTS: &str = "requests";
 
@@ -77,6 +78,22 @@ pub(super) fn part(epoch: Epoch, attempt: Attempt, worker: u32) -> String {
     format!("{CHECKPOINTS}/{epoch}/{attempt}-{worker}.part")
 }
 
+/// A part that later checkpoints may need.
+pub(super) fn layer(epoch: Epoch, attempt: Attempt, worker: u32) -> String {
+    format!("{SHARED}/{attempt}-{epoch}-{worker}.part")
+}
+
+/// A file of a backend, of one of the instances of a worker.
+pub(super) fn native(
+    epoch: Epoch,
+    attempt: Attempt,
+    worker: usize,
+    index: usize,
+    name: &str,
+) -> String {
+    format!("{SHARED}/{attempt}-{epoch}-{worker}.{index}-{name}")
+}
+
 pub(super) fn history(epoch: Epoch) -> String {
     format!("{HISTORY}/{epoch}")
 }
@@ -100,7 +117,7 @@ pub(super) fn parse(below_job: &str) -> Place {
         [ATTEMPTS, name] => parse_attempt(name),
         [CHECKPOINTS, epoch, "manifest"] => number(epoch).map(|n| Place::Manifest(Epoch(n))),
         [CHECKPOINTS, epoch, part] => parse_part(epoch, part),
-        ["shared", file] => parse_shared(file),
+        [SHARED, file] => parse_shared(file),
         [REQUESTS, name] => parse_request(name),
         [HISTORY, epoch] => number(epoch).map(|n| Place::History(Epoch(n))),
         _ => None,
@@ -189,6 +206,9 @@ mod tests {
         for worker in [0, 3, 10] {
             assert_eq!(parse(&part(epoch, attempt, worker)), Place::Data(attempt, epoch));
         }
+        assert_eq!(parse(&layer(epoch, attempt, 3)), Place::Data(attempt, epoch));
+        let native = native(epoch, attempt, 3, 1, "000012.sst");
+        assert_eq!(parse(&native), Place::Data(attempt, epoch));
         assert_eq!(parse("shared/12-7-a-b"), Place::Data(attempt, epoch));
         assert_eq!(parse(&history(epoch)), Place::History(epoch));
         assert_eq!(parse(&request(5)), Place::Request(5));

@@ -45,7 +45,7 @@ pub use verify::{Problem, VerifyReport};
 use super::{BlobPath, BlobReader, CheckpointStorage, LocalStorage, StorageError};
 use crate::format::FormatError;
 use crate::format::block::{self, BlockKind};
-use crate::format::manifest::{Manifest, PartPlace, PartRef};
+use crate::format::manifest::{LayerRef, Manifest, PartPlace, PartRef, Piece};
 use crate::format::part::PartReader;
 use crate::format::record::{CheckpointRecord, JobRecord};
 use crate::ids::{Attempt, Epoch, Lineage, Name};
@@ -172,6 +172,17 @@ pub enum JobStoreError {
         epoch: Epoch,
         /// Why.
         why: String,
+    },
+    /// A checkpoint's directory was copied without the files that it shares with others.
+    #[error(
+        "the checkpoint in {location} needs {path}, which it shares with others and which is not beside it: give the path of \
+         the checkpoint in its job's directory, or take a savepoint"
+    )]
+    NotSelfContained {
+        /// The copy.
+        location: String,
+        /// The file.
+        path: String,
     },
     /// The path does not lead to a checkpoint.
     #[error(
@@ -357,41 +368,92 @@ impl JobStore {
         manifest: &Manifest,
         part: &PartRef,
     ) -> Result<PartReader<PartBytes>, JobStoreError> {
-        let (bytes, size) = match &part.place {
-            PartPlace::Inline(bytes) => {
-                (PartBytes::Inline(Cursor::new(bytes.clone())), bytes.len() as u64)
-            }
-            PartPlace::Blob { path, bytes, .. } => {
-                let reader = self.storage.open(&self.reference(manifest.epoch, path)?)?;
-                let size = reader.size_bytes();
-                if size != *bytes {
-                    let why = format!("{size} bytes are there, the manifest says {bytes}");
-                    return Err(self.damaged(path, FormatError::corrupt(size.min(*bytes), why)));
-                }
-                (PartBytes::Blob(reader), size)
-            }
-        };
-        read_part(manifest, part, bytes, size).map_err(|e| self.part_error(manifest.epoch, part, e))
+        self.open_piece(manifest, Piece::Part(part))
+    }
+
+    /// As [`JobStore::open_part`], of a part or of a layer beneath it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_piece(
+        &self,
+        manifest: &Manifest,
+        piece: Piece<'_>,
+    ) -> Result<PartReader<PartBytes>, JobStoreError> {
+        let epoch = manifest.epoch;
+        let open = |path: &str| self.open_reference(epoch, path);
+        read_piece(manifest, piece, open, |error| self.piece_error(epoch, piece, error))
+    }
+
+    /// Opens a blob that the manifest of a checkpoint names.
+    ///
+    /// # Errors
+    /// [`JobStoreError::Damaged`] if it is not the job's, and others.
+    pub fn open_reference(
+        &self,
+        epoch: Epoch,
+        path: &str,
+    ) -> Result<Box<dyn BlobReader>, JobStoreError> {
+        Ok(self.storage.open(&self.reference(epoch, path)?)?)
     }
 
     /// Says of damage in a part which file it is in.
     #[must_use]
     pub fn part_error(&self, epoch: Epoch, part: &PartRef, source: FormatError) -> JobStoreError {
-        match &part.place {
-            PartPlace::Blob { path, .. } => self.damaged(path, source),
-            PartPlace::Inline(_) => {
+        self.piece_error(epoch, Piece::Part(part), source)
+    }
+
+    /// Says of damage in a part or a layer which file it is in.
+    #[must_use]
+    pub fn piece_error(
+        &self,
+        epoch: Epoch,
+        piece: Piece<'_>,
+        source: FormatError,
+    ) -> JobStoreError {
+        match piece {
+            Piece::Layer(LayerRef { path, .. })
+            | Piece::Part(PartRef { place: PartPlace::Blob { path, .. }, .. }) => {
+                self.damaged(path, source)
+            }
+            Piece::Part(PartRef { place: PartPlace::Inline(_), worker, .. }) => {
                 let manifest = self.path(&layout::manifest(epoch));
-                let path =
-                    format!("{}, inline part of worker {}", self.address(&manifest), part.worker);
+                let path = format!("{}, inline part of worker {worker}", self.address(&manifest));
                 JobStoreError::Damaged { path, source }
             }
         }
+    }
+
+    /// Whether a blob may be needed by several checkpoints.
+    #[must_use]
+    pub fn is_shared(&self, path: &str) -> bool {
+        let below = path.strip_prefix(self.job.as_str()).and_then(|path| path.strip_prefix('/'));
+        below.and_then(|path| path.strip_prefix(layout::SHARED)).is_some_and(|p| p.starts_with('/'))
     }
 
     /// The path of the blob in which a worker writes its part.
     #[must_use]
     pub fn part_path(&self, epoch: Epoch, attempt: Attempt, worker: u32) -> BlobPath {
         self.path(&layout::part(epoch, attempt, worker))
+    }
+
+    /// The path of a file of a backend: the instance of that `index` on the worker calls it `name`.
+    ///
+    /// # Errors
+    /// [`FormatError::Encode`] if that makes no path.
+    pub fn native_path(
+        &self,
+        epoch: Epoch,
+        attempt: Attempt,
+        worker: usize,
+        index: usize,
+        name: &str,
+    ) -> Result<BlobPath, FormatError> {
+        let below = layout::native(epoch, attempt, worker, index, name);
+        BlobPath::new(format!("{}/{below}", self.job)).map_err(|error| FormatError::Encode {
+            what: format!("the file name {name:?}"),
+            why: error.to_string(),
+        })
     }
 
     /// Adds to the history what became of a checkpoint, and drops the oldest records beyond [`HISTORY_MAX`].
@@ -508,18 +570,52 @@ impl JobStore {
     }
 }
 
-/// Opens a part, and checks that it is what the manifest says.
-pub(super) fn read_part(
+/// Opens a part or a layer, and checks that it is what the manifest says.
+pub(super) fn read_piece(
     manifest: &Manifest,
-    part: &PartRef,
+    piece: Piece<'_>,
+    open: impl Fn(&str) -> Result<Box<dyn BlobReader>, JobStoreError>,
+    damaged: impl Fn(FormatError) -> JobStoreError,
+) -> Result<PartReader<PartBytes>, JobStoreError> {
+    let blob = match piece {
+        Piece::Layer(layer) => Some((&layer.path, layer.bytes)),
+        Piece::Part(PartRef { place: PartPlace::Blob { path, bytes, .. }, .. }) => {
+            Some((path, *bytes))
+        }
+        Piece::Part(_) => None,
+    };
+    let (bytes, size) = match (blob, piece) {
+        (Some((path, expected)), _) => {
+            let reader = open(path)?;
+            let size = reader.size_bytes();
+            if size != expected {
+                let why = format!("{size} bytes are there, the manifest says {expected}");
+                return Err(damaged(FormatError::corrupt(size.min(expected), why)));
+            }
+            (PartBytes::Blob(reader), size)
+        }
+        (None, Piece::Part(PartRef { place: PartPlace::Inline(bytes), .. })) => {
+            (PartBytes::Inline(Cursor::new(bytes.clone())), bytes.len() as u64)
+        }
+        (None, _) => unreachable!("only a part can be inline"),
+    };
+    read_part(manifest, piece, bytes, size).map_err(damaged)
+}
+
+fn read_part(
+    manifest: &Manifest,
+    piece: Piece<'_>,
     bytes: PartBytes,
     size: u64,
 ) -> Result<PartReader<PartBytes>, FormatError> {
     let reader = PartReader::open(bytes, size)?;
     let header = reader.header();
+    let expected = match piece {
+        Piece::Layer(layer) => (layer.epoch, layer.attempt, layer.worker),
+        Piece::Part(part) => (manifest.epoch, manifest.attempt, part.worker),
+    };
     let same = header.job == manifest.job
-        && (header.epoch, header.attempt) == (manifest.epoch, manifest.attempt)
-        && header.worker == part.worker
+        && (header.epoch, header.attempt, header.worker) == expected
         && header.max_parallelism == manifest.max_parallelism;
     if !same {
         let why = format!(
@@ -528,7 +624,9 @@ pub(super) fn read_part(
         );
         return Err(FormatError::corrupt(0, why));
     }
-    if !reader.sections().iter().map(|s| s.summary()).eq(part.sections.iter().cloned()) {
+    if let Piece::Part(part) = piece
+        && !reader.sections().iter().map(|s| s.summary()).eq(part.sections.iter().cloned())
+    {
         return Err(FormatError::corrupt(0, "its sections are not the manifest's"));
     }
     Ok(reader)

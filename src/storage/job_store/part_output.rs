@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::JobStore;
+use super::{JobStore, layout};
 use crate::format::manifest::PartPlace;
 use crate::format::part::PartSummary;
 use crate::ids::{Attempt, Epoch};
@@ -23,7 +23,7 @@ enum Place {
 }
 
 impl JobStore {
-    /// A place for the part of one worker.
+    /// A place for the part of one worker. `layer`: later checkpoints may need it; then it is a blob whatever its size.
     #[must_use]
     pub fn part_output(
         &self,
@@ -31,10 +31,16 @@ impl JobStore {
         attempt: Attempt,
         worker: u32,
         inline_bytes_max: usize,
+        layer: bool,
     ) -> PartOutput {
+        let (path, inline_bytes_max) = if layer {
+            (self.path(&layout::layer(epoch, attempt, worker)), 0)
+        } else {
+            (self.part_path(epoch, attempt, worker), inline_bytes_max)
+        };
         PartOutput {
             storage: self.storage.clone(),
-            path: self.part_path(epoch, attempt, worker),
+            path,
             inline_bytes_max,
             place: Place::Inline(Vec::new()),
         }

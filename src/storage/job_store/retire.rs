@@ -11,6 +11,7 @@
 //! checkpoint while a stopped attempt wakes up may find it gone; that is an error, not damage.
 
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::layout::Place;
@@ -53,14 +54,20 @@ impl JobStore {
         let retention = Retention { mine, fence, keep: &keep, busy: &busy };
         let blobs = self.storage.list(Some(&self.job_path()))?;
         self.check_unfenced(mine)?;
-        if keep.is_empty() && busy.is_empty() {
+        let live = if keep.is_empty() && busy.is_empty() {
             self.put_first_completed(None)?;
             claim.forget_completed();
-        }
+            BTreeSet::new()
+        } else {
+            let live = claim.live.lock().unwrap_or_else(PoisonError::into_inner);
+            // Each that is being taken may have seen one more complete since it began.
+            live.iter().rev().take(1 + busy.len()).flatten().cloned().collect()
+        };
         self.delete_unwanted(
             &blobs,
             |epoch| retention.manifest_goes(epoch),
             |attempt, epoch| retention.unreferenced_blob_goes(attempt, epoch),
+            live,
         )
     }
 
@@ -76,6 +83,7 @@ impl JobStore {
             &blobs,
             |epoch| !registry::counts(epoch, Some(&claim.fence)),
             |attempt, _| attempt < claim.attempt,
+            BTreeSet::new(),
         )?;
         let facts = layout::facts(blobs.iter().map(|(path, _)| self.place(path)));
         let obsolete = registry::obsolete(&facts, claim.attempt);
@@ -96,7 +104,8 @@ impl JobStore {
     pub fn tidy(&self, claim: &Claim) -> Result<Released, JobStoreError> {
         let blobs = self.storage.list(Some(&self.job_path()))?;
         self.check_unfenced(claim.attempt)?;
-        self.delete_unwanted(&blobs, |_| false, |attempt, _| attempt <= claim.attempt)
+        let goes = |attempt, _| attempt <= claim.attempt;
+        self.delete_unwanted(&blobs, |_| false, goes, BTreeSet::new())
     }
 
     /// Deletes the parts of a checkpoint of this attempt that was aborted. If its manifest is there after all, nothing.
@@ -109,7 +118,8 @@ impl JobStore {
         if blobs.iter().any(|(path, _)| self.place(path) == Place::Manifest(epoch)) {
             return Ok(released);
         }
-        for (path, size) in &blobs {
+        let shared = self.storage.list(Some(&self.path(layout::SHARED)))?;
+        for (path, size) in blobs.iter().chain(&shared) {
             if self.place(path) == Place::Data(claim.attempt, epoch) {
                 self.release(path, *size, &mut released)?;
             }
@@ -203,6 +213,7 @@ impl JobStore {
         blobs: &Blobs,
         manifest_goes: impl Fn(Epoch) -> bool,
         data_goes: impl Fn(Attempt, Epoch) -> bool,
+        mut needed: BTreeSet<BlobPath>,
     ) -> Result<Released, JobStoreError> {
         let mut released = Released::default();
         for (path, size) in blobs {
@@ -224,8 +235,8 @@ impl JobStore {
             return Ok(released);
         }
         let remaining: Vec<_> = self.manifests(blobs).filter(|e| !manifest_goes(*e)).collect();
-        let referenced = self.referenced_by(remaining)?;
-        for (path, size) in unwanted.iter().filter(|(path, _)| !referenced.contains(path)) {
+        needed.extend(self.referenced_by(remaining)?);
+        for (path, size) in unwanted.iter().filter(|(path, _)| !needed.contains(path)) {
             self.release(path, *size, &mut released)?;
         }
         Ok(released)

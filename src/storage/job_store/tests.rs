@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::*;
-use crate::format::manifest::ManifestKind;
+use crate::format::manifest::{ManifestKind, NativeFile, NativeImage};
 use crate::format::part::{PartHeader, PartWriter};
 use crate::format::record::CheckpointOutcome;
 use crate::format::{SectionHeader, SectionKind, SectionOutput};
@@ -42,7 +42,7 @@ fn write_part(
     worker: u32,
 ) -> Result<PartRef, FormatError> {
     let limit = if worker == 0 { 1 << 20 } else { 0 };
-    let output = store.part_output(epoch, claim.attempt(), worker, limit);
+    let output = store.part_output(epoch, claim.attempt(), worker, limit, false);
     let header = PartHeader {
         job: job(),
         epoch,
@@ -69,7 +69,7 @@ fn write_part(
     let (output, summary) = part.finish()?;
     let place = output.finish(&summary).map_err(std::io::Error::other)?;
     let sections = summary.sections.iter().map(|section| section.summary()).collect();
-    Ok(PartRef { worker, place, sections })
+    Ok(PartRef { worker, place, sections, layers: Vec::new(), natives: Vec::new() })
 }
 
 fn write_checkpoint(
@@ -92,8 +92,19 @@ fn write_checkpoint(
         last: false,
         triggered_unix_ms: 1,
         parts: vec![part(0)?, part(1)?],
-        files: Vec::new(),
     })
+}
+
+/// An image of one file that holds an `x`.
+fn native(path: &str) -> NativeImage {
+    let file = NativeFile {
+        name: "file".to_owned(),
+        path: path.to_owned(),
+        bytes: 1,
+        crc32c: crc32c::crc32c(b"x"),
+    };
+    let operator = Name::new("count").unwrap();
+    NativeImage { operator, backend: "test".to_owned(), version: 1, files: vec![file] }
 }
 
 fn checkpoint(store: &JobStore, claim: &Claim, epoch: Epoch) -> Result<(), JobStoreError> {
@@ -162,7 +173,7 @@ fn a_file_lives_as_long_as_a_manifest_that_references_it() {
     for epoch in 1..=3 {
         let mut manifest = write_checkpoint(&store, &claim, Epoch(epoch)).unwrap();
         if epoch < 3 {
-            manifest.files.push(shared.to_string());
+            manifest.parts[0].natives.push(native(shared.as_str()));
         }
         store.publish(&claim, &manifest).unwrap();
         store.retire(&claim, &[Epoch(epoch)], &[]).unwrap();
@@ -251,7 +262,8 @@ fn a_manifest_is_refused_if_it_is_not_ours_to_publish_or_its_parts_are_gone() {
         let error = store.publish(&claim, &bad).unwrap_err();
         assert!(matches!(error, JobStoreError::Refused { .. }), "{error}");
     }
-    let stray = Manifest { files: vec!["other/shared/x".into()], ..manifest.clone() };
+    let mut stray = manifest.clone();
+    stray.parts[0].natives.push(native("other/shared/x"));
     assert!(matches!(store.publish(&claim, &stray), Err(JobStoreError::Damaged { .. })));
     storage.delete(&store.part_path(Epoch(5), Attempt(1), 1)).unwrap();
     let error = store.publish(&claim, &manifest).unwrap_err();

@@ -1,11 +1,10 @@
 //! Reading everything, to say what is damaged, missing or left over.
 
-use std::collections::BTreeSet;
 use std::io::Read;
 
 use super::{JobStore, JobStoreError, layout};
 use crate::format::FormatError;
-use crate::format::manifest::{Manifest, PartPlace, PartRef};
+use crate::format::manifest::{LayerRef, Manifest, PartPlace, PartRef, Piece};
 use crate::ids::Epoch;
 use crate::storage::{BlobPath, StorageError};
 
@@ -47,6 +46,17 @@ impl VerifyReport {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.problems.is_empty()
+    }
+}
+
+/// The path, the size and the checksum of a piece that is a blob.
+fn blob_of(piece: Piece<'_>) -> Option<(&str, u64, u32)> {
+    match piece {
+        Piece::Layer(LayerRef { path, bytes, crc32c, .. })
+        | Piece::Part(PartRef { place: PartPlace::Blob { path, bytes, crc32c }, .. }) => {
+            Some((path, *bytes, *crc32c))
+        }
+        Piece::Part(_) => None,
     }
 }
 
@@ -104,35 +114,31 @@ impl JobStore {
         let place = self.path(&layout::manifest(manifest.epoch));
         for part in &manifest.parts {
             report.parts += 1;
-            if let Err(error) = self.verify_part(manifest, part, report) {
-                let path = match &part.place {
-                    PartPlace::Blob { path, .. } => BlobPath::new(path.clone()).ok(),
-                    PartPlace::Inline(_) => None,
-                };
-                let path = path.as_ref().unwrap_or(&place);
-                self.note(manifest.epoch, path, error, report);
+            for piece in part.pieces() {
+                if let Err(error) = self.verify_piece(manifest, piece, report) {
+                    let path = blob_of(piece).and_then(|(path, ..)| BlobPath::new(path).ok());
+                    self.note(manifest.epoch, path.as_ref().unwrap_or(&place), error, report);
+                }
             }
-        }
-        let files: BTreeSet<_> = manifest.files.iter().collect();
-        for file in files {
-            let opened = self
-                .reference(manifest.epoch, file)
-                .and_then(|path| Ok(self.storage.open(&path).map(drop)?));
-            if let Err(error) = opened {
-                let path = BlobPath::new(file.clone()).ok();
-                self.note(manifest.epoch, path.as_ref().unwrap_or(&place), error, report);
+            for file in part.natives.iter().flat_map(|image| &image.files) {
+                if let Err(error) = self.verify_blob(manifest, &file.path, file.bytes, file.crc32c)
+                {
+                    let path = BlobPath::new(file.path.clone()).ok();
+                    self.note(manifest.epoch, path.as_ref().unwrap_or(&place), error, report);
+                }
+                report.bytes += file.bytes;
             }
         }
     }
 
-    fn verify_part(
+    fn verify_piece(
         &self,
         manifest: &Manifest,
-        part: &PartRef,
+        piece: Piece<'_>,
         report: &mut VerifyReport,
     ) -> Result<(), JobStoreError> {
-        let failed = |e| self.part_error(manifest.epoch, part, e);
-        let mut reader = self.open_part(manifest, part)?;
+        let failed = |e| self.piece_error(manifest.epoch, piece, e);
+        let mut reader = self.open_piece(manifest, piece)?;
         for section in 0..reader.sections().len() {
             let mut blocks = reader.blocks(section, 0..u16::MAX);
             while let Some(block) = blocks.next().map_err(failed)? {
@@ -140,22 +146,44 @@ impl JobStore {
                 report.entries += u64::from(block.entries);
             }
         }
-        report.bytes += part.place.size_bytes();
-        let PartPlace::Blob { path, crc32c: expected, .. } = &part.place else { return Ok(()) };
-        let mut blob = self.storage.open(&self.reference(manifest.epoch, path)?)?;
-        let (mut found, mut piece) = (0, vec![0; 1 << 20]);
+        match (blob_of(piece), piece) {
+            (Some((path, bytes, crc32c)), _) => {
+                report.bytes += bytes;
+                self.verify_blob(manifest, path, bytes, crc32c)
+            }
+            (None, Piece::Part(part)) => {
+                report.bytes += part.place.size_bytes();
+                Ok(())
+            }
+            (None, Piece::Layer(_)) => Ok(()),
+        }
+    }
+
+    /// Reads a blob for its size and its checksum.
+    fn verify_blob(
+        &self,
+        manifest: &Manifest,
+        path: &str,
+        bytes: u64,
+        crc32c: u32,
+    ) -> Result<(), JobStoreError> {
+        let failed = |error: FormatError| self.damaged(path, error);
+        let mut blob = self.open_reference(manifest.epoch, path)?;
+        let (mut found, mut size, mut piece) = (0, 0, vec![0; 1 << 20]);
         loop {
             let count = blob.read(&mut piece).map_err(|e| failed(e.into()))?;
             if count == 0 {
                 break;
             }
             found = crc32c::crc32c_append(found, &piece[..count]);
+            size += count as u64;
         }
-        if found == *expected {
+        if (size, found) == (bytes, crc32c) {
             return Ok(());
         }
-        let why =
-            format!("the manifest says checksum {expected:#010x}, the file has {found:#010x}");
+        let why = format!(
+            "the manifest says {bytes} bytes with checksum {crc32c:#010x}, the file has {size} with {found:#010x}"
+        );
         Err(failed(FormatError::corrupt(0, why)))
     }
 
