@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use highwater::cli::{parse_duration, parse_size};
-use highwater::config::{StateBackendKind, StateConfig};
+use highwater::config::{RocksConfig, StateBackendKind, StateConfig};
 use serde_json::Value;
 
 use crate::Measured;
@@ -156,14 +156,13 @@ impl Args {
 
     /// What keeps state.
     pub fn state(&self) -> Result<StateConfig, String> {
-        let mut state = StateConfig::default();
-        state.backend = match self.state_backend.as_str() {
+        let backend = match self.state_backend.as_str() {
             "heap" => StateBackendKind::Heap,
             "rocksdb" if cfg!(feature = "rocksdb") => StateBackendKind::RocksDb,
             other => return Err(format!("no state backend {other:?} is built in")),
         };
-        state.rocksdb.memory_bytes = parse_size(&self.rocksdb_memory)? as usize;
-        Ok(state)
+        let memory_bytes = parse_size(&self.rocksdb_memory)? as usize;
+        Ok(StateConfig { backend, rocksdb: RocksConfig { memory_bytes, ..Default::default() } })
     }
 
     /// Workers of each process: 2 of one process, 1 of several, unless given.

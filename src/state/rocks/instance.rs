@@ -395,7 +395,13 @@ pub(super) enum Made {
 
 /// A snapshot of an instance that was asked for. Clones are the same one.
 #[derive(Clone)]
-pub struct Ticket(Arc<(Mutex<Option<Result<Made, String>>>, Condvar)>);
+pub struct Ticket(Arc<Outcome>);
+
+#[derive(Default)]
+struct Outcome {
+    made: Mutex<Option<Result<Made, String>>>,
+    told: Condvar,
+}
 
 impl std::fmt::Debug for Ticket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -409,17 +415,18 @@ impl Ticket {
     }
 
     fn set(&self, made: Result<Made, String>) {
-        *lock(&self.0.0) = Some(made);
-        self.0.1.notify_all();
+        *lock(&self.0.made) = Some(made);
+        self.0.told.notify_all();
     }
 
     pub(super) fn wait(&self) -> Result<Made, RocksError> {
-        let mut made = lock(&self.0.0);
+        let mut made = lock(&self.0.made);
         loop {
             match &*made {
                 Some(made) => return made.clone().map_err(RocksError::Before),
                 None => {
-                    made = self.0.1.wait(made).unwrap_or_else(std::sync::PoisonError::into_inner);
+                    made =
+                        self.0.told.wait(made).unwrap_or_else(std::sync::PoisonError::into_inner);
                 }
             }
         }

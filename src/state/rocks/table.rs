@@ -368,9 +368,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
     fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
         self.mind_growth(hash);
         let place = self.find(hash, key)?;
-        if self.cache.at(place).value.is_none() {
-            return None;
-        }
+        self.cache.at(place).value.as_ref()?;
         self.change(place).value.as_mut()
     }
 
@@ -402,9 +400,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
 
     fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
         let place = self.find(hash, key)?;
-        if self.cache.at(place).value.is_none() {
-            return None;
-        }
+        self.cache.at(place).value.as_ref()?;
         let value = self.change(place).value.take();
         self.len = self.len.saturating_sub(1);
         value
