@@ -18,6 +18,8 @@ pub(crate) mod counters;
 pub(crate) mod driver;
 pub mod event_time;
 pub(crate) mod executor;
+#[cfg(feature = "rocksdb")]
+pub(crate) mod instances;
 pub mod keyed;
 pub mod keyed_timers;
 pub mod kinds;

@@ -97,7 +97,7 @@ mod with {
 
     use super::*;
     use crate::format::manifest::NativeFile;
-    use crate::runtime::backend::rocks::Directory;
+    use crate::runtime::instances::Directory;
     use crate::runtime::natives::{copy, in_parallel};
     use crate::state::rocks::{
         BACKEND, Budget, FORMAT_VERSION, Instance, Profile, Reader, RocksError, Source,

@@ -1,7 +1,7 @@
 //! Whole jobs whose state is in RocksDB and larger than the memory it may take: crashes, rescaling, savepoints.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -136,12 +136,14 @@ fn savepoints_move_between_backends_and_parallelisms() {
     assert_same(running_counts(RECORDS, key), found);
 }
 
-/// Runs the job until it has taken some more checkpoints, and stops it.
-fn until_checkpoints(config: JobConfig, sink: Collect<(u64, u64)>) {
+/// Runs the job until it has read so many records and taken some more checkpoints, and stops it.
+fn until_checkpoints(config: JobConfig, records: u64, sink: Collect<(u64, u64)>) {
     // Every column family has a write buffer, of which a mebibyte does not hold many.
     let is_single = config.workers == 1;
-    let job = Background::start(config, count(60, None, sink));
-    job.wait_for_checkpoints(3);
+    let records_a_ms = if records > 0 { 200 } else { 5 };
+    let job = Background::start(config, count(records_a_ms, None, sink));
+    wait_until("so many are read", || job.handle.counters().source_records() >= records);
+    job.wait_for_checkpoints(2);
     if let Some(memory) = job.handle.counters().state_memory().filter(|_| is_single) {
         assert_eq!(memory.budget_bytes, 1 << 20);
         assert!(memory.used_bytes <= memory.budget_bytes / 100 * 115, "{memory:?}");
@@ -156,9 +158,13 @@ fn files_are_taken_over_and_clipped_at_any_parallelism_and_read_by_the_heap() {
     let scratch = Scratch::new();
     let sink = Collect::new();
     let steps = [(RocksDb, 1), (RocksDb, 4), (RocksDb, 3), (Heap, 2), (RocksDb, 8), (RocksDb, 1)];
-    for (backend, workers) in steps {
-        until_checkpoints(on(backend, &scratch, workers), sink.clone());
+    // At first enough for every later worker to have files.
+    for ((backend, workers), records) in steps.into_iter().zip([70_000, 0, 0, 0, 0, 0]) {
+        until_checkpoints(on(backend, &scratch, workers), records, sink.clone());
         let newest = scratch.store().newest().unwrap().unwrap();
+        let manifest = scratch.store().load(newest).unwrap();
+        let with_files = manifest.parts.iter().filter(|part| !part.natives.is_empty()).count();
+        assert_eq!(with_files, if backend == RocksDb { workers } else { 0 });
         let checkpoint =
             scratch.checkpoints().join(crate::support::JOB).join(format!("chk/{newest}"));
         let reader = StateReader::open(checkpoint).unwrap();
@@ -215,8 +221,8 @@ fn a_damaged_or_missing_file_is_refused_by_its_name() {
     }
 }
 
-fn is_table(path: &PathBuf) -> bool {
-    path.extension().is_some_and(|extension| extension == "sst")
+fn is_table(path: impl AsRef<Path>) -> bool {
+    path.as_ref().extension().is_some_and(|extension| extension == "sst")
 }
 
 fn source_texts(error: &dyn std::error::Error) -> String {
