@@ -122,7 +122,8 @@ pub enum OnCancel {
 /// When checkpoints are taken, and what becomes of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckpointConfig {
-    /// Directory of all jobs' checkpoints. `None`: they are kept in memory, for restarts in place.
+    /// Directory of all jobs' checkpoints, or the URL of a place in an object store: `s3://bucket/prefix`. `None`: they
+    /// are kept in memory, for restarts in place.
     pub directory: Option<PathBuf>,
     /// Time from the trigger of one to the trigger of the next. `None`: only the final one at end of input.
     pub interval: Option<Duration>,

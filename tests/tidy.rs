@@ -414,7 +414,7 @@ fn nothing_of_the_machine_that_wrote_it_is_in_the_repository() {
     let homes = [["/ro", "ot/"].concat(), ["/ho", "me/"].concat(), ["/Us", "ers/"].concat()];
     let hosts = ["cra", "tes.io"].concat();
     let mut found = Vec::new();
-    let kinds = [".rs", ".md", ".toml", ".txt", "NOTICE", "run", "test"];
+    let kinds = [".rs", ".md", ".toml", ".txt", "NOTICE", "run", "test", "setup"];
     for path in files("", &kinds) {
         let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
         for (number, line) in text.lines().enumerate() {
@@ -423,5 +423,20 @@ fn nothing_of_the_machine_that_wrote_it_is_in_the_repository() {
             }
         }
     }
+    nothing_found(&found);
+}
+
+#[test]
+fn tls_brings_no_large_c_library() {
+    let lock = read(Path::new("Cargo.lock"));
+    let packages: Vec<&str> =
+        lock.lines().filter_map(|line| line.strip_prefix("name = ")).collect();
+    assert!(packages.contains(&"\"rustls\""), "the test reads the wrong file");
+    // It comes with default features of object stores, HTTP clients and metrics, and takes minutes to build. `ring` does it.
+    let found: Vec<String> = ["aws-lc-sys", "aws-lc-rs", "openssl-sys", "native-tls"]
+        .iter()
+        .filter(|name| packages.contains(&format!("\"{name}\"").as_str()))
+        .map(|name| format!("Cargo.lock: {name}: choose features without it"))
+        .collect();
     nothing_found(&found);
 }

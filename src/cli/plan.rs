@@ -38,7 +38,7 @@ pub(super) fn plan_line(
 /// The tool's side: runs the program and reads its line.
 pub(super) fn ask(path: &Path, program: &[OsString]) -> Result<RestorePlan, ToolError> {
     let none = |why: String| ToolError::NoPlan { why };
-    let path = std::path::absolute(path).map_err(|error| none(error.to_string()))?;
+    let path = crate::storage::absolute(path).map_err(|error| none(error.to_string()))?;
     let (program, arguments) = program.split_first().ok_or_else(|| none("no program".into()))?;
     let mut command = Command::new(program);
     command.args(arguments).env(PLAN_VARIABLE, path).stdin(Stdio::null()).stderr(Stdio::inherit());

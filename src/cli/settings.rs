@@ -206,7 +206,7 @@ pub(crate) static SETTINGS: [Setting; 50] = [
         ["checkpoint-dir", "checkpoints", "dir"],
         Text,
         ["DIR", ""],
-        "Directory of all jobs' checkpoints [default: in memory, for restarts within the run]",
+        "Directory of all jobs' checkpoints, or s3://bucket/prefix [default: in memory, for restarts within the run]",
     ),
     row(
         ["checkpoint-interval", "checkpoints", "interval"],

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use super::checkpoints::{
     DamagedRow, DeleteReport, HistoryRow, ListReport, ListRow, ProblemRow, ShowReport, StateRow,
@@ -16,7 +15,7 @@ use crate::format::manifest::Manifest;
 use crate::format::record::{CheckpointOutcome, CheckpointRecord};
 use crate::ids::{Epoch, Name};
 use crate::storage::job_store::JobStoreError;
-use crate::storage::{CheckpointStorage, JobStore, LocalStorage, StorageError};
+use crate::storage::{CheckpointStorage, JobStore, StorageError};
 use crate::supervisor::{Supervision, SupervisorError, supervise as run_supervisor};
 
 impl From<JobStoreError> for ToolError {
@@ -79,10 +78,10 @@ pub(crate) fn delete(
 }
 
 pub(super) fn open(dir: &Path, job: Option<&Name>) -> Result<JobStore, ToolError> {
-    let storage = LocalStorage::open_existing(dir)?;
-    let jobs = jobs_in(&storage)?;
+    let storage = crate::storage::open_existing(dir)?;
+    let jobs = jobs_in(&*storage)?;
     let job = choose_job(job, &jobs, &storage.location())?;
-    Ok(JobStore::new(Arc::new(storage), job))
+    Ok(JobStore::new(storage, job))
 }
 
 /// The jobs of a store, in ascending order: whatever has a record.
@@ -267,12 +266,14 @@ fn delete_of(store: &JobStore, id: Epoch, force: bool) -> Result<DeleteReport, T
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::cli::checkpoints::Report;
     use crate::format::manifest::{ManifestKind, PartPlace, PartRef, SectionSummary};
     use crate::format::record::WorkerTimings;
     use crate::format::{Extent, SectionHeader};
-    use crate::storage::BlobPath;
+    use crate::storage::{BlobPath, LocalStorage};
 
     /// A job with checkpoints, each of two workers that counted 3 and 4 keys.
     fn store(directory: &Path, checkpoints: usize) -> (JobStore, Vec<Epoch>) {

@@ -165,7 +165,7 @@ enum CheckpointsCommand {
 
 #[derive(Debug, Args)]
 struct Place {
-    /// Directory of all jobs' checkpoints
+    /// Directory of all jobs' checkpoints, or s3://bucket/prefix
     #[arg(long, value_name = "DIR", env = "HIGHWATER_CHECKPOINT_DIR")]
     dir: PathBuf,
     /// Name of the job [default: the only one]

@@ -27,7 +27,6 @@ use crate::runtime::driver::Request;
 use crate::runtime::savepoint::{AskedSavepoint, Asker};
 use crate::runtime::time::Time;
 use crate::storage::CheckpointStorage;
-use crate::storage::local::LocalStorage;
 use crate::storage::memory::MemoryStorage;
 use crate::storage::savepoint::absolute;
 
@@ -200,8 +199,14 @@ pub(crate) fn execute_in_run(
     check(&config).map_err(JobError::refused)?;
     let storage: Arc<dyn CheckpointStorage> = match &config.checkpoints.directory {
         Some(directory) => {
-            let opened = LocalStorage::open(directory);
-            Arc::new(opened.map_err(|error| JobError::refused(describe(&error)))?)
+            let opened = crate::storage::open(directory);
+            opened.map_err(|error| {
+                let kind = match error.is_unreachable() {
+                    true => FailureKind::Transient,
+                    false => FailureKind::Fatal,
+                };
+                JobError { what: describe(&error), kind }
+            })?
         }
         None if config.processes > 1 && config.checkpoints.interval.is_some() => {
             return Err(JobError::refused(

@@ -20,6 +20,7 @@ pub fn check(make: &dyn Fn() -> Arc<dyn CheckpointStorage>) {
     a_reader_is_not_disturbed_by_a_replacement(&*make());
     listings_are_sorted_and_keep_to_whole_components(&*make());
     deletes_can_be_repeated(&*make());
+    many_blobs_are_deleted_together(&*make());
     nothing_temporary_is_left(&*make());
 }
 
@@ -157,6 +158,19 @@ fn deletes_can_be_repeated(storage: &dyn CheckpointStorage) {
     storage.put(&path("a/b"), b"x").expect("the place is free");
     storage.delete(&path("a/b")).expect("delete works");
     assert_eq!(storage.create(&path("a/b/c"), b"y").expect("create works"), Created::New);
+}
+
+fn many_blobs_are_deleted_together(storage: &dyn CheckpointStorage) {
+    let paths: Vec<_> = (0..20).map(|n| path(&format!("a/{}/{n}", n % 3))).collect();
+    for blob in &paths {
+        storage.put(blob, b"x").expect("put works");
+    }
+    storage.delete_all(&[]).expect("nothing is deleted");
+    assert_eq!(all(storage).len(), 20);
+    for _ in 0..2 {
+        storage.delete_all(&paths[..19]).expect("what is not there is no failure");
+        assert_eq!(all(storage), [(paths[19].as_str().to_owned(), 1)]);
+    }
 }
 
 fn nothing_temporary_is_left(storage: &dyn CheckpointStorage) {

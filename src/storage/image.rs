@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::job_store::{JobStore, JobStoreError, PartBytes, read_piece};
-use super::{BlobPath, BlobReader, CheckpointStorage, LocalStorage, StorageError};
+use super::{BlobPath, BlobReader, CheckpointStorage, StorageError, place};
 use crate::format::manifest::{LayerRef, Manifest, ManifestKind, PartPlace, PartRef, Piece};
 use crate::format::part::PartReader;
 use crate::format::part::{EntryBlock, PartHeader, SectionIndex};
@@ -33,7 +33,7 @@ enum Place {
     /// In the store of its job.
     Job(JobStore),
     /// In a directory of its own.
-    Directory(LocalStorage),
+    Directory(Arc<dyn CheckpointStorage>),
 }
 
 impl Image {
@@ -51,28 +51,40 @@ impl Image {
         Self { manifest: Arc::new(manifest), place: Place::Job(store) }
     }
 
-    /// What is in the directory `path`: a savepoint, a checkpoint of a job, or a copy of one. `/manifest` may follow.
+    /// What is in the directory `path`: a savepoint, a checkpoint of a job, or a copy of one. `/manifest` may follow. It may
+    /// be the URL of such a directory in an object store.
     ///
     /// # Errors
     /// [`JobStoreError::NotACheckpointPath`] if no manifest is there, and others.
     pub fn open(path: &Path) -> Result<Self, JobStoreError> {
         // In its job's directory? Then the job's record is there.
-        if let Ok((store, epoch)) = JobStore::open_checkpoint_path(path)
-            && store.record_of_job().is_ok()
-        {
-            return Self::of_job(store, epoch);
+        match JobStore::open_checkpoint_path(path) {
+            Ok((store, epoch)) if store.record_of_job().is_ok() => {
+                return Self::of_job(store, epoch);
+            }
+            // Asking once more would only take as long again.
+            Err(JobStoreError::Storage(error)) if error.is_unreachable() => {
+                return Err(error.into());
+            }
+            _ => {}
         }
         let none = || JobStoreError::NotACheckpointPath { path: path.display().to_string() };
-        let absolute = std::path::absolute(path).map_err(|_| none())?;
-        let directory = if absolute.ends_with(MANIFEST) && !absolute.is_dir() {
-            absolute.parent().ok_or_else(none)?
+        let storage = if let Some(url) = place::url(path) {
+            let url = url.trim_end_matches('/');
+            let directory = url.strip_suffix("/manifest").unwrap_or(url);
+            place::open_existing(Path::new(directory))?
         } else {
-            &absolute
+            let absolute = std::path::absolute(path).map_err(|_| none())?;
+            let directory = if absolute.ends_with(MANIFEST) && !absolute.is_dir() {
+                absolute.parent().ok_or_else(none)?
+            } else {
+                &absolute
+            };
+            if !directory.is_dir() {
+                return Err(none());
+            }
+            place::open_existing(directory)?
         };
-        if !directory.is_dir() {
-            return Err(none());
-        }
-        let storage = LocalStorage::open_existing(directory)?;
         let bytes = match storage.read(&blob(MANIFEST), Manifest::BYTES_MAX) {
             Err(StorageError::NotFound { .. }) => return Err(none()),
             read => read?,

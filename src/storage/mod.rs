@@ -25,12 +25,18 @@ pub mod image;
 pub mod job_store;
 pub mod local;
 pub mod memory;
+#[cfg(feature = "s3")]
+pub mod object;
+mod place;
 pub mod savepoint;
 
 pub use image::Image;
 pub use job_store::JobStore;
 pub use local::LocalStorage;
 pub use memory::MemoryStorage;
+#[cfg(feature = "s3")]
+pub use object::ObjectStorage;
+pub use place::{absolute, is_url, open, open_existing};
 
 /// A blob's place, relative to the root of the store.
 ///
@@ -149,6 +155,24 @@ pub enum StorageError {
     },
 }
 
+impl StorageError {
+    /// Whether the store could not be reached: another time may go better.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        let kinds = [
+            io::ErrorKind::NotConnected,
+            io::ErrorKind::ConnectionAborted,
+            io::ErrorKind::TimedOut,
+        ];
+        match self {
+            Self::Determinate { source, .. } | Self::Indeterminate { source, .. } => {
+                kinds.contains(&source.kind())
+            }
+            Self::NotFound { .. } => false,
+        }
+    }
+}
+
 /// The outcome of [`CheckpointStorage::create`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
@@ -217,6 +241,14 @@ pub trait CheckpointStorage: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StorageError`].
     fn delete(&self, path: &BlobPath) -> Result<(), StorageError>;
+
+    /// Deletes blobs in any order, several at once where that is faster. They are durably gone when it returns.
+    ///
+    /// # Errors
+    /// [`StorageError`]; any of the others may be deleted or not.
+    fn delete_all(&self, paths: &[BlobPath]) -> Result<(), StorageError> {
+        paths.iter().try_for_each(|path| self.delete(path))
+    }
 
     /// Removes what dead writers left (temporary files), none of them younger than `age`.
     ///

@@ -232,9 +232,15 @@ fn file_name(path: &str) -> String {
 /// Where a savepoint is to be, independent of the current directory.
 ///
 /// # Errors
-/// [`SavepointError::Target`] if the path is empty.
+/// [`SavepointError::Target`] if the path is empty, or a URL: savepoints are written to directories.
 pub fn absolute(to: &Path) -> Result<PathBuf, SavepointError> {
-    std::path::absolute(to).map_err(|source| {
+    let is_path = if super::is_url(to) {
+        let why = "a savepoint is written to a directory, not to an object store";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
+    } else {
+        Ok(())
+    };
+    is_path.and_then(|()| std::path::absolute(to)).map_err(|source| {
         let path = to.display().to_string();
         SavepointError::Target(StorageError::Determinate { op: StorageOp::Write, path, source })
     })

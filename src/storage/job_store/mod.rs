@@ -42,7 +42,7 @@ pub use requests::{REQUEST_AGE_MAX, TakenRequest};
 pub use retire::Released;
 pub use verify::{Problem, VerifyReport};
 
-use super::{BlobPath, BlobReader, CheckpointStorage, LocalStorage, StorageError};
+use super::{BlobPath, BlobReader, CheckpointStorage, StorageError, place};
 use crate::format::FormatError;
 use crate::format::block::{self, BlockKind};
 use crate::format::manifest::{LayerRef, Manifest, PartPlace, PartRef, Piece};
@@ -203,25 +203,26 @@ impl JobStore {
     }
 
     /// The store and the number of the checkpoint that a path names: `<directory>/<job>/chk/<n>`, with or without
-    /// `/manifest` behind.
+    /// `/manifest` behind. The directory may be the URL of an object store.
     ///
     /// # Errors
     /// [`JobStoreError::NotACheckpointPath`], or [`JobStoreError::Storage`] if the directory is not there.
     pub fn open_checkpoint_path(path: &Path) -> Result<(Self, Epoch), JobStoreError> {
         let parse = || {
-            let path = std::path::absolute(path).ok()?;
+            // Of a URL, its text is as good: it is taken apart from behind.
+            let path = place::absolute(path).ok()?;
             let checkpoint = if path.ends_with("manifest") { path.parent()? } else { &path };
             let epoch = layout::number(checkpoint.file_name()?.to_str()?)?;
             let chk = checkpoint.parent()?;
             let job = chk.parent()?;
             let name = Name::new(job.file_name()?.to_str()?).ok()?;
-            chk.ends_with("chk").then_some((job.parent()?.to_owned(), name, Epoch(epoch)))
+            let root = job.parent()?.to_owned();
+            chk.ends_with("chk").then_some((root, name, Epoch(epoch)))
         };
         let (root, job, epoch) = parse().ok_or_else(|| JobStoreError::NotACheckpointPath {
             path: path.display().to_string(),
         })?;
-        let storage = LocalStorage::open_existing(&root)?;
-        Ok((Self::new(Arc::new(storage), job), epoch))
+        Ok((Self::new(place::open_existing(&root)?, job), epoch))
     }
 
     /// The job.

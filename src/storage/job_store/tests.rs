@@ -412,7 +412,8 @@ fn a_checkpoint_is_found_by_its_path() {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let name = format!("highwater-job-{}-{number}", std::process::id());
     let root = Directory(std::env::temp_dir().join(name));
-    let storage: Arc<dyn CheckpointStorage> = Arc::new(LocalStorage::open(&root.0).unwrap());
+    let storage: Arc<dyn CheckpointStorage> =
+        Arc::new(crate::storage::LocalStorage::open(&root.0).unwrap());
     let store = store(&storage);
     let claim = started(&store).unwrap();
     checkpoint(&store, &claim, Epoch(1)).unwrap();
