@@ -6,6 +6,10 @@
 //! ```
 //! The reserve is for changes that may not be written yet because a snapshot is being made: see the module.
 //!
+//! Write buffers are kept within their part by whoever writes: it flushes its own instance and waits, which needs no other
+//! instance. (RocksDB's own way to stall writers may wait for a flush that no other instance has a reason for.) Each column family
+//! holds one buffer of some ten KiB at the least, so a budget must not be tiny beside the number of states and workers.
+//!
 //! # Invariant
 //! `used` is the sum of what all [`Share`]s have taken.
 
@@ -74,6 +78,11 @@ impl Budget {
 
     pub(super) fn block_cache(&self) -> &Cache {
         &self.block_cache
+    }
+
+    /// Whether write buffers take all that they may: flushes do not keep up.
+    pub(super) fn are_write_buffers_full(&self) -> bool {
+        self.write_buffers.get_usage() > self.total_bytes / 4
     }
 
     pub(super) fn write_buffers(&self) -> &WriteBufferManager {

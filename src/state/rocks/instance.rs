@@ -23,8 +23,8 @@ use rocksdb::checkpoint::Checkpoint;
 use rocksdb::compaction_filter::{CompactionFilter, Decision};
 use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 use rocksdb::{
-    BoundColumnFamily, ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options,
-    WriteBatch, WriteOptions,
+    BoundColumnFamily, ColumnFamilyDescriptor, DBWithThreadMode, FlushOptions, MultiThreaded,
+    Options, WriteBatch, WriteOptions,
 };
 
 use super::budget::Budget;
@@ -332,6 +332,16 @@ impl<'a> RowBatch<'a> {
     }
 
     fn write(&mut self) -> Result<(), RocksError> {
+        // Not left to RocksDB, which would let the writer of one instance wait for flushes that nobody asks of another.
+        if self.core.setup.budget.are_write_buffers_full() {
+            let columns = self.core.columns();
+            let families: Vec<_> =
+                columns.iter().filter_map(|column| self.database.cf_handle(&column.name)).collect();
+            let families: Vec<_> = families.iter().collect();
+            self.database
+                .flush_cfs_opt(&families, &FlushOptions::default())
+                .map_err(RocksError::database(self.database.path(), "flush write buffers"))?;
+        }
         let batch = std::mem::take(&mut self.batch);
         self.core.counters.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
         self.database
