@@ -28,6 +28,8 @@ pub struct JobConfig {
     pub heartbeat: HeartbeatConfig,
     /// Number of key groups: the largest number of workers that the job's state can ever be spread over.
     pub max_parallelism: u16,
+    /// Where keyed state is kept while the job runs.
+    pub state: StateConfig,
     /// Checkpoints.
     pub checkpoints: CheckpointConfig,
     /// What to start from.
@@ -47,6 +49,56 @@ pub struct HeartbeatConfig {
     pub interval: Duration,
     /// Silence after which a peer is taken for lost.
     pub timeout: Duration,
+}
+
+/// Where keyed state is kept while the job runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StateConfig {
+    /// What keeps it.
+    pub backend: StateBackendKind,
+    /// RocksDB.
+    pub rocksdb: RocksConfig,
+}
+
+/// What keeps keyed state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum StateBackendKind {
+    /// Memory: all state must fit.
+    #[default]
+    Heap,
+    /// RocksDB: disk, with what is used most in memory. Only in programs with the feature `rocksdb`.
+    RocksDb,
+}
+
+/// How RocksDB is used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RocksConfig {
+    /// What all instances of a process may take of memory, their decoded values included. Units: bytes.
+    pub memory_bytes: usize,
+    /// How it is tuned.
+    pub profile: RocksProfile,
+    /// The directory for the files of running jobs. `None`: the system's directory for temporary files.
+    pub directory: Option<PathBuf>,
+}
+
+impl Default for RocksConfig {
+    fn default() -> Self {
+        Self { memory_bytes: 512 << 20, profile: RocksProfile::Default, directory: None }
+    }
+}
+
+/// How RocksDB is tuned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RocksProfile {
+    /// For most machines.
+    #[default]
+    Default,
+    /// For disks that turn: few, large reads and writes.
+    SpinningDisk,
+    /// For flash: small blocks, more compactions at once.
+    FlashSsd,
+    /// For little memory: small write buffers and files.
+    LowMemory,
 }
 
 /// How checkpoints hold records back.
@@ -196,6 +248,7 @@ impl JobConfig {
                 timeout: Duration::from_secs(3),
             },
             max_parallelism: 128,
+            state: StateConfig::default(),
             checkpoints: CheckpointConfig::default(),
             restore: RestoreConfig {
                 from: RestoreFrom::Newest,

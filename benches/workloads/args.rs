@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use highwater::cli::parse_duration;
+use highwater::cli::{parse_duration, parse_size};
+use highwater::config::{RocksConfig, StateBackendKind, StateConfig};
 use serde_json::Value;
 
 use crate::Measured;
@@ -32,6 +33,12 @@ pub struct Args {
     /// Time between checkpoints, or `off`.
     #[arg(long, default_value = "1s")]
     pub checkpoint_interval: Interval,
+    /// What keeps state: `heap`, or `rocksdb` if built with that feature.
+    #[arg(long, default_value = "heap")]
+    pub state_backend: String,
+    /// Memory of RocksDB.
+    #[arg(long, default_value = "512MiB")]
+    pub rocksdb_memory: String,
     /// Records that go through the keys in order, at full speed.
     #[arg(long)]
     pub load: Option<u64>,
@@ -147,6 +154,17 @@ impl Args {
         self.records.unwrap_or(lasting)
     }
 
+    /// What keeps state.
+    pub fn state(&self) -> Result<StateConfig, String> {
+        let backend = match self.state_backend.as_str() {
+            "heap" => StateBackendKind::Heap,
+            "rocksdb" if cfg!(feature = "rocksdb") => StateBackendKind::RocksDb,
+            other => return Err(format!("no state backend {other:?} is built in")),
+        };
+        let memory_bytes = parse_size(&self.rocksdb_memory)? as usize;
+        Ok(StateConfig { backend, rocksdb: RocksConfig { memory_bytes, ..Default::default() } })
+    }
+
     /// Workers of each process: 2 of one process, 1 of several, unless given.
     pub fn workers(&self) -> usize {
         self.workers.unwrap_or(if self.processes > 1 { 1 } else { 2 }).max(1)
@@ -178,6 +196,8 @@ impl Args {
         if let Some(timeout) = &self.alignment_timeout {
             add("--alignment-timeout", timeout.into());
         }
+        add("--state-backend", self.state_backend.clone().into());
+        add("--rocksdb-memory", self.rocksdb_memory.clone().into());
         let mode = self.mode.to_possible_value().expect("no mode is skipped");
         add("--mode", mode.get_name().into());
         add("--checkpoint-interval", self.checkpoint_interval.to_string().into());

@@ -25,6 +25,7 @@ pub fn run(args: &Args) -> Measured {
     } else {
         let mut config = JobConfig::new(Name::new("keyed-count").expect("a constant name"));
         config.workers = args.workers();
+        config.state = args.state()?;
         config.checkpoints.interval = args.checkpoint_interval.0;
         let directory =
             tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
@@ -92,10 +93,14 @@ pub fn supervised_config(args: &Args, directory: &Path) -> Result<JobConfig, Str
     if std::env::var_os(environment::SUPERVISED).is_none() {
         return Err("--report-dir is for processes that a supervisor has started".to_owned());
     }
-    let arguments: [OsString; 5] = [
+    let arguments: [OsString; 9] = [
         "workloads".into(),
         "--checkpoint-dir".into(),
         directory.join("checkpoints").into(),
+        "--state-backend".into(),
+        args.state_backend.clone().into(),
+        "--rocksdb-memory".into(),
+        args.rocksdb_memory.clone().into(),
         "--checkpoint-interval".into(),
         args.checkpoint_interval.to_string().into(),
     ];

@@ -66,6 +66,7 @@ pub fn parameters(args: &Args, records: u64) -> Value {
         "records": records,
         "keys": args.keys(),
         "workers": args.workers(),
+        "state_backend": args.state_backend,
         "processes": args.processes,
         "checkpoint_interval": args.checkpoint_interval.to_string(),
         "load": args.load,

@@ -17,13 +17,17 @@ use super::settings::{Setting, by_flag};
 use super::units::{parse_duration, parse_size, shorten};
 use crate::config::{
     CheckpointConfig, CheckpointMode, FlowConfig, HeartbeatConfig, JobConfig, OnCancel,
-    RestartStrategy, RestoreConfig, RestoreFrom,
+    RestartStrategy, RestoreConfig, RestoreFrom, RocksConfig, RocksProfile, StateBackendKind,
+    StateConfig,
 };
 use crate::ids::Name;
 use crate::protocol::plan;
 
 /// Key groups are 16-bit numbers, half of which are kept for later.
 const MAX_PARALLELISM_MAX: u16 = 32_768;
+
+/// Units: bytes. RocksDB with less is of no use.
+const ROCKSDB_MEMORY_MIN: u64 = 256 << 10;
 
 /// What a program was told, validated.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +59,7 @@ pub(crate) fn resolve(job_name: &str, layers: &Layers, print: bool) -> Result<Re
     let mut config = JobConfig::new(name(&reader, job_name)?);
     parallelism(&reader, &mut config)?;
     network(&reader, &mut config)?;
+    config.state = state(&reader)?;
     config.checkpoints = checkpoints(&reader)?;
     config.restore = restore(&reader, &config.checkpoints)?;
     config.restart = restart::read(&reader)?;
@@ -180,6 +185,35 @@ fn network(reader: &Reader<'_>, config: &mut JobConfig) -> Result<(), CliError> 
         return Err(reader.error(late, problem.to_owned()));
     }
     Ok(())
+}
+
+fn state(reader: &Reader<'_>) -> Result<StateConfig, CliError> {
+    let backends = [("heap", StateBackendKind::Heap), ("rocksdb", StateBackendKind::RocksDb)];
+    let backend = reader.choice("state-backend", &backends)?;
+    if backend == StateBackendKind::RocksDb && !cfg!(feature = "rocksdb") {
+        let problem = "this program was built without RocksDB: build it with the feature `rocksdb` of highwater";
+        return Err(reader.error("state-backend", problem.to_owned()));
+    }
+    let profiles = [
+        ("default", RocksProfile::Default),
+        ("spinning-disk", RocksProfile::SpinningDisk),
+        ("flash-ssd", RocksProfile::FlashSsd),
+        ("low-memory", RocksProfile::LowMemory),
+    ];
+    Ok(StateConfig {
+        backend,
+        rocksdb: RocksConfig {
+            memory_bytes: reader.value("rocksdb-memory", |text| match parse_size(text)? {
+                bytes if bytes < ROCKSDB_MEMORY_MIN => {
+                    Err(format!("`{text}` is too little: give at least 256KiB"))
+                }
+                bytes => usize::try_from(bytes)
+                    .map_err(|_| format!("`{text}` is too large for this machine")),
+            })?,
+            profile: reader.choice("rocksdb-profile", &profiles)?,
+            directory: reader.optional("state-dir", path)?,
+        },
+    })
 }
 
 fn checkpoints(reader: &Reader<'_>) -> Result<CheckpointConfig, CliError> {

@@ -77,9 +77,10 @@ pub(crate) const SUPERVISOR_DECIDES: [&str; 5] =
     ["processes", "process", "workers", "hostfile", "secret-file"];
 
 /// The tables of the file, in the order in which they are printed, with their headings in help.
-pub(crate) const HEADINGS: [(&str, &str); 8] = [
+pub(crate) const HEADINGS: [(&str, &str); 9] = [
     ("job", "Job"),
     ("network", "Workers and processes"),
+    ("state", "State"),
     ("checkpoints", "Checkpoints"),
     ("restore", "Restore"),
     ("restart", "Restart"),
@@ -109,7 +110,7 @@ const fn short(short: char, setting: Setting) -> Setting {
 use Kind::{Number, Switch, Text};
 
 /// All settings, in the order of help and of printed files.
-pub(crate) static SETTINGS: [Setting; 46] = [
+pub(crate) static SETTINGS: [Setting; 50] = [
     row(
         ["job-name", "job", "name"],
         Text,
@@ -176,6 +177,30 @@ pub(crate) static SETTINGS: [Setting; 46] = [
         Switch,
         ["BOOL", "false"],
         "Start all processes on this machine, and start them again when they die",
+    ),
+    row(
+        ["state-backend", "state", "backend"],
+        Text,
+        ["heap|rocksdb", "heap"],
+        "What keeps keyed state while the job runs: memory, or RocksDB for state that is larger. Any checkpoint can be restored on both",
+    ),
+    row(
+        ["rocksdb-memory", "state", "rocksdb-memory"],
+        Text,
+        ["SIZE", "512MiB"],
+        "Memory that RocksDB may take in each process, for all operators together",
+    ),
+    row(
+        ["rocksdb-profile", "state", "rocksdb-profile"],
+        Text,
+        ["default|spinning-disk|flash-ssd|low-memory", "default"],
+        "How RocksDB is tuned",
+    ),
+    row(
+        ["state-dir", "state", "dir"],
+        Text,
+        ["DIR", ""],
+        "Directory for RocksDB's files while the job runs [default: the system's for temporary files]",
     ),
     row(
         ["checkpoint-dir", "checkpoints", "dir"],

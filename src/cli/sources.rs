@@ -345,6 +345,7 @@ mod tests {
                 bytes: 90,
                 in_flight_bytes: 10,
                 in_flight_records: 2,
+                files: Default::default(),
             }],
             bytes: 180,
             in_flight_bytes: 10,

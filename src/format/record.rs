@@ -125,6 +125,21 @@ pub struct WorkerTimings {
     pub in_flight_bytes: u64,
     /// Number of records in them.
     pub in_flight_records: u64,
+    /// Files of backends.
+    pub files: FileTransfers,
+}
+
+/// Files of backends that a checkpoint needs beside a part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileTransfers {
+    /// Number of files that were uploaded for it.
+    pub uploaded: u32,
+    /// Units: bytes of these.
+    pub uploaded_bytes: u64,
+    /// Number of files that were there already, of the last complete checkpoint.
+    pub reused: u32,
+    /// Units: bytes of these.
+    pub reused_bytes: u64,
 }
 
 /// A user asks a running job for a savepoint.
@@ -293,6 +308,7 @@ mod tests {
             bytes: 900,
             in_flight_bytes: 10,
             in_flight_records: 2,
+            files: FileTransfers { uploaded: 2, uploaded_bytes: 20, reused: 3, reused_bytes: 30 },
         };
         let record = CheckpointRecord {
             epoch: Epoch(9),

@@ -3,25 +3,30 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::rc::Rc;
 
 use timely::dataflow::Scope;
 
 use crate::connect::{Committer, ConnectError, Record, Sink, SinkContext, Source};
-use crate::format::SectionHeader;
-use crate::format::codec;
+use crate::format::part::EntryBlock;
+use crate::format::{FormatError, SectionHeader, codec};
 use crate::ids::{InvalidName, Name};
 use crate::job::stream::Stream;
+use crate::protocol::layers::{Layer, Selection};
 use crate::runtime::channel::ChannelSpec;
 use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log};
 use crate::runtime::context::WorkerContext;
 use crate::runtime::event_time::EventTime;
-use crate::runtime::keyed::{Context, keyed, owned_groups, watermark_header};
+use crate::runtime::keyed::{Context, OperatorState, keyed, owned_groups, watermark_header};
 use crate::runtime::keyed_timers::{
     KeyTimers, TimedParts, Timer, TimerContext, keyed_with_timers, timer_headers,
 };
 use crate::runtime::migration::{Fit, Migrations};
-use crate::runtime::restore::RestoreError;
+use crate::runtime::native_restore::NativeReaders;
+#[cfg(feature = "rocksdb")]
+use crate::runtime::native_restore::take_over;
+use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::sink::{COMMIT_ATTEMPTS, SinkEnds, commit_delay, sink, transactions_header};
 use crate::runtime::source::{SourceStart, read_start, source, splits_header};
 use crate::runtime::states::States;
@@ -90,6 +95,25 @@ struct BuildState {
     exchanges: usize,
     channels: Vec<Name>,
     sources: u32,
+}
+
+/// Reads a keyed state out of parts, and out of files that are opened to be read. Returns the layers that it may be built on.
+fn read_state(
+    restored: &Restored,
+    operator: &Name,
+    state: &Name,
+    groups: &Range<u16>,
+    readers: Option<&NativeReaders>,
+    mut take: impl FnMut(&Selection<'_>, &EntryBlock<'_>) -> Result<(), FormatError>,
+) -> Result<Option<Vec<Layer>>, RestoreError> {
+    let layers = restored.read_table(operator, state, groups, &mut take)?;
+    let Some(readers) = readers else { return Ok(layers) };
+    let epoch = restored.manifest().epoch;
+    readers
+        .for_each_block(state.as_str(), groups, take)
+        .map_err(|source| RestoreError::Unreadable { epoch, source })?;
+    // What was in files is in no layer.
+    Ok(None)
 }
 
 /// A job that is being built on one worker.
@@ -318,7 +342,7 @@ impl<'scope> Job<'scope> {
     {
         let name = self.name(name);
         let (taken, shown) = self.restored_watermark(&name);
-        let tables = self.restored_tables(&name, &states, BTreeSet::from([taken]));
+        let (tables, _) = self.restored_tables(&name, &states, BTreeSet::from([taken]), &[]);
         let Stream { inner, job, origins, channel } = stream;
         let inner =
             keyed(inner, origins.clone(), &self.context, &name, (states, tables, shown), logic);
@@ -346,25 +370,26 @@ impl<'scope> Job<'scope> {
         let (watermark, shown) = self.restored_watermark(&name);
         let taken = headers.iter().map(|header| header.state.clone());
         let taken = taken.chain([watermark]).collect();
-        let tables = self.restored_tables(&name, &states, taken);
-        let groups = owned_groups(&self.context);
+        let restored_tables = self.restored_tables(&name, &states, taken, &headers[..2]);
+        let (OperatorState { backend, tables }, readers) = restored_tables;
         let max_parallelism = self.context.config().max_parallelism;
-        let mut timers = KeyTimers::new(&Backend::default(), max_parallelism, &groups);
+        let groups = owned_groups(&self.context);
+        let mut timers = KeyTimers::new(&backend, max_parallelism, &groups);
         let [event_timers, processing_timers, event_header] = &headers;
         let pairs =
             [(event_timers, &mut timers.event), (processing_timers, &mut timers.processing)];
         for (header, timers) in pairs {
             let Some(restored) = self.restorable(header) else { continue };
-            let read = restored.read_table(&name, &header.state, &groups, |selection, block| {
+            let take = |selection: &Selection<'_>, block: &EntryBlock<'_>| {
                 timers.restore(selection, block.entries, block.bytes)
-            });
-            match read {
+            };
+            match read_state(restored, &name, &header.state, &groups, readers.as_ref(), take) {
                 Ok(layers) => timers.restored(layers),
                 Err(error) => self.error(error),
             }
         }
         let held_at = self.restored_events(event_header).into_iter().min().unwrap_or(i64::MAX);
-        let parts = TimedParts { states, tables, timers, shown, on_record, on_timer };
+        let parts = TimedParts { states, backend, tables, timers, shown, on_record, on_timer };
         let Stream { inner, job, origins, channel } = stream;
         let inner = keyed_with_timers(inner, origins.clone(), &self.context, &name, parts);
         let origins = origins.iter().map(|origin| origin.held_at(held_at)).collect();
@@ -388,16 +413,63 @@ impl<'scope> Job<'scope> {
         })
     }
 
+    /// The files of an operator that a checkpoint holds: its backend takes them over, or they are opened to be read.
+    fn restored_files(
+        &self,
+        name: &Name,
+        backend: &Backend,
+        headers: &[SectionHeader],
+    ) -> Option<NativeReaders> {
+        let restored = self.context.shared.restored.as_ref()?;
+        let groups = owned_groups(&self.context);
+        let held = restored.natives(name, &groups);
+        let image = restored.image();
+        let opened = match backend {
+            // Rows of a state that is of another type now have to be read and converted.
+            #[cfg(feature = "rocksdb")]
+            Backend::Rocks(instance)
+                if headers.iter().all(|header| restored.holds_as_declared(header)) =>
+            {
+                let states: Vec<&str> =
+                    headers.iter().map(|header| header.state.as_str()).collect();
+                take_over(image, &held, instance, &groups, &states).map(|taken| {
+                    if let Some(taken) = taken
+                        && restored.builds_on()
+                    {
+                        self.context.uploads(name).adopt(&taken.files);
+                    }
+                    None
+                })
+            }
+            _ => {
+                _ = headers;
+                NativeReaders::open(image, &held)
+            }
+        };
+        opened.unwrap_or_else(|source| {
+            let epoch = restored.manifest().epoch;
+            self.error(RestoreError::Unreadable { epoch, source });
+            None
+        })
+    }
+
     /// The tables of an operator's states, with what a checkpoint holds of them. `seen`: names that states may not have.
+    /// `beside`: other states of the operator, which are to be read with the returned readers.
     pub(super) fn restored_tables<K: Key, S: States<K>>(
         &self,
         name: &Name,
         states: &S,
         mut seen: BTreeSet<Name>,
-    ) -> S::Tables {
+        beside: &[SectionHeader],
+    ) -> (OperatorState<S::Tables>, Option<NativeReaders>) {
         let max_parallelism = self.context.config().max_parallelism;
         let groups = owned_groups(&self.context);
-        let mut tables = states.open(&Backend::default(), max_parallelism, &groups);
+        let backend = self.context.shared.backends.of_operator(self.context.index, name);
+        let declared = states.declarations();
+        let mut headers: Vec<_> = declared.iter().map(|state| state.header(name)).collect();
+        headers.extend(beside.iter().cloned());
+        let readers = self.restored_files(name, &backend, &headers);
+        let mut tables = states.open(&backend, max_parallelism, &groups);
         if S::EXPIRES {
             S::set_now(&mut tables, self.context.unix_ms());
         }
@@ -420,7 +492,7 @@ impl<'scope> Job<'scope> {
             // A time to live may have been added since the checkpoint, or taken away.
             let expires = fit.expires;
             let converted = fit.conversion.is_some() || expires != declaration.expires;
-            let read = restored.read_table(name, &header.state, &groups, |selection, block| {
+            let take = |selection: &Selection<'_>, block: &EntryBlock<'_>| {
                 let made;
                 let bytes = match &fit.conversion {
                     None => block.bytes,
@@ -430,15 +502,15 @@ impl<'scope> Job<'scope> {
                     }
                 };
                 S::restore(&mut tables, index, expires, selection, block.entries, bytes)
-            });
-            match read {
+            };
+            match read_state(restored, name, &header.state, &groups, readers.as_ref(), take) {
                 // What was converted has to be written anew.
                 Ok(Some(layers)) if !converted => S::restored(&mut tables, index, layers),
                 Ok(_) => {}
                 Err(error) => self.error(error),
             }
         }
-        tables
+        (OperatorState { backend, tables }, readers)
     }
 
     pub(crate) fn add_sink<S: Sink>(&self, stream: Stream<'scope, S::Record>, name: &str, mut to: S)

@@ -38,7 +38,7 @@ pub use operators::{BroadcastConnected, KeyedBroadcastConnected};
 pub use stream::{KeyedStream, Stream};
 
 pub use crate::runtime::counters::{
-    Balance, ChannelStatus, Checkpoints, CompletedCheckpoint, Counters,
+    Balance, ChannelStatus, Checkpoints, CompletedCheckpoint, Counters, StateMemory,
 };
 pub use crate::runtime::event_time::EventTime;
 pub use crate::runtime::keyed::Context;

@@ -253,7 +253,7 @@ impl<'scope, K: Key, V: Record, B: Record> KeyedBroadcastConnected<'scope, K, V,
         let (watermark, shown) = job.restored_watermark(&name);
         let mut taken = BTreeSet::from([watermark]);
         let kept = job.restored_operator_state(&name, &broadcast, &mut taken);
-        let tables = job.restored_tables(&name, &states, taken);
+        let (tables, _) = job.restored_tables(&name, &states, taken, &[]);
         let logic = KeyedBroadcastProcess::<K, S, T, F, G> {
             states,
             tables,

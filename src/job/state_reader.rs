@@ -15,6 +15,7 @@ use std::path::Path;
 use crate::format::manifest::{Manifest, PartRef};
 use crate::format::shape::EntryShape;
 use crate::format::{SectionHeader, SectionKind, codec};
+use crate::runtime::native_restore::{NativeReaders, held_natives};
 use crate::runtime::restore::short;
 use crate::runtime::shapes::shape_of;
 use crate::state::heap::HeapBackend;
@@ -99,6 +100,13 @@ impl StateReader {
             !part.layers.is_empty() && part.sections.iter().any(|section| is_it(&section.header))
         };
         let mut entries = 0;
+        let held = held_natives(&self.image, &groups, |held| held.as_str() == operator);
+        if let Some(files) = NativeReaders::open(&self.image, &held)? {
+            files.for_each_block(state, &groups, |_, block| {
+                entries += u64::from(block.entries);
+                codec::decode_entries(block.bytes, block.entries, |(key, value)| take(key, value))
+            })?;
+        }
         if !self.manifest().parts.iter().any(layered) {
             self.image.read_table(is_it, &groups, |_, block| {
                 entries += u64::from(block.entries);

@@ -30,6 +30,7 @@ use crate::config::{JobConfig, OnCancel, RestoreFrom};
 use crate::ids::{Attempt, Epoch, Lineage};
 use crate::network::{Heartbeat, Mesh};
 use crate::protocol::restart::{Decision, RestartPolicy};
+use crate::runtime::backend::Backends;
 use crate::runtime::board::Board;
 use crate::runtime::clock::Clock;
 use crate::runtime::context::{AttemptShared, Failure, FailureKind, WorkerContext};
@@ -305,6 +306,9 @@ pub(crate) fn run_attempt(
     let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
     let claim = right.as_ref().map(|right| right.claim.clone());
     let own = config.process * config.workers;
+    let backends = Backends::new(config, start.attempt).map_err(|error| {
+        transient(format!("the directory for running state: {}", describe(&error)))
+    })?;
     let shared = Arc::new(AttemptShared {
         config: config.clone(),
         attempt: start.attempt,
@@ -318,9 +322,12 @@ pub(crate) fn run_attempt(
         store: store.clone(),
         durable: config.durable(),
         restored,
+        backends,
         planning: false,
     });
     env.counters.begin_attempt(&shared.ledger);
+    #[cfg(feature = "rocksdb")]
+    env.counters.set_budget(shared.backends.budget());
     let executor = Arc::clone(&shared.executor);
     let heartbeats = mesh.is_some();
     let (builders, others, heartbeat) = allocators(config, mesh, &control)?;

@@ -309,7 +309,8 @@ impl<D: Record> Hands<D> {
                     } else {
                         Vec::new()
                     };
-                    let contribution = Contribution { sections, sync, in_flight_records };
+                    let contribution =
+                        Contribution { sections, sync, in_flight_records, native: None };
                     self.context.hand_in(epoch, self.participant, contribution);
                 }
             }

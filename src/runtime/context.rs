@@ -17,6 +17,7 @@ use crate::format::{Extent, FormatError, SectionHeader, SectionOutput, codec};
 use crate::ids::{Attempt, Epoch, KeyGroup, Lineage, Name};
 use crate::protocol::key_groups::key_groups;
 use crate::protocol::watermark::InstanceStatus;
+use crate::runtime::backend::Backends;
 use crate::runtime::board::Board;
 use crate::runtime::clock::Clock;
 use crate::runtime::control::Control;
@@ -26,6 +27,7 @@ use crate::runtime::layers::WorkerLayers;
 use crate::runtime::ledger::Ledger;
 use crate::runtime::mailbox::Mailbox;
 use crate::runtime::migration::Migrations;
+use crate::runtime::natives::{NativePart, Uploads};
 use crate::runtime::pool::Pool;
 use crate::runtime::restore::Restored;
 use crate::state::{FrozenState, SnapshotForm};
@@ -49,6 +51,8 @@ pub(crate) struct AttemptShared {
     /// Whether snapshots are written at all: not if the job has neither a directory nor an interval.
     pub(crate) durable: bool,
     pub(crate) restored: Option<Restored>,
+    /// What keeps the state of operators.
+    pub(crate) backends: Backends,
     /// The dataflow is only built, to see what state it declares: sources and sinks touch nothing.
     pub(crate) planning: bool,
 }
@@ -105,17 +109,19 @@ pub(crate) struct Contribution {
     pub(crate) sync: Duration,
     /// Number of records on their way that the sections hold.
     pub(crate) in_flight_records: u64,
+    /// What the operator's backend may keep in files.
+    pub(crate) native: Option<NativePart>,
 }
 
 impl Contribution {
     /// Nothing, of a participant that has nothing to keep.
     pub(crate) fn nothing() -> Self {
-        Self { sections: Vec::new(), sync: Duration::ZERO, in_flight_records: 0 }
+        Self { sections: Vec::new(), sync: Duration::ZERO, in_flight_records: 0, native: None }
     }
 
     /// State, and no records on their way.
     pub(crate) fn state(sections: Vec<SectionPart>, sync: Duration) -> Self {
-        Self { sections, sync, in_flight_records: 0 }
+        Self { sections, sync, in_flight_records: 0, native: None }
     }
 }
 
@@ -125,6 +131,8 @@ pub(crate) struct Assembled {
     pub(crate) sections: Vec<SectionPart>,
     /// Earlier parts that it needs.
     pub(crate) layers: Vec<LayerRef>,
+    /// What backends may keep in files.
+    pub(crate) natives: Vec<NativePart>,
     /// From this worker's learning of the checkpoint to its last participant's snapshot.
     pub(crate) align: Duration,
     /// The synchronous parts of all participants.
@@ -225,6 +233,8 @@ pub(crate) struct WorkerContext {
     assembled: RefCell<Vec<Assembled>>,
     /// The parts of complete checkpoints that later ones may build on.
     pub(crate) layers: RefCell<WorkerLayers>,
+    /// What the instances of backends have in storage.
+    uploads: RefCell<BTreeMap<Name, Arc<Uploads>>>,
     /// Activated when the worker's epoch moves on, and when the job's end comes or is put off.
     origins: RefCell<Vec<Activator>>,
     pub(crate) sources: RefCell<Vec<Rc<dyn SourceControl>>>,
@@ -281,6 +291,7 @@ impl WorkerContext {
             ended: RefCell::default(),
             assembled: RefCell::default(),
             layers: RefCell::new(layers),
+            uploads: RefCell::default(),
             origins: RefCell::default(),
             sources: RefCell::default(),
             finished_sources: Cell::new(0),
@@ -377,6 +388,26 @@ impl WorkerContext {
         self.announced.borrow().get(&epoch).map(|aligned| !aligned)
     }
 
+    /// What the operator's instance of a backend has in storage.
+    pub(crate) fn uploads(&self, operator: &Name) -> Arc<Uploads> {
+        let mut all = self.uploads.borrow_mut();
+        let index = all.len();
+        let uploads = all.entry(operator.clone());
+        Arc::clone(uploads.or_insert_with(|| Arc::new(Uploads::new(index))))
+    }
+
+    /// A checkpoint is complete: later ones may build on it.
+    pub(crate) fn build_on(&self, epoch: Epoch) {
+        self.layers.borrow_mut().complete(epoch);
+        self.uploads.borrow().values().for_each(|uploads| uploads.complete(epoch));
+    }
+
+    /// A checkpoint was aborted: nothing builds on it.
+    pub(crate) fn forget(&self, epoch: Epoch) {
+        self.layers.borrow_mut().aborted(epoch);
+        self.uploads.borrow().values().for_each(|uploads| uploads.aborted(epoch));
+    }
+
     /// What snapshots of keyed state for this checkpoint are to hold.
     pub(crate) fn snapshot_form(&self, epoch: Epoch) -> SnapshotForm {
         if !self.config().checkpoints.incremental {
@@ -450,12 +481,16 @@ impl WorkerContext {
         self.handed_in_at.set(Some(self.now()));
         let sync = assembly.handed_in.values().map(|contribution| contribution.sync).sum();
         let in_flight_records = assembly.handed_in.values().map(|c| c.in_flight_records).sum();
-        let sections: Vec<SectionPart> =
-            assembly.handed_in.into_values().flat_map(|c| c.sections).collect();
+        let (mut sections, mut natives) = (Vec::new(), Vec::new());
+        for contribution in assembly.handed_in.into_values() {
+            sections.extend(contribution.sections);
+            natives.extend(contribution.native);
+        }
         let needs = sections.iter().flat_map(|section| &section.needs).copied().collect();
         self.assembled.borrow_mut().push(Assembled {
             epoch,
             layers: self.layers.borrow().of(&needs),
+            natives,
             align: self.now().saturating_sub(assembly.began),
             sync,
             in_flight_records,

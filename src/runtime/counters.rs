@@ -7,6 +7,8 @@ use std::time::Duration;
 use crate::format::record::{CheckpointOutcome, CheckpointRecord, WorkerTimings};
 use crate::ids::{Epoch, Name};
 use crate::runtime::ledger::Ledger;
+#[cfg(feature = "rocksdb")]
+use crate::state::rocks::Budget;
 
 /// Counts of one process.
 #[derive(Debug)]
@@ -20,6 +22,18 @@ pub struct Counters {
     /// Of the attempt that runs now.
     channels: Mutex<Vec<Arc<ChannelCounters>>>,
     ledger: Mutex<Option<Arc<Ledger>>>,
+    #[cfg(feature = "rocksdb")]
+    budget: Mutex<Option<Arc<Budget>>>,
+}
+
+/// What the backend of keyed state takes of memory, if it has a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StateMemory {
+    /// What it may take. Units: bytes.
+    pub budget_bytes: usize,
+    /// What it takes now: blocks, write buffers and decoded values. Units: bytes.
+    pub used_bytes: usize,
 }
 
 /// A checkpoint that completed. The history in the checkpoint directory says more.
@@ -66,11 +80,28 @@ impl Default for Counters {
             checkpoints: Mutex::default(),
             channels: Mutex::default(),
             ledger: Mutex::default(),
+            #[cfg(feature = "rocksdb")]
+            budget: Mutex::default(),
         }
     }
 }
 
 impl Counters {
+    /// What keyed state takes of memory in this process, if its backend has a budget.
+    pub fn state_memory(&self) -> Option<StateMemory> {
+        #[cfg(feature = "rocksdb")]
+        if let Some(budget) = &*self.budget.lock().unwrap_or_else(PoisonError::into_inner) {
+            let (budget_bytes, used_bytes) = (budget.total_bytes(), budget.used_bytes());
+            return Some(StateMemory { budget_bytes, used_bytes });
+        }
+        None
+    }
+
+    #[cfg(feature = "rocksdb")]
+    pub(crate) fn set_budget(&self, budget: Option<Arc<Budget>>) {
+        *self.budget.lock().unwrap_or_else(PoisonError::into_inner) = budget;
+    }
+
     /// Records that sources of this process have emitted, those that were replayed included.
     pub fn source_records(&self) -> u64 {
         self.source_records.load(Ordering::Relaxed)

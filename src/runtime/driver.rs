@@ -334,7 +334,7 @@ impl Driver {
             }
             Control::Complete { epoch, last } => {
                 context.end(epoch);
-                context.layers.borrow_mut().complete(epoch);
+                context.build_on(epoch);
                 for sink in context.sinks.borrow().iter() {
                     sink.complete(epoch);
                 }
@@ -357,7 +357,7 @@ impl Driver {
                     );
                 }
                 context.end(epoch);
-                context.layers.borrow_mut().aborted(epoch);
+                context.forget(epoch);
                 if context.final_epoch() == Some(epoch) {
                     context.set_final(None);
                 }

@@ -27,6 +27,7 @@ use crate::protocol::key_groups::key_groups;
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{Contribution, SectionPart, WorkerContext, event_section};
 use crate::runtime::migration::Migrations;
+use crate::runtime::natives::NativePart;
 use crate::runtime::pool::Pool;
 use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
@@ -34,7 +35,7 @@ use crate::runtime::shapes::shape_of;
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
 use crate::state::hash::stable_hash;
-use crate::state::{FrozenState, Key, SnapshotForm};
+use crate::state::{Backend, FrozenState, Key, NativeSnapshot, SnapshotForm};
 
 /// What a processing function sees beside the record and the state: where output goes, and what time it is.
 #[derive(Debug)]
@@ -65,6 +66,12 @@ impl<'a, O> Context<'a, O> {
 }
 
 pub(crate) type Session<'a, O> = OutputBuilderSession<'a, Time, NoopBuilder<Vec<O>>>;
+
+/// The tables of an operator on one worker, and what keeps them.
+pub(crate) struct OperatorState<T> {
+    pub(crate) backend: Backend,
+    pub(crate) tables: T,
+}
 
 /// The parts of the operator that a batch needs.
 struct Processor<K, V, S: States<K>, O, F>
@@ -130,7 +137,7 @@ pub(crate) fn keyed<'scope, K, V, S, O, F>(
     origins: Vec<Origin>,
     context: &Rc<WorkerContext>,
     name: &Name,
-    (states, tables, shown): (S, S::Tables, i64),
+    (states, tables, shown): (S, OperatorState<S::Tables>, i64),
     logic: F,
 ) -> Stream<'scope, Time, Vec<O>>
 where
@@ -149,6 +156,7 @@ where
     let mode = context.config().checkpoints.mode;
     let mut gate = Gate::new(mode, context.shared.first_epoch, origins);
     gate.resume_at(shown);
+    let OperatorState { backend, tables } = tables;
     let mut processor = Processor::<K, V, S, O, F> {
         tables,
         logic,
@@ -180,8 +188,14 @@ where
             });
             while gate.barrier_passed(&[frontier]) {
                 let epoch = gate.open();
-                let mut contribution =
-                    freeze::<K, S>(&states, &mut processor.tables, epoch, &name, &context);
+                let mut contribution = freeze::<K, S>(
+                    &states,
+                    &backend,
+                    &mut processor.tables,
+                    epoch,
+                    &name,
+                    &context,
+                );
                 contribution.sections.extend(watermark_section(&name, gate.shown(), &context));
                 context.hand_in(epoch, participant, contribution);
                 gate.advance();
@@ -218,6 +232,7 @@ pub(crate) fn watermark_section(
 
 fn freeze<K: Key, S: States<K>>(
     states: &S,
+    backend: &Backend,
     tables: &mut S::Tables,
     epoch: Epoch,
     operator: &Name,
@@ -227,8 +242,21 @@ fn freeze<K: Key, S: States<K>>(
         return Contribution::nothing();
     }
     let start = context.now();
-    let sections = frozen_sections::<K, S>(states, tables, operator, context.snapshot_form(epoch));
-    Contribution::state(sections, context.now().saturating_sub(start))
+    let form = context.snapshot_form(epoch);
+    let (sections, snapshot) =
+        backend.freeze_together(form, || frozen_sections::<K, S>(states, tables, operator, form));
+    let mut contribution = Contribution::state(sections, context.now().saturating_sub(start));
+    contribution.native = snapshot.map(|snapshot| native_part(snapshot, operator, context));
+    contribution
+}
+
+/// What an operator hands in of what its backend may keep in files.
+pub(crate) fn native_part(
+    snapshot: Box<dyn NativeSnapshot>,
+    operator: &Name,
+    context: &WorkerContext,
+) -> NativePart {
+    NativePart { operator: operator.clone(), snapshot, uploads: context.uploads(operator) }
 }
 
 /// Freezes all states of an operator.

@@ -42,7 +42,7 @@ use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{
     AlarmControl, Contribution, SectionPart, SectionTask, WorkerContext, event_section,
 };
-use crate::runtime::keyed::{Session, frozen_sections, watermark_section};
+use crate::runtime::keyed::{Session, frozen_sections, native_part, watermark_section};
 use crate::runtime::pace::Pace;
 use crate::runtime::pool::Pool;
 use crate::runtime::router::batch_records;
@@ -164,8 +164,11 @@ impl Moment {
     }
 }
 
+const EVENT_TIMERS: &str = "event-timers";
+const PROCESSING_TIMERS: &str = "processing-timers";
+
 /// The timers of an operator.
-pub(crate) struct KeyTimers<K> {
+pub(crate) struct KeyTimers<K: Key> {
     pub(crate) event: Timers<K>,
     pub(crate) processing: Timers<K>,
 }
@@ -173,8 +176,8 @@ pub(crate) struct KeyTimers<K> {
 impl<K: Key> KeyTimers<K> {
     pub(crate) fn new(backend: &Backend, max_parallelism: u16, groups: &Range<u16>) -> Self {
         Self {
-            event: Timers::new(backend, max_parallelism, groups),
-            processing: Timers::new(backend, max_parallelism, groups),
+            event: Timers::new(backend, EVENT_TIMERS, max_parallelism, groups),
+            processing: Timers::new(backend, PROCESSING_TIMERS, max_parallelism, groups),
         }
     }
 
@@ -224,8 +227,8 @@ pub(crate) fn timer_headers<K: Key>(operator: &Name) -> [SectionHeader; 3] {
     let shape = EntryShape { key, value, expires: false };
     let timers = || format!("{} -> timers", std::any::type_name::<K>());
     [
-        header("event-timers", SectionKind::EventTimers, timers(), shape.clone()),
-        header("processing-timers", SectionKind::ProcessingTimers, timers(), shape),
+        header(EVENT_TIMERS, SectionKind::EventTimers, timers(), shape.clone()),
+        header(PROCESSING_TIMERS, SectionKind::ProcessingTimers, timers(), shape),
         header(
             "timers-event",
             SectionKind::EventTimers,
@@ -257,6 +260,7 @@ impl AlarmControl for Alarm {
 /// What an operator with timers is made of: its state, restored already, and its functions.
 pub(crate) struct TimedParts<K: Key, S: States<K>, F, T> {
     pub(crate) states: S,
+    pub(crate) backend: Backend,
     pub(crate) tables: S::Tables,
     pub(crate) timers: KeyTimers<K>,
     /// What event time was shown before the restored snapshot.
@@ -390,19 +394,22 @@ where
             return Contribution::nothing();
         }
         let start = context.now();
-        let TimedParts { states, tables, timers, .. } = &mut self.parts;
+        let TimedParts { states, backend, tables, timers, .. } = &mut self.parts;
         let form = context.snapshot_form(epoch);
-        let mut sections = frozen_sections::<K, S>(states, tables, operator, form);
+        let ((mut sections, frozen), snapshot) = backend.freeze_together(form, || {
+            let sections = frozen_sections::<K, S>(states, tables, operator, form);
+            (sections, [timers.event.freeze(form), timers.processing.freeze(form)])
+        });
         let event = self.held.as_ref().map(|held| held.time().event);
         let write_event =
             event.map_or_else(|| -> SectionTask { Box::new(|_| Ok(())) }, event_section);
         let [event_timers, processing_timers, event_header] = timer_headers::<K>(operator);
-        sections.extend([
-            SectionPart::state(event_timers, timers.event.freeze(form)),
-            SectionPart::state(processing_timers, timers.processing.freeze(form)),
-            SectionPart::plain(event_header, write_event),
-        ]);
-        Contribution::state(sections, context.now().saturating_sub(start))
+        let headers = [event_timers, processing_timers];
+        sections.extend(headers.into_iter().zip(frozen).map(|(h, f)| SectionPart::state(h, f)));
+        sections.push(SectionPart::plain(event_header, write_event));
+        let mut contribution = Contribution::state(sections, context.now().saturating_sub(start));
+        contribution.native = snapshot.map(|snapshot| native_part(snapshot, operator, context));
+        contribution
     }
 }
 

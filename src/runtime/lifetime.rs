@@ -23,6 +23,8 @@ pub trait Lifetime: sealed::Sealed + 'static {
     fn clock(&self) -> Self::Clock;
     /// Sets the clock. Units: milliseconds since 1970.
     fn set_now(&mut self, now: i64);
+    /// What was last updated then or earlier has expired. `None` if nothing does. Units: milliseconds since 1970.
+    fn expired_until(clock: Self::Clock) -> Option<i64>;
     /// Where the next sweep begins. `None` if there is none.
     fn sweep_position(&mut self) -> Option<&mut SweepPosition>;
     /// What a value is stored as that is written now.
@@ -66,6 +68,9 @@ impl Lifetime for Forever {
     #[inline]
     fn clock(&self) {}
     fn set_now(&mut self, _now: i64) {}
+    fn expired_until((): ()) -> Option<i64> {
+        None
+    }
     fn sweep_position(&mut self) -> Option<&mut SweepPosition> {
         None
     }
@@ -175,6 +180,9 @@ impl Lifetime for Ttl {
     }
     fn set_now(&mut self, now: i64) {
         self.clock.now = now;
+    }
+    fn expired_until(clock: TtlClock) -> Option<i64> {
+        Some(clock.now.saturating_sub(clock.ttl))
     }
     fn sweep_position(&mut self) -> Option<&mut SweepPosition> {
         Some(&mut self.position)

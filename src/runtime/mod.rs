@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 pub(crate) mod attempt;
+pub(crate) mod backend;
 pub(crate) mod batch;
 pub(crate) mod board;
 pub(crate) mod chain;
@@ -17,6 +18,8 @@ pub(crate) mod counters;
 pub(crate) mod driver;
 pub mod event_time;
 pub(crate) mod executor;
+#[cfg(feature = "rocksdb")]
+pub(crate) mod instances;
 pub mod keyed;
 pub mod keyed_timers;
 pub mod kinds;
@@ -25,6 +28,8 @@ pub(crate) mod ledger;
 pub mod lifetime;
 pub(crate) mod mailbox;
 pub(crate) mod migration;
+pub(crate) mod native_restore;
+pub(crate) mod natives;
 pub(crate) mod operator;
 pub mod operator_state;
 pub(crate) mod pace;

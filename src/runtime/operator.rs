@@ -24,7 +24,9 @@ use crate::connect::Record;
 use crate::ids::Name;
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{Contribution, SectionPart, WorkerContext};
-use crate::runtime::keyed::{Context, Session, frozen_sections, watermark_section};
+use crate::runtime::keyed::{
+    Context, OperatorState, Session, frozen_sections, native_part, watermark_section,
+};
 use crate::runtime::operator_state::{
     self, BroadcastStates, OperatorStateDeclaration, OperatorStates, Stored,
 };
@@ -34,7 +36,7 @@ use crate::runtime::scope_name;
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
 use crate::state::hash::stable_hash;
-use crate::state::{Key, SnapshotForm};
+use crate::state::{Key, NativeSnapshot, SnapshotForm};
 
 /// What an operator does with its records, and what it keeps. `D`: main records; `B`: broadcast records; `O`: output.
 pub(crate) trait Logic<D, B, O>: 'static {
@@ -46,9 +48,12 @@ pub(crate) trait Logic<D, B, O>: 'static {
     fn record(&mut self, index: usize, record: D, context: &mut Context<'_, O>);
     /// A broadcast record.
     fn broadcast(&mut self, record: B, context: &mut Context<'_, O>);
-    /// Freezes all states.
-    fn freeze(&mut self, operator: &Name, form: SnapshotForm) -> Vec<SectionPart>;
+    /// Freezes all states; also what the backend of keyed ones may keep in files.
+    fn freeze(&mut self, operator: &Name, form: SnapshotForm) -> FrozenOperator;
 }
+
+/// The sections of an operator, and a snapshot in files.
+pub(crate) type FrozenOperator = (Vec<SectionPart>, Option<Box<dyn NativeSnapshot>>);
 
 /// State of an operator, with what it was declared by.
 pub(crate) struct Kept<S: Stored> {
@@ -83,8 +88,8 @@ where
 
     fn broadcast(&mut self, (): (), _context: &mut Context<'_, O>) {}
 
-    fn freeze(&mut self, operator: &Name, _form: SnapshotForm) -> Vec<SectionPart> {
-        self.kept.freeze(operator)
+    fn freeze(&mut self, operator: &Name, _form: SnapshotForm) -> FrozenOperator {
+        (self.kept.freeze(operator), None)
     }
 }
 
@@ -109,15 +114,15 @@ where
         (self.on_broadcast)(record, &mut S::access(&mut self.kept.held), context);
     }
 
-    fn freeze(&mut self, operator: &Name, _form: SnapshotForm) -> Vec<SectionPart> {
-        self.kept.freeze(operator)
+    fn freeze(&mut self, operator: &Name, _form: SnapshotForm) -> FrozenOperator {
+        (self.kept.freeze(operator), None)
     }
 }
 
 /// An operator with a broadcast input and keyed state.
 pub(crate) struct KeyedBroadcastProcess<K: Key, S: States<K>, B: BroadcastStates, F, G> {
     pub(crate) states: S,
-    pub(crate) tables: S::Tables,
+    pub(crate) tables: OperatorState<S::Tables>,
     pub(crate) kept: Kept<B>,
     pub(crate) on_record: F,
     pub(crate) on_broadcast: G,
@@ -135,21 +140,21 @@ where
 {
     fn set_now(&mut self, now: impl FnOnce() -> i64) {
         if S::EXPIRES {
-            S::set_now(&mut self.tables, now());
+            S::set_now(&mut self.tables.tables, now());
         }
     }
 
     fn prepare(&mut self, records: &[(K, V)]) {
         if S::EXPIRES {
-            S::sweep(&mut self.tables, records.len());
+            S::sweep(&mut self.tables.tables, records.len());
         }
         self.hashes.clear();
         self.hashes.extend(records.iter().map(|(key, _)| stable_hash(key)));
-        S::prefetch(&self.tables, &self.hashes);
+        S::prefetch(&self.tables.tables, &self.hashes);
     }
 
     fn record(&mut self, index: usize, (key, value): (K, V), context: &mut Context<'_, O>) {
-        let mut state = S::access(&mut self.tables, self.hashes[index], &key);
+        let mut state = S::access(&mut self.tables.tables, self.hashes[index], &key);
         (self.on_record)(&key, value, &mut state, &B::view(&self.kept.held), context);
     }
 
@@ -157,10 +162,13 @@ where
         (self.on_broadcast)(record, &mut B::access(&mut self.kept.held), context);
     }
 
-    fn freeze(&mut self, operator: &Name, form: SnapshotForm) -> Vec<SectionPart> {
-        let mut sections = frozen_sections::<K, S>(&self.states, &mut self.tables, operator, form);
+    fn freeze(&mut self, operator: &Name, form: SnapshotForm) -> FrozenOperator {
+        let OperatorState { backend, tables } = &mut self.tables;
+        let (mut sections, snapshot) = backend.freeze_together(form, || {
+            frozen_sections::<K, S>(&self.states, tables, operator, form)
+        });
         sections.extend(self.kept.freeze(operator));
-        sections
+        (sections, snapshot)
     }
 }
 
@@ -302,10 +310,12 @@ where
                 let mut contribution = Contribution::nothing();
                 if context.shared.durable {
                     let start = context.now();
-                    let sections =
-                        processor.logic.freeze(&name, context.snapshot_form(gate.open()));
+                    let form = context.snapshot_form(gate.open());
+                    let (sections, snapshot) = processor.logic.freeze(&name, form);
                     let sync = context.now().saturating_sub(start);
                     contribution = Contribution::state(sections, sync);
+                    contribution.native =
+                        snapshot.map(|snapshot| native_part(snapshot, &name, &context));
                 }
                 contribution.sections.extend(watermark_section(&name, gate.shown(), &context));
                 context.hand_in(gate.open(), participant, contribution);

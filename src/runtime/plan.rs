@@ -16,6 +16,7 @@ use crate::config::JobConfig;
 use crate::format::SectionHeader;
 use crate::ids::{Attempt, Epoch, Lineage, Name};
 use crate::runtime::attempt::Build;
+use crate::runtime::backend::Backends;
 use crate::runtime::board::Board;
 use crate::runtime::clock::SystemClock;
 use crate::runtime::context::{AttemptShared, Failure, FailureKind};
@@ -166,6 +167,7 @@ fn declared(config: &JobConfig, build: &Arc<Build>) -> Result<Declared, Failure>
         store,
         durable: false,
         restored: None,
+        backends: Backends::heap(),
         planning: true,
         config,
     });

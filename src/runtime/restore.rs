@@ -9,6 +9,7 @@ use crate::format::{FormatError, SectionHeader, codec};
 use crate::ids::{Epoch, Name};
 use crate::protocol::layers::{Layer, Selection};
 use crate::runtime::migration::{self, Fit, Migrations, Misfit};
+use crate::runtime::native_restore::{HeldNative, held_natives};
 use crate::storage::Image;
 use crate::storage::job_store::JobStoreError;
 
@@ -256,6 +257,35 @@ impl Restored {
                 let (found, wanted) = (describe(found), describe(wanted));
                 RestoreError::Type { epoch, state, found, wanted }
             }
+        })
+    }
+
+    /// The files of an operator that hold rows of `groups`.
+    pub(crate) fn natives<'a>(
+        &'a self,
+        operator: &Name,
+        groups: &Range<u16>,
+    ) -> Vec<HeldNative<'a>> {
+        held_natives(&self.image, groups, |held| self.renamed.get(held).unwrap_or(held) == operator)
+    }
+
+    /// Where it is.
+    pub(crate) fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Whether later checkpoints may need files of this one.
+    #[cfg(feature = "rocksdb")]
+    pub(crate) fn builds_on(&self) -> bool {
+        self.builds_on
+    }
+
+    /// Whether the checkpoint holds nothing of a state, or the state just as the program declares it.
+    #[cfg(feature = "rocksdb")]
+    pub(crate) fn holds_as_declared(&self, wanted: &SectionHeader) -> bool {
+        self.held(wanted).is_none_or(|held| {
+            let fit = migration::fit(held, wanted, None).ok().filter(|_| held.kind == wanted.kind);
+            fit.is_some_and(|fit| fit.conversion.is_none() && fit.expires == wanted.shape.expires)
         })
     }
 

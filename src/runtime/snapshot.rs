@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use crate::format::manifest::PartRef;
 use crate::format::part::{PartHeader, PartWriter, SectionIndex};
-use crate::format::record::WorkerTimings;
+use crate::format::record::{FileTransfers, WorkerTimings};
 use crate::format::{FormatError, SectionKind};
 use crate::ids::Name;
 use crate::runtime::context::{Assembled, AttemptShared, SectionFailure, SectionPart};
+use crate::runtime::natives::upload;
 use crate::runtime::{describe, scope_name};
 
 /// A part could not be made.
@@ -66,6 +67,24 @@ pub(crate) fn write_part(
             why: describe(&failure),
         })?;
     }
+    let (mut natives, mut files) = (Vec::new(), FileTransfers::default());
+    for native in assembled.natives {
+        let operator = native.operator.clone();
+        *writing.lock().unwrap_or_else(PoisonError::into_inner) = Some(operator.clone());
+        let uploaded = upload(&shared.store, native, (epoch, attempt, worker));
+        let uploaded = uploaded.map_err(|error| PartFailure {
+            operator: Some(operator),
+            fatal: false,
+            why: describe(&error),
+        })?;
+        if let Some((image, moved)) = uploaded {
+            natives.push(image);
+            files.uploaded += moved.uploaded;
+            files.uploaded_bytes += moved.uploaded_bytes;
+            files.reused += moved.reused;
+            files.reused_bytes += moved.reused_bytes;
+        }
+    }
     *writing.lock().unwrap_or_else(PoisonError::into_inner) = None;
     let (output, summary) = writer.finish().map_err(broken)?;
     let place = output.finish(&summary).map_err(|error| PartFailure {
@@ -83,10 +102,11 @@ pub(crate) fn write_part(
         bytes: summary.bytes,
         in_flight_bytes: logged.map(|section| section.bytes).sum(),
         in_flight_records: assembled.in_flight_records,
+        files,
     };
     let sections = summary.sections.iter().map(SectionIndex::summary).collect();
     let (worker, layers) = (worker as u32, assembled.layers);
-    Ok((PartRef { worker, place, sections, layers, natives: Vec::new() }, timings))
+    Ok((PartRef { worker, place, sections, layers, natives }, timings))
 }
 
 fn microseconds(duration: Duration) -> u64 {

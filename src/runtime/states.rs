@@ -267,7 +267,11 @@ impl<K: Key, D: Kind, L: Lifetime + Clone> States<K> for Descriptor<D, L> {
 
     fn open(&self, backend: &Backend, max_parallelism: u16, groups: &Range<u16>) -> Self::Tables {
         Table {
-            entries: backend.value_table(max_parallelism, groups),
+            // A wrong name is an error of the build; such a job never runs.
+            entries: match &self.name {
+                Ok(name) => backend.named_table(name.as_str(), max_parallelism, groups),
+                Err(_) => backend.value_table(max_parallelism, groups),
+            },
             shared: self.kind.shared(),
             lifetime: self.lifetime.clone(),
         }
@@ -314,6 +318,9 @@ impl<K: Key, D: Kind, L: Lifetime + Clone> States<K> for Descriptor<D, L> {
 
     fn set_now(tables: &mut Self::Tables, now: i64) {
         tables.lifetime.set_now(now);
+        if let Some(written) = L::expired_until(tables.lifetime.clock()) {
+            tables.entries.expired_until(written);
+        }
     }
 
     fn sweep(tables: &mut Self::Tables, entries: usize) {

@@ -23,7 +23,7 @@ enum Keys<K> {
 }
 
 /// Timers of one domain.
-pub(crate) struct Timers<K> {
+pub(crate) struct Timers<K: Key> {
     /// The times of each key, ascending, each once. A key without timers is not there.
     times: BackendTable<K, Vec<i64>>,
     /// By time; at one time in the order of hashes, so that it is the same in every run.
@@ -31,8 +31,13 @@ pub(crate) struct Timers<K> {
 }
 
 impl<K: Key> Timers<K> {
-    pub(crate) fn new(backend: &Backend, max_parallelism: u16, groups: &Range<u16>) -> Self {
-        let times = backend.value_table(max_parallelism, groups);
+    pub(crate) fn new(
+        backend: &Backend,
+        name: &str,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> Self {
+        let times = backend.named_table(name, max_parallelism, groups);
         Self { times, queue: BTreeMap::new() }
     }
 
@@ -170,7 +175,7 @@ mod tests {
     type Model = BTreeSet<(i64, u64, u64)>;
 
     fn timers() -> Timers<u64> {
-        Timers::new(&Backend::default(), 16, &(0..16))
+        Timers::new(&Backend::default(), "timers", 16, &(0..16))
     }
 
     #[derive(Default)]

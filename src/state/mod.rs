@@ -13,6 +13,8 @@ pub mod conformance;
 pub mod hash;
 pub mod heap;
 pub(crate) mod replay;
+#[cfg(feature = "rocksdb")]
+pub mod rocks;
 
 /// Bounds of a key. Implemented for every type that has them.
 pub trait Key:
@@ -53,6 +55,59 @@ pub enum SnapshotForm {
         /// A state that is smaller is frozen as [`SnapshotForm::Plain`]. Units: bytes, estimated.
         bytes_min: usize,
     },
+}
+
+impl SnapshotForm {
+    /// Whether a backend may keep the states in files of its own, which are put beside the part.
+    #[must_use]
+    pub fn may_be_files(self) -> bool {
+        matches!(self, Self::Layer { whole: false, .. })
+    }
+}
+
+/// A snapshot of what a backend keeps in files of its own.
+pub trait NativeSnapshot: Send {
+    /// Waits until the files are made. `None`: there are none; the frozen tables write their entries.
+    ///
+    /// # Errors
+    /// [`FormatError`] if they could not be made.
+    fn wait(self: Box<Self>) -> Result<Option<NativeFiles>, FormatError>;
+}
+
+/// Files of a backend on the local disk.
+pub struct NativeFiles {
+    /// Whose files they are.
+    pub backend: &'static str,
+    /// The version of their format.
+    pub version: u16,
+    /// Where they are.
+    pub directory: std::path::PathBuf,
+    /// The files.
+    pub files: Vec<LocalFile>,
+    /// They are there as long as this is.
+    pub keep: std::sync::Arc<dyn std::any::Any + Send + Sync>,
+}
+
+impl std::fmt::Debug for NativeFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { backend, directory, files, .. } = self;
+        f.debug_struct("NativeFiles")
+            .field("backend", backend)
+            .field("directory", directory)
+            .field("files", files)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A file of a [`NativeFiles`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalFile {
+    /// Its name in the directory.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Whether a file of this name has the same content in all snapshots of the instance.
+    pub lasts: bool,
 }
 
 /// A frozen state, and what a snapshot of it needs besides.
@@ -120,13 +175,20 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
 
     /// Looks at the next `entries` entries, from where the last sweep ended, and removes those that are `expired`. Returns
     /// their number. Sweeps that together look at twice as many entries as there are have looked at each that was there
-    /// all along, unless a snapshot was being written: what it shares is passed over.
+    /// all along, unless a snapshot was being written: what it shares is passed over. A backend that cleans up in its own
+    /// time passes over what is not in memory; see [`ValueTable::expired_until`].
     fn sweep(
         &mut self,
         position: &mut SweepPosition,
         entries: usize,
         expired: impl FnMut(&V) -> bool,
     ) -> usize;
+
+    /// Values have expired that were last updated at `written` or earlier: a backend that cleans up in its own time may drop
+    /// them. Only of tables whose values begin with the time of their last update. Units: milliseconds since 1970.
+    fn expired_until(&mut self, written: i64) {
+        _ = written;
+    }
 
     /// Adds the `entries` entries that `bytes` holds, as [`Frozen::write`] wrote them, that `selection` selects. Others
     /// are decoded and dropped. An entry of changes takes the place of one that is there.
@@ -175,17 +237,56 @@ pub trait StateBackend {
         max_parallelism: u16,
         groups: &Range<u16>,
     ) -> Self::Table<K, V>;
+
+    /// Makes the table of the state `name` of an operator. A backend that keeps state by its name may have some already.
+    fn named_table<K: Key, V: StateValue>(
+        &self,
+        name: &str,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> Self::Table<K, V> {
+        _ = name;
+        self.value_table(max_parallelism, groups)
+    }
 }
 
 /// The backend of a job: one of those it was compiled with.
 ///
 /// An enum, and not a trait object, so that the path of a record is compiled as one piece: a virtual call
 /// costs as much as a lookup that hits the cache.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Backend {
     /// In memory.
     Heap(heap::HeapBackend),
+    /// In an instance of RocksDB.
+    #[cfg(feature = "rocksdb")]
+    Rocks(rocks::Instance),
+}
+
+impl Backend {
+    /// Runs `freeze`, which freezes all tables of this backend: they are one snapshot. Of a form that lets the backend keep
+    /// them in files of its own, those are returned; then the frozen tables may have nothing to write.
+    pub fn freeze_together<R>(
+        &self,
+        form: SnapshotForm,
+        freeze: impl FnOnce() -> R,
+    ) -> (R, Option<Box<dyn NativeSnapshot>>) {
+        match self {
+            Self::Heap(_) => {
+                _ = form;
+                (freeze(), None)
+            }
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(instance) => {
+                instance.begin_snapshot();
+                let frozen = freeze();
+                let snapshot = instance.end_snapshot();
+                let native: Box<dyn NativeSnapshot> = Box::new(snapshot);
+                (frozen, form.may_be_files().then_some(native))
+            }
+        }
+    }
 }
 
 impl Default for Backend {
@@ -204,21 +305,45 @@ impl StateBackend for Backend {
     ) -> BackendTable<K, V> {
         match self {
             Self::Heap(heap) => BackendTable::Heap(heap.value_table(max_parallelism, groups)),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(instance) => {
+                BackendTable::Rocks(instance.value_table(max_parallelism, groups))
+            }
+        }
+    }
+
+    fn named_table<K: Key, V: StateValue>(
+        &self,
+        name: &str,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> BackendTable<K, V> {
+        match self {
+            Self::Heap(heap) => BackendTable::Heap(heap.named_table(name, max_parallelism, groups)),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(instance) => {
+                BackendTable::Rocks(instance.named_table(name, max_parallelism, groups))
+            }
         }
     }
 }
 
 /// A table of the job's [`Backend`].
 #[non_exhaustive]
-pub enum BackendTable<K, V> {
+pub enum BackendTable<K: Key, V: StateValue> {
     /// In memory.
     Heap(heap::Table<K, V>),
+    /// In RocksDB.
+    #[cfg(feature = "rocksdb")]
+    Rocks(rocks::Table<K, V>),
 }
 
-impl<K, V> std::fmt::Debug for BackendTable<K, V> {
+impl<K: Key, V: StateValue> std::fmt::Debug for BackendTable<K, V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Heap(_) => f.write_str("BackendTable::Heap"),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(_) => f.write_str("BackendTable::Rocks"),
         }
     }
 }
@@ -228,6 +353,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn prefetch(&self, hashes: &[u64]) {
         match self {
             Self::Heap(table) => table.prefetch(hashes),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.prefetch(hashes),
         }
     }
 
@@ -235,6 +362,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn get(&mut self, hash: u64, key: &K) -> Option<&V> {
         match self {
             Self::Heap(table) => table.get(hash, key),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.get(hash, key),
         }
     }
 
@@ -242,6 +371,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
         match self {
             Self::Heap(table) => table.get_mut(hash, key),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.get_mut(hash, key),
         }
     }
 
@@ -249,6 +380,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn get_or_insert_with(&mut self, hash: u64, key: &K, value: &mut dyn FnMut() -> V) -> &mut V {
         match self {
             Self::Heap(table) => table.get_or_insert_with(hash, key, value),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.get_or_insert_with(hash, key, value),
         }
     }
 
@@ -256,6 +389,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn insert(&mut self, hash: u64, key: &K, value: V) -> Option<V> {
         match self {
             Self::Heap(table) => table.insert(hash, key, value),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.insert(hash, key, value),
         }
     }
 
@@ -263,30 +398,40 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
         match self {
             Self::Heap(table) => table.remove(hash, key),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.remove(hash, key),
         }
     }
 
     fn len(&self) -> usize {
         match self {
             Self::Heap(table) => table.len(),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.len(),
         }
     }
 
     fn freeze(&mut self, form: SnapshotForm) -> FrozenState {
         match self {
             Self::Heap(table) => table.freeze(form),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.freeze(form),
         }
     }
 
     fn for_each(&mut self, visit: impl FnMut(&K, &V)) {
         match self {
             Self::Heap(table) => table.for_each(visit),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.for_each(visit),
         }
     }
 
     fn restored(&mut self, layers: Vec<Layer>) {
         match self {
             Self::Heap(table) => table.restored(layers),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.restored(layers),
         }
     }
 
@@ -298,6 +443,16 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     ) -> usize {
         match self {
             Self::Heap(table) => table.sweep(position, entries, expired),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.sweep(position, entries, expired),
+        }
+    }
+
+    fn expired_until(&mut self, written: i64) {
+        match self {
+            Self::Heap(table) => table.expired_until(written),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.expired_until(written),
         }
     }
 
@@ -310,6 +465,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     ) -> Result<(), FormatError> {
         match self {
             Self::Heap(table) => table.restore_block_as(selection, entries, bytes, convert),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.restore_block_as(selection, entries, bytes, convert),
         }
     }
 }

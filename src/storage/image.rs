@@ -155,6 +155,16 @@ impl Image {
         }
     }
 
+    /// Says of damage in a blob that the manifest names which file it is.
+    #[must_use]
+    pub fn file_error(&self, path: &str, source: FormatError) -> JobStoreError {
+        let location = match &self.place {
+            Place::Job(store) => store.storage().location(),
+            Place::Directory(storage) => storage.location(),
+        };
+        JobStoreError::Damaged { path: format!("{location}/{path}"), source }
+    }
+
     /// Whether a piece is a file that several checkpoints may share.
     #[must_use]
     pub fn is_shared(&self, piece: Piece<'_>) -> bool {

@@ -18,6 +18,8 @@ mod operator_state;
 mod operators;
 mod rescale;
 mod restore;
+#[cfg(feature = "rocksdb")]
+mod rocks;
 mod savepoints;
 mod schema;
 mod state_kinds;

@@ -83,6 +83,17 @@ pub(super) fn layer(epoch: Epoch, attempt: Attempt, worker: u32) -> String {
     format!("{SHARED}/{attempt}-{epoch}-{worker}.part")
 }
 
+/// A file of a backend, of one of the instances of a worker.
+pub(super) fn native(
+    epoch: Epoch,
+    attempt: Attempt,
+    worker: usize,
+    index: usize,
+    name: &str,
+) -> String {
+    format!("{SHARED}/{attempt}-{epoch}-{worker}.{index}-{name}")
+}
+
 pub(super) fn history(epoch: Epoch) -> String {
     format!("{HISTORY}/{epoch}")
 }
@@ -196,6 +207,8 @@ mod tests {
             assert_eq!(parse(&part(epoch, attempt, worker)), Place::Data(attempt, epoch));
         }
         assert_eq!(parse(&layer(epoch, attempt, 3)), Place::Data(attempt, epoch));
+        let native = native(epoch, attempt, 3, 1, "000012.sst");
+        assert_eq!(parse(&native), Place::Data(attempt, epoch));
         assert_eq!(parse("shared/12-7-a-b"), Place::Data(attempt, epoch));
         assert_eq!(parse(&history(epoch)), Place::History(epoch));
         assert_eq!(parse(&request(5)), Place::Request(5));

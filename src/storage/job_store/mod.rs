@@ -438,6 +438,25 @@ impl JobStore {
         self.path(&layout::part(epoch, attempt, worker))
     }
 
+    /// The path of a file of a backend: the instance of that `index` on the worker calls it `name`.
+    ///
+    /// # Errors
+    /// [`FormatError::Encode`] if that makes no path.
+    pub fn native_path(
+        &self,
+        epoch: Epoch,
+        attempt: Attempt,
+        worker: usize,
+        index: usize,
+        name: &str,
+    ) -> Result<BlobPath, FormatError> {
+        let below = layout::native(epoch, attempt, worker, index, name);
+        BlobPath::new(format!("{}/{below}", self.job)).map_err(|error| FormatError::Encode {
+            what: format!("the file name {name:?}"),
+            why: error.to_string(),
+        })
+    }
+
     /// Adds to the history what became of a checkpoint, and drops the oldest records beyond [`HISTORY_MAX`].
     ///
     /// # Errors

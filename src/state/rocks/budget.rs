@@ -1,0 +1,139 @@
+//! The one memory budget of all instances of a process.
+//!
+//! ```text
+//! budget ── 1/2 ── block cache of RocksDB; write buffers, at most half of it, are charged to it
+//!        └─ 1/2 ── decoded values of all tables: 7/8 of it in the usual case, 1/8 as a reserve
+//! ```
+//! The reserve is for changes that may not be written yet because a snapshot is being made: see the module.
+//!
+//! Write buffers are kept within their part by whoever writes: it flushes its own instance and waits, which needs no other
+//! instance. (RocksDB's own way to stall writers may wait for a flush that no other instance has a reason for.) Each column family
+//! holds one buffer of some ten KiB at the least, so a budget must not be tiny beside the number of states and workers.
+//!
+//! # Invariant
+//! `used` is the sum of what all [`Share`]s have taken.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rocksdb::{Cache, WriteBufferManager};
+
+/// The memory that all instances of a process may use together.
+pub struct Budget {
+    total_bytes: usize,
+    block_cache: Cache,
+    write_buffers: WriteBufferManager,
+    decoded_max: usize,
+    decoded_used: AtomicUsize,
+    tables: AtomicUsize,
+}
+
+impl std::fmt::Debug for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Budget").field("total_bytes", &self.total_bytes).finish_non_exhaustive()
+    }
+}
+
+impl Budget {
+    /// The least: 256 KiB. Less is taken for this much.
+    pub const BYTES_MIN: usize = 1 << 18;
+
+    /// A budget of so many bytes.
+    #[must_use]
+    pub fn new(total_bytes: usize) -> Arc<Self> {
+        let total_bytes = total_bytes.max(Self::BYTES_MIN);
+        let block_cache = Cache::new_lru_cache(total_bytes / 2);
+        let write_buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
+            total_bytes / 4,
+            false,
+            block_cache.clone(),
+        );
+        Arc::new(Self {
+            total_bytes,
+            block_cache,
+            write_buffers,
+            decoded_max: total_bytes / 2,
+            decoded_used: AtomicUsize::new(0),
+            tables: AtomicUsize::new(0),
+        })
+    }
+
+    /// Units: bytes.
+    #[must_use]
+    pub fn total_bytes(&self) -> usize {
+        self.total_bytes
+    }
+
+    /// What is in use now, of write buffers, blocks and decoded values. Units: bytes.
+    #[must_use]
+    pub fn used_bytes(&self) -> usize {
+        self.block_cache.get_usage() + self.decoded_used()
+    }
+
+    /// What decoded values use now. Units: bytes.
+    #[must_use]
+    pub fn decoded_used(&self) -> usize {
+        self.decoded_used.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn block_cache(&self) -> &Cache {
+        &self.block_cache
+    }
+
+    /// Whether write buffers take all that they may: flushes do not keep up.
+    pub(super) fn are_write_buffers_full(&self) -> bool {
+        self.write_buffers.get_usage() > self.total_bytes / 4
+    }
+
+    pub(super) fn write_buffers(&self) -> &WriteBufferManager {
+        &self.write_buffers
+    }
+}
+
+/// What one table has taken of the memory for decoded values.
+pub(super) struct Share {
+    budget: Arc<Budget>,
+    taken: usize,
+}
+
+impl Share {
+    pub(super) fn new(budget: Arc<Budget>) -> Self {
+        budget.tables.fetch_add(1, Ordering::Relaxed);
+        Self { budget, taken: 0 }
+    }
+
+    /// Tells how much the table uses now. Units: bytes.
+    pub(super) fn set(&mut self, bytes: usize) {
+        let used = &self.budget.decoded_used;
+        if bytes >= self.taken {
+            used.fetch_add(bytes - self.taken, Ordering::Relaxed);
+        } else {
+            used.fetch_sub(self.taken - bytes, Ordering::Relaxed);
+        }
+        self.taken = bytes;
+    }
+
+    /// Whether the table may take `bytes` more. `reserved`: of the reserve too.
+    ///
+    /// A table that has less than half of an equal share may always have what others have left; so a small table beside
+    /// a large one is not starved.
+    pub(super) fn may_take(&self, bytes: usize, reserved: bool) -> bool {
+        let max = self.budget.decoded_max;
+        let equal = max / self.budget.tables.load(Ordering::Relaxed).max(1);
+        let limit = if reserved {
+            max
+        } else if self.taken + bytes <= equal / 2 {
+            max / 16 * 15
+        } else {
+            max / 8 * 7
+        };
+        self.budget.decoded_used.load(Ordering::Relaxed) + bytes <= limit
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.set(0);
+        self.budget.tables.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,253 @@
+//! Back from files: an instance is opened with those of one or several others; and rows are read off files alone.
+
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rocksdb::{
+    ColumnFamilyDescriptor, DEFAULT_COLUMN_FAMILY_NAME, Direction, IngestExternalFileOptions,
+    IteratorMode, ReadOptions, SstFileWriter, WriteOptions,
+};
+
+use super::budget::Budget;
+use super::error::RocksError;
+use super::instance::{Core, Database, Instance};
+use super::options::{self, Profile};
+
+/// The files of a snapshot, in a directory of their own.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The directory. Its files are used up.
+    pub directory: PathBuf,
+    /// The key groups that it has rows of.
+    pub groups: Range<u16>,
+}
+
+/// How many key groups two ranges share.
+fn overlap(a: &Range<u16>, b: &Range<u16>) -> u16 {
+    a.end.min(b.end).saturating_sub(a.start.max(b.start))
+}
+
+impl Source {
+    /// Of some sources, the one to take over whole for a worker with these key groups: that with most of them.
+    #[must_use]
+    pub fn fullest<'a>(
+        ranges: impl IntoIterator<Item = &'a Range<u16>>,
+        groups: &Range<u16>,
+    ) -> Option<usize> {
+        let shared = ranges.into_iter().map(|range| overlap(range, groups)).enumerate();
+        // Of equal ones the first.
+        let fullest = shared.max_by_key(|(index, shared)| (*shared, std::cmp::Reverse(*index)));
+        fullest.filter(|(_, shared)| *shared > 0).map(|(index, _)| index)
+    }
+}
+
+impl Instance {
+    /// Takes over the rows of `groups` that the sources have. The first one's files become the instance's own and keep their
+    /// names; those of the others are only read. To be called before anything else, once.
+    ///
+    /// # Errors
+    /// [`RocksError`] if files are missing or damaged, or if the disk fails.
+    pub fn take_over(&self, sources: &[Source], groups: &Range<u16>) -> Result<(), RocksError> {
+        let core = self.core();
+        let Some((first, others)) = sources.split_first() else { return Ok(()) };
+        let own = core.path();
+        if let Some(parent) = own.parent() {
+            fs::create_dir_all(parent).map_err(RocksError::io(parent))?;
+        }
+        fs::rename(&first.directory, &own).map_err(RocksError::io(&first.directory))?;
+        let database = core.database()?;
+        if first.groups.start < groups.start || first.groups.end > groups.end {
+            self.clip(database, groups)?;
+        }
+        for (number, source) in others.iter().enumerate() {
+            self.copy(database, source, groups, number)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the rows of all other key groups.
+    fn clip(&self, database: &Database, groups: &Range<u16>) -> Result<(), RocksError> {
+        let path = database.path();
+        let mut options = WriteOptions::new();
+        options.disable_wal(true);
+        let [start, end] = [groups.start, groups.end].map(u16::to_be_bytes);
+        for name in self.core().families()? {
+            let Some(family) = database.cf_handle(&name) else { continue };
+            for (from, to) in [([0; 2], start), (end, [0xff; 2])] {
+                if from < to {
+                    database
+                        .delete_range_cf_opt(&family, from, to, &options)
+                        .map_err(RocksError::database(path, "delete a range of rows"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the rows of some key groups out of another instance's files.
+    fn copy(
+        &self,
+        database: &Database,
+        source: &Source,
+        groups: &Range<u16>,
+        number: usize,
+    ) -> Result<(), RocksError> {
+        let core = self.core();
+        let reader = Reader::open(&source.directory, core.setup.profile, &core.setup.budget)?;
+        for (index, name) in reader.families.iter().enumerate() {
+            let file = core.setup.directory.join(format!("copied-{number}-{index}.sst"));
+            let column = core.column(name);
+            let options = core.column_options(&column);
+            let mut writer = None;
+            reader.rows(name, groups.clone(), &mut |key, value| {
+                let writer = match &mut writer {
+                    Some(writer) => writer,
+                    none => {
+                        let new = SstFileWriter::create(&options);
+                        new.open(&file).map_err(RocksError::database(&file, "begin a file"))?;
+                        none.insert(new)
+                    }
+                };
+                writer.put(key, value).map_err(RocksError::database(&file, "copy a row"))
+            })?;
+            let Some(mut writer) = writer else { continue };
+            writer.finish().map_err(RocksError::database(&file, "finish a file"))?;
+            let family = core.family(database, &column)?;
+            let mut ingest = IngestExternalFileOptions::default();
+            ingest.set_move_files(true);
+            database
+                .ingest_external_file_cf_opts(&family, &ingest, vec![&file])
+                .map_err(RocksError::database(&file, "take a file in"))?;
+            column.has_rows.store(true, Ordering::Relaxed);
+        }
+        drop(reader);
+        _ = fs::remove_dir_all(&source.directory);
+        Ok(())
+    }
+
+    /// Drops all column families but those of these states.
+    ///
+    /// # Errors
+    /// [`RocksError`] of RocksDB.
+    pub fn keep_only(&self, states: &[&str]) -> Result<(), RocksError> {
+        let Some(database) = self.core().opened() else { return Ok(()) };
+        for name in self.core().families()? {
+            if name != DEFAULT_COLUMN_FAMILY_NAME && !states.contains(&name.as_str()) {
+                database
+                    .drop_cf(&name)
+                    .map_err(RocksError::database(database.path(), "drop a column family"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    /// The names of the column families that may have rows.
+    fn families(&self) -> Result<Vec<String>, RocksError> {
+        let database = self.database()?;
+        let columns = self.columns();
+        let there = columns.into_iter().filter(|column| column.has_rows.load(Ordering::Relaxed));
+        let names = there.map(|column| column.name.clone());
+        Ok(names.filter(|name| database.cf_handle(name).is_some()).collect())
+    }
+}
+
+/// Takes a row: its key, key group included, and its value.
+type TakeValue<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), RocksError>;
+
+/// The files of a snapshot, to be read.
+pub struct Reader {
+    database: Database,
+    families: Vec<String>,
+    path: PathBuf,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    /// Opens the files in a directory that nobody writes to.
+    ///
+    /// # Errors
+    /// [`RocksError`] if they are not a whole snapshot.
+    pub fn open(path: &Path, profile: Profile, budget: &Arc<Budget>) -> Result<Self, RocksError> {
+        let options = options::database(profile, budget);
+        let families = Database::list_cf(&options, path)
+            .map_err(RocksError::database(path, "list the column families"))?;
+        let descriptors = families
+            .iter()
+            .map(|name| ColumnFamilyDescriptor::new(name, options::column(profile, budget)));
+        let database = Database::open_cf_descriptors_read_only(&options, path, descriptors, false)
+            .map_err(RocksError::database(path, "open a snapshot"))?;
+        Ok(Self { database, families, path: path.to_owned() })
+    }
+
+    /// Gives the rows of one state and some key groups, in the order of the key groups.
+    ///
+    /// # Errors
+    /// [`RocksError`] of RocksDB, or of `take`.
+    pub fn rows(
+        &self,
+        state: &str,
+        groups: Range<u16>,
+        take: TakeValue<'_>,
+    ) -> Result<(), RocksError> {
+        let Some(family) = self.database.cf_handle(state) else { return Ok(()) };
+        let mut reading = ReadOptions::default();
+        reading.fill_cache(false);
+        reading.set_readahead_size(2 << 20);
+        reading.set_iterate_upper_bound(groups.end.to_be_bytes());
+        let start = groups.start.to_be_bytes();
+        let from = IteratorMode::From(&start, Direction::Forward);
+        for row in self.database.iterator_cf_opt(&family, reading, from) {
+            let (key, value) = row.map_err(RocksError::database(&self.path, "read a snapshot"))?;
+            take(&key, &value)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the entries of one state and some key groups in blocks, as a section has them: how many, and their bytes.
+    ///
+    /// # Errors
+    /// As [`Reader::rows`].
+    pub fn blocks<E: From<RocksError>>(
+        &self,
+        state: &str,
+        groups: Range<u16>,
+        mut take: impl FnMut(u32, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (mut entries, mut bytes) = (0, Vec::new());
+        let mut failed = None;
+        let read = self.rows(state, groups, &mut |key, value| {
+            bytes.extend_from_slice(key.get(2..).unwrap_or_default());
+            bytes.extend_from_slice(value);
+            entries += 1;
+            if bytes.len() < BLOCK_BYTES {
+                return Ok(());
+            }
+            let taken = take(entries, &bytes);
+            entries = 0;
+            bytes.clear();
+            taken.map_err(|error| {
+                failed = Some(error);
+                RocksError::Before("the rows were not taken".to_owned())
+            })
+        });
+        match (read, failed) {
+            (Err(_), Some(error)) => Err(error),
+            (Err(error), None) => Err(error.into()),
+            (Ok(()), _) if entries > 0 => take(entries, &bytes),
+            (Ok(()), _) => Ok(()),
+        }
+    }
+}
+
+/// Bytes of a block of entries, about.
+const BLOCK_BYTES: usize = 64 << 10;

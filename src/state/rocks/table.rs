@@ -1,0 +1,531 @@
+//! One value state: decoded values in front of a column family.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rocksdb::IteratorMode;
+
+use super::budget::Share;
+use super::cache::{Cache, Cached, Place};
+use super::error::RocksError;
+use super::frozen::{FrozenRows, FrozenTable};
+use super::instance::{Column, Instance, RowBatch};
+use super::weigh::owned_bytes;
+use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, Extent, FormatError, codec};
+use crate::protocol::key_groups::key_group;
+use crate::protocol::layers::{Layer, Selection};
+use crate::state::hash::stable_hash;
+use crate::state::{FrozenState, Key, SnapshotForm, StateValue, SweepPosition, ValueTable};
+
+/// One value state of an [`Instance`].
+pub struct Table<K: Key, V: StateValue> {
+    cache: Cache<K, V>,
+    instance: Instance,
+    column: Arc<Column>,
+    share: Share,
+    /// What changes are stamped with: one more than the snapshots of this table so far.
+    generation: u32,
+    /// RocksDB has all changes up to this generation.
+    durable: Arc<AtomicU32>,
+    /// Number of keys.
+    len: usize,
+    max_parallelism: u16,
+    /// The page that gives something up next if values have grown.
+    hand: usize,
+    /// Number of entries that are in memory.
+    entries: usize,
+    /// What keys and values own outside of the pages, in the mean of late. Units: bytes an entry.
+    owned: f64,
+    /// Changes until an entry is weighed again.
+    unweighed: u32,
+    /// Operations that found what they looked for in memory, not yet counted.
+    hits: u64,
+    row_key: Vec<u8>,
+    row_value: Vec<u8>,
+}
+
+/// With every so manyth change an entry is weighed.
+const WEIGH_EVERY: u32 = 32;
+
+/// Appends the row's key: the key group, so that rows are in its order, and the key.
+pub(super) fn encode_key<K: Key>(
+    group: u16,
+    key: &K,
+    out: &mut Vec<u8>,
+) -> Result<(), FormatError> {
+    out.extend_from_slice(&group.to_be_bytes());
+    codec::encode(key, out)
+}
+
+#[cold]
+fn fail(column: &Column, error: &RocksError) -> ! {
+    panic!("the state {} cannot be kept: {}", column.name, error.text())
+}
+
+impl<K: Key, V: StateValue> Table<K, V> {
+    pub(super) fn new(instance: Instance, name: &str, max_parallelism: u16) -> Self {
+        let column = instance.core().column(name);
+        let mut share = Share::new(Arc::clone(&instance.core().setup.budget));
+        share.set(Cache::<K, V>::PAGE_BYTES);
+        Self {
+            cache: Cache::new(),
+            share,
+            generation: 1,
+            durable: Arc::new(AtomicU32::new(0)),
+            len: 0,
+            max_parallelism,
+            hand: 0,
+            entries: 0,
+            owned: 0.0,
+            unweighed: 1,
+            hits: 0,
+            row_key: Vec::new(),
+            row_value: Vec::new(),
+            column,
+            instance,
+        }
+    }
+
+    /// Whether values and keys may own memory.
+    const OWNS: bool = std::mem::needs_drop::<K>() || std::mem::needs_drop::<V>();
+
+    /// The entry of a key, from memory or from RocksDB.
+    #[inline]
+    fn find(&mut self, hash: u64, key: &K) -> Option<Place> {
+        if let Some(place) = self.cache.find(hash, key) {
+            self.hits += 1;
+            return Some(place);
+        }
+        if self.column.has_rows.load(Ordering::Relaxed) { self.load(hash, key) } else { None }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load(&mut self, hash: u64, key: &K) -> Option<Place> {
+        let value = match self.read(hash, key) {
+            Ok(value) => value?,
+            Err(error) => fail(&self.column, &error),
+        };
+        self.weigh(key, &value);
+        self.make_room(hash);
+        let cached = Cached { value: Some(value), stamp: 0, used: true };
+        self.entries += 1;
+        Some(self.cache.push(hash, key.clone(), cached))
+    }
+
+    fn read(&mut self, hash: u64, key: &K) -> Result<Option<V>, RocksError> {
+        let core = self.instance.core();
+        core.counters.looked_up.fetch_add(1, Ordering::Relaxed);
+        self.row_key.clear();
+        encode_key(key_group(hash, self.max_parallelism).0, key, &mut self.row_key)?;
+        core.get(&self.column, &self.row_key, |row| Ok(codec::decode(row)?))
+    }
+
+    fn weigh(&mut self, key: &K, value: &V) {
+        if Self::OWNS {
+            self.weighed(owned_bytes(key) + owned_bytes(value));
+        }
+    }
+
+    /// What an entry owns counts in the mean: much at once, little slowly, so that a few large values are not missed.
+    fn weighed(&mut self, bytes: usize) {
+        let difference = bytes as f64 - self.owned;
+        self.owned += difference / if difference > 0.0 { 8.0 } else { 64.0 };
+    }
+
+    fn account(&mut self) {
+        let pages = self.cache.pages() * Cache::<K, V>::PAGE_BYTES;
+        self.share.set(pages + (self.entries as f64 * self.owned) as usize);
+    }
+
+    /// An entry that is about to be changed.
+    #[inline]
+    fn change(&mut self, place: Place) -> &mut Cached<V> {
+        self.cache.change(place, self.generation)
+    }
+
+    /// Weighs an entry, now and then; gives something up if values have grown.
+    #[inline]
+    fn mind_growth(&mut self, hash: u64) {
+        if Self::OWNS {
+            self.unweighed -= 1;
+            if self.unweighed == 0 {
+                self.weigh_another(hash);
+            }
+        }
+    }
+
+    /// Weighs any entry of the page that was used by now: the one in hand is about to be changed.
+    #[cold]
+    #[inline(never)]
+    fn weigh_another(&mut self, hash: u64) {
+        self.unweighed = WEIGH_EVERY;
+        let entries = self.cache.entries(self.cache.page_of(hash));
+        if entries.is_empty() {
+            return;
+        }
+        let entry = &entries[hash as usize % entries.len()];
+        let value = entry.value.value.as_ref().map_or(0, owned_bytes);
+        let bytes = owned_bytes(&entry.key) + value;
+        self.weighed(bytes);
+        self.account();
+        self.shed();
+    }
+
+    /// Gives entries up while the table has more than it may, but looks at a few pages only.
+    fn shed(&mut self) {
+        for _ in 0..4 {
+            if self.share.may_take(0, false) {
+                return;
+            }
+            self.hand = (self.hand + 1) % self.cache.pages();
+            self.give_up(self.hand);
+            self.account();
+        }
+    }
+
+    /// Sees to it that an entry with this hash can be added: its page is not full, or may not be anything else.
+    fn make_room(&mut self, hash: u64) {
+        if Self::OWNS && self.entries.is_multiple_of(64) {
+            self.account();
+            self.shed();
+        }
+        let mut reserved = false;
+        while self.cache.is_full(hash) {
+            if self.share.may_take(Cache::<K, V>::PAGE_BYTES, reserved) {
+                if !self.cache.split(hash) {
+                    return;
+                }
+                self.account();
+            } else if self.give_up(self.cache.page_of(hash)) > 0 {
+                // There is room now.
+            } else if reserved {
+                // Everything in it was changed, and a snapshot is being made.
+                self.instance.core().wait_until_it_may_write();
+            } else {
+                reserved = true;
+            }
+        }
+    }
+
+    /// Gives up entries of a page: half of them or more, if they may be written. Returns how many.
+    fn give_up(&mut self, page: usize) -> usize {
+        match self.try_give_up(page) {
+            Ok(given_up) => given_up,
+            Err(error) => fail(&self.column, &error),
+        }
+    }
+
+    fn try_give_up(&mut self, page: usize) -> Result<usize, RocksError> {
+        let core = Arc::clone(self.instance.core());
+        let may_write = core.may_write();
+        let durable = self.durable.load(Ordering::Acquire);
+        let entries = self.cache.entries(page);
+        let may_go = |position: &usize| may_write || entries[*position].value.stamp <= durable;
+        let unused = (0..entries.len()).filter(|position| !entries[*position].value.used);
+        let mut positions: Vec<usize> = unused.filter(may_go).collect();
+        let wanted = entries.len().div_ceil(2);
+        if positions.len() < wanted {
+            let used = (0..entries.len()).filter(|position| entries[*position].value.used);
+            positions.extend(used.filter(may_go).take(wanted - positions.len()));
+            positions.sort_unstable();
+        }
+        if may_write && positions.iter().any(|at| entries[*at].value.stamp > durable) {
+            let mut batch = RowBatch::new(&core, &self.column)?;
+            for entry in positions.iter().map(|position| &entries[*position]) {
+                if entry.value.stamp <= durable {
+                    continue;
+                }
+                self.row_key.clear();
+                let group = key_group(entry.hash, self.max_parallelism).0;
+                encode_key(group, &entry.key, &mut self.row_key)?;
+                let value = match &entry.value.value {
+                    Some(value) => {
+                        self.row_value.clear();
+                        codec::encode(value, &mut self.row_value)?;
+                        Some(&self.row_value[..])
+                    }
+                    None => None,
+                };
+                batch.add(&self.row_key, value)?;
+            }
+            batch.finish()?;
+        }
+        self.cache.give_up(page, &positions);
+        self.cache.forget_use(page);
+        self.entries -= positions.len();
+        Ok(positions.len())
+    }
+
+    /// Adds an entry whose key is not in memory.
+    #[inline(never)]
+    fn push_new(&mut self, hash: u64, key: &K, value: Option<V>) -> Place {
+        self.make_room(hash);
+        self.entries += 1;
+        let cached = Cached { value, stamp: self.generation, used: true };
+        self.cache.push(hash, key.clone(), cached)
+    }
+
+    /// Decodes and adds one entry, and returns the bytes behind it.
+    fn restore_entry<'a, W: serde::de::DeserializeOwned>(
+        &mut self,
+        selection: &Selection<'_>,
+        bytes: &'a [u8],
+        convert: &mut impl FnMut(W) -> Option<V>,
+    ) -> Result<&'a [u8], String> {
+        let (tag, bytes) = if selection.changes {
+            let (tag, rest) = bytes.split_first().ok_or("it ends before the entry")?;
+            (*tag, rest)
+        } else {
+            (ENTRY_PRESENT, bytes)
+        };
+        let (key, rest) = postcard::take_from_bytes::<K>(bytes)
+            .map_err(|error| format!("the key does not decode: {error}"))?;
+        let hash = stable_hash(&key);
+        let counts = selection.groups.contains(&key_group(hash, self.max_parallelism).0)
+            && !selection.superseded.contains(hash);
+        let (value, rest) = match tag {
+            ENTRY_REMOVED => (None, rest),
+            ENTRY_PRESENT => {
+                let (value, rest) = postcard::take_from_bytes::<W>(rest)
+                    .map_err(|error| format!("the value does not decode: {error}"))?;
+                (counts.then(|| convert(value)).flatten(), rest)
+            }
+            other => return Err(format!("an entry begins with {other}")),
+        };
+        if counts {
+            let replaced = match value {
+                Some(value) => {
+                    self.weigh(&key, &value);
+                    self.insert(hash, &key, value).is_some()
+                }
+                None => self.remove(hash, &key).is_some(),
+            };
+            if replaced && !selection.changes {
+                return Err("the key is there twice".to_owned());
+            }
+        }
+        Ok(rest)
+    }
+
+    #[cfg(test)]
+    pub(super) fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// What pages, keys and values take, each of them weighed. Units: bytes.
+    #[cfg(test)]
+    pub(super) fn bytes_in_memory(&mut self) -> usize {
+        let mut bytes = self.cache.pages() * Cache::<K, V>::PAGE_BYTES;
+        for page in 0..self.cache.pages() {
+            for entry in self.cache.entries(page) {
+                bytes += owned_bytes(&entry.key);
+                bytes += entry.value.value.as_ref().map_or(0, owned_bytes);
+            }
+        }
+        bytes
+    }
+
+    /// Gives the rows of RocksDB whose keys are not in memory.
+    fn try_each_row(&mut self, visit: &mut impl FnMut(&K, &V)) -> Result<(), RocksError> {
+        let core = Arc::clone(self.instance.core());
+        let Some(database) = core.opened() else { return Ok(()) };
+        let Some(family) = database.cf_handle(&self.column.name) else { return Ok(()) };
+        for row in database.iterator_cf(&family, IteratorMode::Start) {
+            let (key, value) =
+                row.map_err(RocksError::database(database.path(), "read the rows"))?;
+            let key: K = codec::decode(key.get(2..).unwrap_or_default())?;
+            if self.cache.find(stable_hash(&key), &key).is_none() {
+                visit(&key, &codec::decode(&value)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn count_hits(&mut self) {
+        let hits = std::mem::take(&mut self.hits);
+        self.instance.counters().hits.fetch_add(hits, Ordering::Relaxed);
+    }
+}
+
+impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
+    fn prefetch(&self, hashes: &[u64]) {
+        if self.cache.pages() > 64 {
+            self.cache.prefetch(hashes);
+        }
+    }
+
+    #[inline]
+    fn get(&mut self, hash: u64, key: &K) -> Option<&V> {
+        let place = self.find(hash, key)?;
+        let cached = self.cache.at(place);
+        cached.used = true;
+        cached.value.as_ref()
+    }
+
+    #[inline]
+    fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
+        self.mind_growth(hash);
+        let place = self.find(hash, key)?;
+        self.cache.at(place).value.as_ref()?;
+        self.change(place).value.as_mut()
+    }
+
+    #[inline]
+    fn get_or_insert_with(&mut self, hash: u64, key: &K, value: &mut dyn FnMut() -> V) -> &mut V {
+        self.mind_growth(hash);
+        let place = match self.find(hash, key) {
+            Some(place) => place,
+            None => self.push_new(hash, key, None),
+        };
+        let (generation, len) = (self.generation, &mut self.len);
+        self.cache.change(place, generation).value.get_or_insert_with(|| {
+            *len += 1;
+            value()
+        })
+    }
+
+    fn insert(&mut self, hash: u64, key: &K, value: V) -> Option<V> {
+        self.mind_growth(hash);
+        let Some(place) = self.find(hash, key) else {
+            self.push_new(hash, key, Some(value));
+            self.len += 1;
+            return None;
+        };
+        let before = self.change(place).value.replace(value);
+        self.len += usize::from(before.is_none());
+        before
+    }
+
+    fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
+        let place = self.find(hash, key)?;
+        self.cache.at(place).value.as_ref()?;
+        let value = self.change(place).value.take();
+        self.len = self.len.saturating_sub(1);
+        value
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn freeze(&mut self, form: SnapshotForm) -> FrozenState {
+        self.count_hits();
+        self.account();
+        let durable = self.durable.load(Ordering::Acquire);
+        let rows = Arc::new(FrozenRows::new(
+            self.cache.share_changed(durable),
+            durable,
+            self.generation,
+            Arc::clone(&self.durable),
+            Arc::clone(&self.column),
+            self.max_parallelism,
+        ));
+        let bytes = self.cache.pages() * Cache::<K, V>::PAGE_BYTES
+            + (self.entries as f64 * self.owned) as usize;
+        let ticket = self.instance.join_snapshot(rows.clone(), bytes);
+        self.generation += 1;
+        // What stands alone is written entry by entry, whatever files were made.
+        let files_suffice = form.may_be_files();
+        let core = Arc::clone(self.instance.core());
+        FrozenState {
+            content: Box::new(FrozenTable::new(ticket, rows, core, files_suffice)),
+            extent: Extent::Whole,
+            needs: BTreeSet::new(),
+            layer: false,
+        }
+    }
+
+    fn for_each(&mut self, mut visit: impl FnMut(&K, &V)) {
+        if let Err(error) = self.try_each_row(&mut visit) {
+            fail(&self.column, &error);
+        }
+        for page in 0..self.cache.pages() {
+            for entry in self.cache.entries(page) {
+                if let Some(value) = &entry.value.value {
+                    visit(&entry.key, value);
+                }
+            }
+        }
+    }
+
+    /// Files know by themselves what has changed.
+    fn restored(&mut self, _layers: Vec<Layer>) {}
+
+    /// Looks at entries in memory only: RocksDB drops expired rows when it compacts files.
+    fn sweep(
+        &mut self,
+        position: &mut SweepPosition,
+        entries: usize,
+        mut expired: impl FnMut(&V) -> bool,
+    ) -> usize {
+        let (mut left, mut removed) = (entries, 0);
+        for _ in 0..self.cache.pages().min(1 + entries) {
+            if position.page >= self.cache.pages() {
+                position.page = 0;
+            }
+            // A shared page is not worth a copy: the snapshot will be done with it.
+            if !self.cache.is_shared(position.page) {
+                let (looked, gone) = self.cache.remove_expired(
+                    position.page,
+                    &mut position.entry,
+                    left,
+                    self.generation,
+                    &mut expired,
+                );
+                left -= looked;
+                removed += gone;
+                if left == 0 {
+                    break;
+                }
+            }
+            position.entry = 0;
+            position.page += 1;
+        }
+        self.len = self.len.saturating_sub(removed);
+        removed
+    }
+
+    fn expired_until(&mut self, written: i64) {
+        self.column.expired.store(written, Ordering::Relaxed);
+    }
+
+    fn restore_block_as<W: serde::de::DeserializeOwned>(
+        &mut self,
+        selection: &Selection<'_>,
+        entries: u32,
+        bytes: &[u8],
+        mut convert: impl FnMut(W) -> Option<V>,
+    ) -> Result<(), FormatError> {
+        let corrupt =
+            |rest: &[u8], why| FormatError::corrupt((bytes.len() - rest.len()) as u64, why);
+        if entries as usize > bytes.len() + 1 {
+            let why = format!("{entries} entries cannot be in {} bytes", bytes.len());
+            return Err(corrupt(bytes, why));
+        }
+        let mut rest = bytes;
+        for entry in 0..entries {
+            rest = self.restore_entry(selection, rest, &mut convert).map_err(|why| {
+                corrupt(rest, format!("entry {entry} of {entries} in the block: {why}"))
+            })?;
+        }
+        if !rest.is_empty() {
+            let why = format!("{} bytes are left after {entries} entries", rest.len());
+            return Err(corrupt(rest, why));
+        }
+        Ok(())
+    }
+}
+
+impl<K: Key, V: StateValue> std::fmt::Debug for Table<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table").field("column", &self.column.name).finish_non_exhaustive()
+    }
+}
+
+impl<K: Key, V: StateValue> Drop for Table<K, V> {
+    fn drop(&mut self) {
+        self.count_hits();
+    }
+}
