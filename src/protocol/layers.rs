@@ -17,8 +17,9 @@
 //! * At most [`SMALL_MAX`] small layers and about [`WINDOWS`] top ones are needed.
 //!
 //! # Cost
-//! With *c* entries changed between two checkpoints out of *n*: `1.8 c` entries are written if `c >= n/64`, on average; if less, `c`,
-//! and once in [`SMALL_MAX`] checkpoints also what changed since the last time and `n / WINDOWS`. If half or more has changed, all of it.
+//! With *c* entries changed between two checkpoints out of *n*, `1.8 c` entries are written on average if `c >= n/128`. If less, `c`, and when
+//! `n/128` have come together these again with as large a window: `3 c`. If very few, so that [`SMALL_MAX`] checkpoints come first, `2 c` and
+//! `n/2048`. If half or more has changed, everything.
 //!
 //! # Source
 //! Log-structured merge trees (O'Neil, Cheng, Gawlick, O'Neil 1996) with two levels, merged from memory instead of from files.
@@ -33,7 +34,7 @@ pub const SMALL_MAX: usize = 16;
 /// The window passes through all hashes in at most so many top layers.
 pub const WINDOWS: u64 = 128;
 /// A snapshot is a top one if one entry in so many has changed since the last.
-const TOP_SHARE: u64 = 64;
+const TOP_SHARE: u64 = 128;
 /// Layers beyond which a snapshot is whole: many restarts may leave some that nothing supersedes soon.
 const LAYERS_MAX: usize = 256;
 

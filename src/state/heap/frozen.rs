@@ -1,11 +1,12 @@
 //! A frozen heap table, and how it is written.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
 
+use super::marks::is_marked;
 use super::page::Page;
-use super::table::SharedPage;
+use super::shared::ReadPage;
 use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, FormatError, SectionOutput};
 use crate::protocol::key_groups::key_group;
 use crate::state::{Frozen, Key, StateValue};
@@ -15,15 +16,16 @@ use crate::state::{Frozen, Key, StateValue};
 pub(super) enum Marked {
     /// All entries.
     All,
-    /// What has changed since this confirmed snapshot.
-    Small(u32),
-    /// What has changed since this confirmed top snapshot.
-    Top(u32),
+    /// Keys that were removed since this confirmed snapshot, and what is marked by the words from `marks` on; `None`: nothing.
+    Changes { confirmed: u32, marks: Option<usize> },
 }
 
 pub(super) struct FrozenPages<K, V> {
     /// In no order.
-    pages: Vec<(SharedPage<K, V>, Marked)>,
+    pages: Vec<(ReadPage<K, V>, Marked)>,
+    /// The marks of pages, each of so many words.
+    marks: Vec<u64>,
+    words: usize,
     max_parallelism: u16,
     /// Whether each entry says if it is there or was removed.
     tagged: bool,
@@ -33,20 +35,21 @@ pub(super) struct FrozenPages<K, V> {
 
 impl<K, V> FrozenPages<K, V> {
     pub(super) fn new(
-        pages: Vec<(SharedPage<K, V>, Marked)>,
+        pages: Vec<(ReadPage<K, V>, Marked)>,
+        (marks, words): (Vec<u64>, usize),
         max_parallelism: u16,
         tagged: bool,
         entry_bytes: Arc<AtomicUsize>,
     ) -> Self {
-        Self { pages, max_parallelism, tagged, entry_bytes }
+        Self { pages, marks, words, max_parallelism, tagged, entry_bytes }
     }
 }
 
 impl<K: Key, V: StateValue> Frozen for FrozenPages<K, V> {
     fn write(self: Box<Self>, out: &mut dyn SectionOutput) -> Result<(), FormatError> {
         // Pages hold disjoint ranges of hashes, so any hash of each sorts them.
-        let first = |(page, marked): (SharedPage<K, V>, Marked)| {
-            let locked = lock(&page);
+        let first = |(page, marked): (ReadPage<K, V>, Marked)| {
+            let locked = page.lock();
             let hash = locked.entries().first().map(|entry| entry.hash);
             let hash = hash.or_else(|| locked.removed().first().map(|removed| removed.hash));
             drop(locked);
@@ -58,7 +61,11 @@ impl<K: Key, V: StateValue> Frozen for FrozenPages<K, V> {
         let mut encoder = PageEncoder::new(self.max_parallelism, self.tagged);
         let (mut entries, mut bytes) = (0, 0);
         for (_, page, marked) in pages {
-            let (page_entries, page_bytes) = encoder.write(&page, marked, out)?;
+            let marks = match marked {
+                Marked::Changes { marks: Some(at), .. } => &self.marks[at..at + self.words],
+                _ => &[],
+            };
+            let (page_entries, page_bytes) = encoder.write(&page, marked, marks, out)?;
             entries += page_entries;
             bytes += page_bytes;
             // `page` is dropped here, so the worker can take it back without copying it.
@@ -68,12 +75,6 @@ impl<K: Key, V: StateValue> Frozen for FrozenPages<K, V> {
         }
         Ok(())
     }
-}
-
-fn lock<K, V>(page: &SharedPage<K, V>) -> MutexGuard<'_, Page<K, V>> {
-    // A poisoned lock means that another snapshot's encoding panicked: it changes nothing, so the
-    // page is whole.
-    page.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Encodes pages into a buffer of its own, so that the output, which may be slow, is never waited
@@ -115,15 +116,16 @@ impl<K: Key, V: StateValue> PageEncoder<K, V> {
     /// Returns the number of entries and of bytes.
     fn write(
         &mut self,
-        shared: &SharedPage<K, V>,
+        shared: &ReadPage<K, V>,
         marked: Marked,
+        marks: &[u64],
         out: &mut dyn SectionOutput,
     ) -> Result<(usize, usize), FormatError> {
-        self.set_order(&lock(shared), marked);
+        self.set_order(&shared.lock(), marked, marks);
         let (mut written, mut bytes_written) = (0, 0);
         while written < self.order.len() {
             // A shared page does not change, so it may be unlocked between chunks.
-            self.encode_chunk(&lock(shared), written)?;
+            self.encode_chunk(&shared.lock(), written)?;
             written += self.ends.len();
             bytes_written += self.bytes.len();
             let mut start = 0;
@@ -139,35 +141,24 @@ impl<K: Key, V: StateValue> PageEncoder<K, V> {
         Ok((written, bytes_written))
     }
 
-    fn set_order(&mut self, page: &Page<K, V>, marked: Marked) {
-        let entries = page.entries();
+    fn set_order(&mut self, page: &Page<K, V>, marked: Marked, marks: &[u64]) {
+        let positions = 0..page.entries().len();
         self.order.clear();
-        let frozen = page.frozen_marks();
-        let (marks, removed_from) = match marked {
-            Marked::All => (None, None),
-            Marked::Small(confirmed) => {
-                (frozen.filter(|f| f.snapshot > confirmed).map(|f| f.small), Some(confirmed))
+        match marked {
+            Marked::All => self.order.extend(positions.map(|at| Item::Entry(at as u32))),
+            Marked::Changes { confirmed, marks: marked } => {
+                if marked.is_some() {
+                    let changed = positions.filter(|position| is_marked(marks, *position));
+                    self.order.extend(changed.map(|at| Item::Entry(at as u32)));
+                }
+                let gone = |at: &usize| {
+                    let removed = &page.removed()[*at];
+                    let there = || page.find(removed.hash, &removed.key).is_some();
+                    removed.snapshots >= confirmed && !there()
+                };
+                let removed = (0..page.removed().len()).filter(gone);
+                self.order.extend(removed.map(|at| Item::Removed(at as u32)));
             }
-            Marked::Top(confirmed) => {
-                (frozen.filter(|f| f.snapshot > confirmed).map(|f| f.top), Some(confirmed))
-            }
-        };
-        let positions = 0..entries.len() as u32;
-        match (marked, marks) {
-            (Marked::All, _) => self.order.extend(positions.map(Item::Entry)),
-            (_, None) => {}
-            (_, Some(marks)) => {
-                let changed = positions.filter(|position| marks.contains(*position as usize));
-                self.order.extend(changed.map(Item::Entry));
-            }
-        }
-        if let Some(confirmed) = removed_from {
-            let gone = |at: &usize| {
-                let removed = &page.removed()[*at];
-                removed.snapshots >= confirmed && page.find(removed.hash, &removed.key).is_none()
-            };
-            let removed = (0..page.removed().len()).filter(gone);
-            self.order.extend(removed.map(|at| Item::Removed(at as u32)));
         }
         let hash = |item: &Item| hash_of(page, *item);
         let group = |hash| key_group(hash, self.max_parallelism);

@@ -14,7 +14,7 @@
 //!
 //! # Ownership
 //! The worker owns its pages by value, so that no record pays for an atomic operation. Freezing
-//! moves each page behind an `Arc<Mutex<_>>` that the table and the snapshot share: a pass over the
+//! moves each page behind a lock that the table and the snapshot share: a pass over the
 //! pages, not the entries. The first operation on a shared page takes it back if all snapshots are
 //! done with it, or else copies it; reads too, because a reference to a value cannot outlive the
 //! lock. A shared page never changes: copies do. Keys and values need not be `Sync`, hence the
@@ -23,7 +23,7 @@
 //! A page that is still shared has not been touched since the last freeze.
 //!
 //! # Layers
-//! A page marks the positions that were touched since the last freeze (one bit an entry, beside what a record loads anyway), and keeps the
+//! A bit for each entry says whether it was touched since the last freeze (`marks`), and a page keeps the
 //! keys that were removed. Freezing adds these marks to those that earlier snapshots hold and no complete checkpoint does; the
 //! number of the snapshot says when they are void, so pages without changes are not visited for it. Which marks count, and how much
 //! is written beyond them, `protocol::layers` decides.
@@ -38,7 +38,9 @@
 //! Fagin, Nievergelt, Pippenger, Strong 1979, extendible hashing.
 
 mod frozen;
+mod marks;
 mod page;
+mod shared;
 mod table;
 
 pub use table::Table;

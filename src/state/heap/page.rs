@@ -21,30 +21,8 @@ pub(super) struct Page<K, V> {
     entries: Vec<Entry<K, V>>,
     index: Box<[u16]>,
     depth: u8,
-    /// Positions that have changed since the last snapshot was frozen.
-    changed: Marks,
-    /// What snapshots that may not be complete hold. `None`: nothing has changed yet.
-    frozen: Option<Box<FrozenMarks>>,
     /// Keys that were removed, each with the number of snapshots before. A key may be there again, or twice.
     removed: Vec<Removed<K>>,
-}
-
-/// A set of positions in a page. Those beyond the capacity of a page are always in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Marks([u64; MARK_WORDS]);
-
-/// Enough for the largest capacity of a page.
-const MARK_WORDS: usize = 8;
-
-/// What had changed when a page was last frozen with changes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FrozenMarks {
-    /// The number of that snapshot.
-    pub(super) snapshot: u32,
-    /// Since the snapshot that was then the last confirmed one.
-    pub(super) small: Marks,
-    /// Since the last confirmed top one.
-    pub(super) top: Marks,
 }
 
 /// A key that was removed.
@@ -56,49 +34,17 @@ pub(super) struct Removed<K> {
     pub(super) snapshots: u32,
 }
 
-impl Marks {
-    #[inline]
-    fn set(&mut self, position: usize) {
-        if let Some(word) = self.0.get_mut(position / 64) {
-            *word |= 1 << (position % 64);
-        }
-    }
+/// An entry was removed from its position, and the last one has taken its place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gone {
+    pub(super) last: usize,
+    pub(super) position: usize,
+}
 
-    fn clear(&mut self, position: usize) {
-        if let Some(word) = self.0.get_mut(position / 64) {
-            *word &= !(1 << (position % 64));
-        }
-    }
-
-    #[inline]
-    pub(super) fn contains(&self, position: usize) -> bool {
-        self.0.get(position / 64).is_none_or(|word| word >> (position % 64) & 1 == 1)
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0 == [0; MARK_WORDS]
-    }
-
-    /// Number of marked positions among the first `entries`.
-    fn count(&self, entries: usize) -> usize {
-        let marked: u32 = self.0.iter().map(|word| word.count_ones()).sum();
-        marked as usize + entries.saturating_sub(64 * MARK_WORDS)
-    }
-
-    fn union(mut self, other: &Self) -> Self {
-        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
-        self
-    }
-
-    /// The mark of `from` becomes that of `to`.
-    fn relocate(&mut self, from: usize, to: usize) {
-        if self.contains(from) {
-            self.set(to);
-        } else {
-            self.clear(to);
-        }
-        self.clear(from);
-    }
+/// How much room a page that holds so many entries gets for more: little, because a page is half empty on average after it
+/// was split, and room that is not used is memory.
+fn grow_by(entries: usize) -> usize {
+    (entries / 8).max(8)
 }
 
 /// The removed keys that all pages of a table remember.
@@ -112,39 +58,6 @@ pub(super) struct Tombstones {
     pub(super) snapshots: u32,
     /// Those with fewer snapshots before them are not needed any more.
     pub(super) needed_from: u32,
-}
-
-/// What a snapshot has to know of a page without looking into it.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Brief {
-    /// How many leading bits the hashes have in common.
-    pub(super) depth: u8,
-    /// Number of entries.
-    pub(super) entries: u32,
-    /// The snapshot that it was last frozen for with changes.
-    pub(super) snapshot: u32,
-    /// Number of entries that had changed then, since the snapshot confirmed then.
-    small: u32,
-    /// And since the top one.
-    top: u32,
-    /// Number of removed keys.
-    pub(super) removed: u32,
-    /// The number of snapshots before the last of these.
-    pub(super) last_removed: u32,
-}
-
-impl Brief {
-    /// Number of entries, at most, that have changed since the last confirmed snapshot.
-    pub(super) fn small(&self, confirmed: u32) -> u64 {
-        let removed = if self.last_removed >= confirmed { self.removed } else { 0 };
-        u64::from(if self.snapshot > confirmed { self.small } else { 0 }) + u64::from(removed)
-    }
-
-    /// Number of entries, at most, that have changed since the last confirmed top snapshot.
-    pub(super) fn top(&self, confirmed_top: u32) -> u64 {
-        let removed = if self.last_removed >= confirmed_top { self.removed } else { 0 };
-        u64::from(if self.snapshot > confirmed_top { self.top } else { 0 }) + u64::from(removed)
-    }
 }
 
 /// The bits of an index slot that hold a position plus one. The others hold a tag.
@@ -187,8 +100,6 @@ impl<K, V> Page<K, V> {
             entries: Vec::new(),
             index: vec![0; SLOTS_PER_ENTRY * Self::CAPACITY].into_boxed_slice(),
             depth,
-            changed: Marks::default(),
-            frozen: None,
             removed: Vec::new(),
         }
     }
@@ -196,14 +107,7 @@ impl<K, V> Page<K, V> {
     /// A stand-in that owns no memory, for while a page is being moved. It must not be used as a
     /// page.
     pub(super) fn hollow() -> Self {
-        Self {
-            entries: Vec::new(),
-            index: Box::default(),
-            depth: 0,
-            changed: Marks::default(),
-            frozen: None,
-            removed: Vec::new(),
-        }
+        Self { entries: Vec::new(), index: Box::default(), depth: 0, removed: Vec::new() }
     }
 
     /// How many leading bits the hashes of this page have in common.
@@ -255,21 +159,13 @@ impl<K, V> Page<K, V> {
 
     /// Adds an entry whose key is not here yet.
     #[inline]
-    pub(super) fn push(&mut self, hash: u64, key: K, value: V) -> &mut V {
-        let position = self.add(hash, key, value);
-        self.changed.set(position);
-        &mut self.entries[position].value
-    }
-
-    /// Adds an entry, unmarked.
-    #[inline]
-    fn add(&mut self, hash: u64, key: K, value: V) -> usize {
+    pub(super) fn push(&mut self, hash: u64, key: K, value: V) -> usize {
         let position = self.entries.len();
         if position == self.entries.capacity() {
             // Grown by ourselves: `Vec` would round up beyond the capacity of a page.
             let room = match Self::CAPACITY.saturating_sub(position) {
                 0 => position,
-                to_capacity => position.max(4).min(to_capacity),
+                to_capacity => grow_by(position).min(to_capacity),
             };
             self.entries.reserve_exact(room);
         }
@@ -282,11 +178,6 @@ impl<K, V> Page<K, V> {
     fn remove_at(&mut self, position: usize) -> Entry<K, V> {
         let hash = self.entries[position].hash;
         let last = self.entries.len() - 1;
-        self.changed.relocate(last, position);
-        if let Some(frozen) = &mut self.frozen {
-            frozen.small.relocate(last, position);
-            frozen.top.relocate(last, position);
-        }
         if position < Self::CAPACITY {
             self.unindex(self.slot_of(hash, position));
         }
@@ -309,6 +200,7 @@ impl<K, V> Page<K, V> {
         at: &mut usize,
         entries: usize,
         expired: &mut impl FnMut(&V) -> bool,
+        mut removing: impl FnMut(Gone),
         tombstones: &mut Tombstones,
     ) -> (usize, usize) {
         let (mut looked, mut removed) = (0, 0);
@@ -316,6 +208,7 @@ impl<K, V> Page<K, V> {
             looked += 1;
             if expired(&self.entries[*at].value) {
                 // Another entry takes its place.
+                removing(Gone { last: self.entries.len() - 1, position: *at });
                 let Entry { hash, key, .. } = self.remove_at(*at);
                 self.note_removed(hash, key, tombstones);
                 removed += 1;
@@ -327,8 +220,8 @@ impl<K, V> Page<K, V> {
     }
 
     /// Moves the entries whose next hash bit is one into the returned page. Both are one bit
-    /// deeper.
-    pub(super) fn split(&mut self) -> Self {
+    /// deeper. `moved` hears of each entry where it was, whether it is in the new page, and where.
+    pub(super) fn split(&mut self, mut moved: impl FnMut(usize, bool, usize)) -> Self {
         let bit = 1 << (63 - self.depth);
         let mut upper = Self::new(self.depth + 1);
         self.depth += 1;
@@ -336,41 +229,25 @@ impl<K, V> Page<K, V> {
         (self.removed, upper.removed) = removed.into_iter().partition(|key| key.hash & bit == 0);
         let ones = self.entries.iter().filter(|entry| entry.hash & bit != 0).count();
         if ones == 0 {
+            (0..self.entries.len()).for_each(|position| moved(position, false, position));
             return upper;
         }
         if ones == self.entries.len() {
             std::mem::swap(&mut self.entries, &mut upper.entries);
             std::mem::swap(&mut self.index, &mut upper.index);
-            std::mem::swap(&mut self.changed, &mut upper.changed);
-            std::mem::swap(&mut self.frozen, &mut upper.frozen);
+            (0..upper.entries.len()).for_each(|position| moved(position, true, position));
             return upper;
-        }
-        let changed = std::mem::take(&mut self.changed);
-        let frozen = self.frozen.take();
-        if let Some(frozen) = &frozen {
-            let none = FrozenMarks { small: Marks::default(), top: Marks::default(), ..**frozen };
-            self.frozen = Some(Box::new(none));
-            upper.frozen = Some(Box::new(none));
         }
         let zeros = self.entries.len() - ones;
         let entries = std::mem::take(&mut self.entries);
-        self.entries.reserve_exact(zeros.max(Self::CAPACITY));
-        upper.entries.reserve_exact(ones.max(Self::CAPACITY));
+        self.entries.reserve_exact(zeros + grow_by(zeros));
+        upper.entries.reserve_exact(ones + grow_by(ones));
         self.index.fill(0);
         for (from, entry) in entries.into_iter().enumerate() {
             let page = if entry.hash & bit == 0 { &mut *self } else { &mut upper };
-            let to = page.add(entry.hash, entry.key, entry.value);
-            if changed.contains(from) {
-                page.changed.set(to);
-            }
-            if let (Some(frozen), Some(moved)) = (&frozen, &mut page.frozen) {
-                if frozen.small.contains(from) {
-                    moved.small.set(to);
-                }
-                if frozen.top.contains(from) {
-                    moved.top.set(to);
-                }
-            }
+            let is_upper = entry.hash & bit != 0;
+            let to = page.push(entry.hash, entry.key, entry.value);
+            moved(from, is_upper, to);
         }
         upper
     }
@@ -396,54 +273,6 @@ impl<K, V> Page<K, V> {
 
     pub(super) fn removed(&self) -> &[Removed<K>] {
         &self.removed
-    }
-
-    /// Whether something has changed since the page was last frozen.
-    pub(super) fn has_changed(&self) -> bool {
-        !self.changed.is_empty() || self.entries.len() > 64 * MARK_WORDS
-    }
-
-    /// What has changed becomes part of what `snapshot` holds, and what earlier ones hold that no complete one does.
-    pub(super) fn fold(&mut self, snapshot: u32, confirmed: u32, confirmed_top: u32) {
-        let changed = std::mem::take(&mut self.changed);
-        let before = self.frozen.as_deref();
-        let small = before.filter(|before| before.snapshot > confirmed).map(|before| before.small);
-        let top = before.filter(|before| before.snapshot > confirmed_top).map(|before| before.top);
-        let small = changed.union(&small.unwrap_or_default());
-        let top = changed.union(&top.unwrap_or_default());
-        let marks = FrozenMarks { snapshot, small, top };
-        match &mut self.frozen {
-            Some(frozen) => **frozen = marks,
-            None => self.frozen = Some(Box::new(marks)),
-        }
-    }
-
-    /// What is marked, of a page without changes since it was frozen.
-    pub(super) fn frozen_marks(&self) -> Option<&FrozenMarks> {
-        self.frozen.as_deref()
-    }
-
-    /// What there is to write.
-    pub(super) fn brief(&self) -> Brief {
-        let entries = self.entries.len();
-        let count = |marks: &Marks| marks.count(entries) as u32;
-        let frozen = self.frozen.as_deref();
-        Brief {
-            depth: self.depth,
-            entries: entries as u32,
-            snapshot: frozen.map_or(0, |frozen| frozen.snapshot),
-            small: frozen.map_or(0, |frozen| count(&frozen.small)),
-            top: frozen.map_or(0, |frozen| count(&frozen.top)),
-            removed: self.removed.len() as u32,
-            last_removed: self.removed.last().map_or(0, |removed| removed.snapshots),
-        }
-    }
-
-    /// Nothing has changed: what is here is what checkpoints hold.
-    pub(super) fn forget_changes(&mut self) {
-        self.changed = Marks::default();
-        self.frozen = None;
-        self.removed = Vec::new();
     }
 
     #[inline]
@@ -503,23 +332,23 @@ impl<K: Eq, V> Page<K, V> {
         self.find(hash, key).map(|position| &self.entries[position].value)
     }
 
-    #[inline]
-    pub(super) fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
-        self.find(hash, key).map(|position| self.value_at(position))
-    }
-
     /// The value of the entry at a position that [`Page::find`] has told.
     #[inline]
     pub(super) fn value_at(&mut self, position: usize) -> &mut V {
-        self.changed.set(position);
         &mut self.entries[position].value
     }
 
-    pub(super) fn remove(&mut self, hash: u64, key: &K, tombstones: &mut Tombstones) -> Option<V> {
+    pub(super) fn remove(
+        &mut self,
+        hash: u64,
+        key: &K,
+        tombstones: &mut Tombstones,
+    ) -> Option<(V, Gone)> {
         let position = self.find(hash, key)?;
+        let gone = Gone { last: self.entries.len() - 1, position };
         let Entry { hash, key, value } = self.remove_at(position);
         self.note_removed(hash, key, tombstones);
-        Some(value)
+        Some((value, gone))
     }
 
     /// The position of a key.
@@ -561,8 +390,6 @@ impl<K: Clone, V: Clone> Clone for Page<K, V> {
             entries,
             index: self.index.clone(),
             depth: self.depth,
-            changed: self.changed,
-            frozen: self.frozen.clone(),
             removed: self.removed.clone(),
         }
     }

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use rustc_hash::FxHashSet;
 
 use super::frozen::{FrozenPages, Marked};
-use super::page::{Brief, Page, Tombstones};
+use super::marks::Marks;
+use super::page::{Page, Tombstones};
+use super::shared::{self, ReadPage, SharedPage};
 use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, Extent, FormatError};
 use crate::ids::{Epoch, HashRange};
 use crate::protocol::key_groups::{hashes, key_group};
@@ -18,13 +20,9 @@ use crate::state::{
     FrozenState, Key, Selection, SnapshotForm, StateValue, SweepPosition, ValueTable,
 };
 
-/// A page that the table shares with frozen snapshots.
-pub(super) type SharedPage<K, V> = Arc<Mutex<Page<K, V>>>;
-
-enum Slot<K, V> {
+pub(super) enum Slot<K, V> {
     Owned(Page<K, V>),
-    /// With what is to be known of it without looking into it. It has no changes since it was frozen.
-    Shared(SharedPage<K, V>, Brief),
+    Shared(SharedPage<K, V>),
 }
 
 /// One value state in memory: see the module.
@@ -37,6 +35,7 @@ pub struct Table<K, V> {
     len: usize,
     max_parallelism: u16,
     layers: Layers,
+    marks: Marks,
     tombstones: Tombstones,
     /// How many bytes an entry took in the last snapshot that held all. What is behind a pointer shows there only.
     entry_bytes: Arc<AtomicUsize>,
@@ -65,6 +64,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
             len: 0,
             max_parallelism,
             layers: Layers::new(owned),
+            marks: Marks::new(Page::<K, V>::CAPACITY),
             tombstones: Tombstones::default(),
             entry_bytes: Arc::default(),
         }
@@ -76,8 +76,27 @@ impl<K: Key, V: StateValue> Table<K, V> {
         self.len.saturating_mul(entry_bytes.max(size_of::<super::page::Entry<K, V>>()))
     }
 
-    fn frozen(&self, pages: Vec<(SharedPage<K, V>, Marked)>, tagged: bool) -> FrozenPages<K, V> {
-        FrozenPages::new(pages, self.max_parallelism, tagged, Arc::clone(&self.entry_bytes))
+    /// Shares these pages with a snapshot: first those that are shared already.
+    fn share(&mut self, numbers: impl Iterator<Item = usize>) -> Vec<ReadPage<K, V>> {
+        let (mut owned, mut reads) = (Vec::new(), Vec::new());
+        for number in numbers {
+            match &self.pages[number] {
+                Slot::Owned(_) => owned.push(number),
+                Slot::Shared(shared) => reads.push(shared.read()),
+            }
+        }
+        shared::share(&mut self.pages, &owned, &mut reads);
+        reads
+    }
+
+    fn frozen(
+        &self,
+        pages: Vec<(ReadPage<K, V>, Marked)>,
+        marks: Vec<u64>,
+        tagged: bool,
+    ) -> FrozenPages<K, V> {
+        let marks = (marks, self.marks.words());
+        FrozenPages::new(pages, marks, self.max_parallelism, tagged, Arc::clone(&self.entry_bytes))
     }
 
     #[inline]
@@ -91,22 +110,26 @@ impl<K: Key, V: StateValue> Table<K, V> {
         self.pages[number].own()
     }
 
-    /// The page where an entry with this hash may be added, and the number to count it in.
+    /// The number of the page where an entry with this hash may be added.
     #[inline]
-    fn page_with_room(&mut self, hash: u64) -> (&mut Page<K, V>, &mut usize) {
-        let mut number = self.page_number(hash);
-        if self.pages[number].own().is_full() {
-            self.make_room(hash);
-            number = self.page_number(hash);
+    fn page_with_room(&mut self, hash: u64) -> usize {
+        let number = self.page_number(hash);
+        if !self.pages[number].own().is_full() {
+            return number;
         }
-        (self.pages[number].own(), &mut self.len)
+        self.make_room(hash);
+        self.page_number(hash)
     }
 
     /// Adds an entry whose key is not here yet.
     #[inline(never)]
     fn push_new(&mut self, hash: u64, key: &K, value: V) -> &mut V {
         self.len += 1;
-        self.page_with_room(hash).0.push(hash, key.clone(), value)
+        let number = self.page_with_room(hash);
+        let page = self.pages[number].own();
+        let position = page.push(hash, key.clone(), value);
+        self.marks.set(number, position);
+        page.value_at(position)
     }
 
     /// Splits the page of this hash until it has room, unless the directory would have to grow out
@@ -138,12 +161,18 @@ impl<K: Key, V: StateValue> Table<K, V> {
 
     /// Splits a page that is shallower than the directory. `hash` is any hash that belongs to it.
     fn split(&mut self, number: usize, hash: u64) {
+        let page_count = self.pages.len();
         let page = self.pages[number].own();
         let prefixes = 1_usize << (self.depth - page.depth());
         let first = (hash >> (64 - self.depth)) as usize & !(prefixes - 1);
-        let upper = page.split();
-        let upper_number =
-            u32::try_from(self.pages.len()).expect("2^32 pages do not fit into memory");
+        let upper_number = u32::try_from(page_count).expect("2^32 pages do not fit into memory");
+        let mut moves = Vec::with_capacity(page.entries().len());
+        let upper = page.split(|from, upper, to| moves.push((from, upper, to)));
+        self.marks.split(number, moves);
+        for (page, number) in [(&*page, number), (&upper, upper_number as usize)] {
+            let last = page.removed().last().map_or(0, |removed| removed.snapshots);
+            self.marks.set_removed(number, page.removed().len(), last);
+        }
         self.pages.push(Slot::Owned(upper));
         self.directory[first + prefixes / 2..first + prefixes].fill(upper_number);
     }
@@ -194,23 +223,16 @@ impl<K: Key, V: StateValue> Table<K, V> {
             (self.layers.confirmed_snapshot(), self.layers.confirmed_top());
         let snapshot = self.layers.snapshot();
         let mut changed = [Changed::default(), Changed::default()];
-        for (number, slot) in self.pages.iter_mut().enumerate() {
-            let brief = match slot {
-                Slot::Shared(_, brief) => *brief,
-                Slot::Owned(page) => {
-                    if page.removed().last().is_some_and(|last| last.snapshots < confirmed_top) {
-                        self.tombstones.number -= page.forget_removed();
-                    }
-                    if page.has_changed() {
-                        page.fold(snapshot, confirmed, confirmed_top);
-                    } else if page.frozen_marks().is_none() && page.removed().is_empty() {
-                        continue;
-                    }
-                    page.brief()
-                }
-            };
-            changed[0].add(number, brief.small(confirmed));
-            changed[1].add(number, brief.top(confirmed_top));
+        for number in 0..self.pages.len() {
+            if self.marks.removed_are_over(number, confirmed_top)
+                && let Slot::Owned(page) = &mut self.pages[number]
+            {
+                self.tombstones.number -= page.forget_removed();
+                self.marks.set_removed(number, 0, 0);
+            }
+            let entries = self.marks.fold(number, snapshot, confirmed, confirmed_top);
+            changed[0].add(number, entries.small);
+            changed[1].add(number, entries.top);
         }
         changed
     }
@@ -223,7 +245,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
             let number = self.page_number(hash);
             let (depth, entries) = match &self.pages[number] {
                 Slot::Owned(page) => (page.depth(), page.entries().len() as u32),
-                Slot::Shared(_, brief) => (brief.depth, brief.entries),
+                Slot::Shared(shared) => (shared.depth, shared.entries),
             };
             pages.push(number as u32);
             left -= i64::from(entries);
@@ -249,33 +271,38 @@ impl<K: Key, V: StateValue> Table<K, V> {
             _ if whole => Plan::Whole,
             plan => plan,
         };
-        let (mut pages, mut window) = (Vec::new(), None);
-        let (changed, marked) = match plan {
-            Plan::Whole => (&[][..], Marked::All),
-            Plan::Top { .. } => (&top.pages[..], Marked::Top(self.layers.confirmed_top())),
-            Plan::Small => (&small.pages[..], Marked::Small(self.layers.confirmed_snapshot())),
-        };
+        let (mut window, mut whole, mut changes) = (None, Vec::new(), Vec::new());
         match plan {
-            Plan::Whole => {
-                pages.extend(self.pages.iter_mut().map(|slot| (slot.share(), Marked::All)));
-            }
+            Plan::Whole => whole.extend(0..self.pages.len()),
             Plan::Top { window: entries } => {
                 let (in_window, range) = self.window(entries);
                 window = Some(range);
                 let in_window: FxHashSet<u32> = in_window.into_iter().collect();
-                for number in changed.iter().filter(|number| !in_window.contains(number)) {
-                    pages.push((self.pages[*number as usize].share(), marked));
-                }
-                for number in in_window {
-                    pages.push((self.pages[number as usize].share(), Marked::All));
-                }
+                changes.extend(top.pages.into_iter().filter(|number| !in_window.contains(number)));
+                whole.extend(in_window.into_iter().map(|number| number as usize));
             }
-            Plan::Small => {
-                for number in changed {
-                    pages.push((self.pages[*number as usize].share(), marked));
-                }
-            }
+            Plan::Small => changes.extend(small.pages),
         }
+        let (is_top, confirmed) = match plan {
+            Plan::Top { .. } => (true, self.layers.confirmed_top()),
+            _ => (false, self.layers.confirmed_snapshot()),
+        };
+        let is_shared = |number: &usize| matches!(self.pages[*number], Slot::Shared(_));
+        let (shared, owned): (Vec<usize>, Vec<usize>) =
+            changes.into_iter().map(|number| number as usize).partition(is_shared);
+        // In the order in which they will be shared.
+        let changes = || shared.iter().chain(&owned).copied();
+        let (mut marks, mut marked) = (Vec::new(), Vec::with_capacity(shared.len() + owned.len()));
+        for number in changes() {
+            let words = self.marks.folded(number, confirmed, is_top);
+            let at = words.map(|words| {
+                marks.extend_from_slice(words);
+                marks.len() - words.len()
+            });
+            marked.push(Marked::Changes { confirmed, marks: at });
+        }
+        let mut pages: Vec<_> = self.share(changes()).into_iter().zip(marked).collect();
+        pages.extend(self.share(whole.into_iter()).into_iter().map(|page| (page, Marked::All)));
         let empty = plan == Plan::Small && pages.is_empty();
         let needs = self.layers.taken(epoch, plan, window, empty);
         self.tombstones.kept = true;
@@ -286,7 +313,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
             _ => Extent::Changes { whole: window.into_iter().collect() },
         };
         let tagged = plan != Plan::Whole;
-        let content = Box::new(self.frozen(pages, tagged));
+        let content = Box::new(self.frozen(pages, marks, tagged));
         FrozenState { content, extent, needs, layer: !empty }
     }
 }
@@ -313,18 +340,18 @@ impl<K: Clone, V: Clone> Slot<K, V> {
     fn owned(&self) -> Option<&Page<K, V>> {
         match self {
             Slot::Owned(page) => Some(page),
-            Slot::Shared(..) => None,
+            Slot::Shared(_) => None,
         }
     }
 
     #[inline]
     fn own(&mut self) -> &mut Page<K, V> {
-        if let Slot::Shared(..) = self {
+        if let Slot::Shared(_) = self {
             self.unshare();
         }
         match self {
             Slot::Owned(page) => page,
-            Slot::Shared(..) => unreachable!("the page was just unshared"),
+            Slot::Shared(_) => unreachable!("the page was just unshared"),
         }
     }
 
@@ -334,27 +361,9 @@ impl<K: Clone, V: Clone> Slot<K, V> {
         let slot = std::mem::replace(self, Slot::Owned(Page::hollow()));
         let page = match slot {
             Slot::Owned(page) => page,
-            // A poisoned lock means that encoding panicked: it changes nothing, so the page is
-            // whole.
-            Slot::Shared(shared, _) => match Arc::try_unwrap(shared) {
-                Ok(page) => page.into_inner().unwrap_or_else(PoisonError::into_inner),
-                Err(shared) => shared.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            },
+            Slot::Shared(shared) => shared.into_owned(),
         };
         *self = Slot::Owned(page);
-    }
-
-    fn share(&mut self) -> SharedPage<K, V> {
-        match self {
-            Slot::Shared(shared, _) => Arc::clone(shared),
-            Slot::Owned(page) => {
-                let page = std::mem::replace(page, Page::hollow());
-                let brief = page.brief();
-                let shared = Arc::new(Mutex::new(page));
-                *self = Slot::Shared(Arc::clone(&shared), brief);
-                shared
-            }
-        }
     }
 }
 
@@ -399,7 +408,11 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
 
     #[inline]
     fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
-        self.page(hash).get_mut(hash, key)
+        let number = self.page_number(hash);
+        let page = self.pages[number].own();
+        let position = page.find(hash, key)?;
+        self.marks.set(number, position);
+        Some(page.value_at(position))
     }
 
     #[inline]
@@ -407,24 +420,28 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         let number = self.page_number(hash);
         let page = self.pages[number].own();
         match page.find(hash, key) {
-            Some(position) => self.pages[number].own().value_at(position),
+            Some(position) => {
+                self.marks.set(number, position);
+                self.pages[number].own().value_at(position)
+            }
             None => self.push_new(hash, key, value()),
         }
     }
 
     fn insert(&mut self, hash: u64, key: &K, value: V) -> Option<V> {
-        let page = self.page(hash);
-        if let Some(there) = page.get_mut(hash, key) {
+        if let Some(there) = self.get_mut(hash, key) {
             return Some(std::mem::replace(there, value));
         }
-        self.page_with_room(hash).0.push(hash, key.clone(), value);
-        self.len += 1;
+        self.push_new(hash, key, value);
         None
     }
 
     fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
         let number = self.page_number(hash);
-        let value = self.pages[number].own().remove(hash, key, &mut self.tombstones)?;
+        let page = self.pages[number].own();
+        let (value, gone) = page.remove(hash, key, &mut self.tombstones)?;
+        self.marks.relocate(number, gone.last, gone.position);
+        self.marks.set_removed(number, page.removed().len(), self.tombstones.snapshots);
         self.len -= 1;
         if self.tombstones.number > self.len.max(TOMBSTONES_MIN) {
             self.tombstones.kept = false;
@@ -441,8 +458,9 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
             SnapshotForm::Plain => {
                 // What changes from here on is not kept apart from what has changed before.
                 self.tombstones.kept = false;
-                let pages = self.pages.iter_mut().map(|slot| (slot.share(), Marked::All)).collect();
-                let content = Box::new(self.frozen(pages, false));
+                let pages = self.share(0..self.pages.len());
+                let pages = pages.into_iter().map(|page| (page, Marked::All)).collect();
+                let content = Box::new(self.frozen(pages, Vec::new(), false));
                 let needs = BTreeSet::new();
                 FrozenState { content, extent: Extent::Whole, needs, layer: false }
             }
@@ -465,8 +483,9 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
 
     fn restored(&mut self, layers: Vec<Layer>) {
         for slot in &mut self.pages {
-            slot.own().forget_changes();
+            slot.own().forget_removed();
         }
+        self.marks.forget();
         self.tombstones = Tombstones { kept: true, ..Tombstones::default() };
         self.layers.adopt(layers);
     }
@@ -482,9 +501,16 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         for _ in 0..self.pages.len().min(1 + entries) {
             // A shared page is not worth a copy: the snapshot will be done with it.
             if let Some(Slot::Owned(page)) = self.pages.get_mut(position.page) {
-                let tombstones = &mut self.tombstones;
-                let (looked, expired) =
-                    page.sweep(&mut position.entry, left, &mut expired, tombstones);
+                let (tombstones, marks) = (&mut self.tombstones, &mut self.marks);
+                let number = position.page;
+                let (looked, expired) = page.sweep(
+                    &mut position.entry,
+                    left,
+                    &mut expired,
+                    |gone| marks.relocate(number, gone.last, gone.position),
+                    tombstones,
+                );
+                marks.set_removed(number, page.removed().len(), tombstones.snapshots);
                 left -= looked;
                 removed += expired;
                 if left == 0 {
