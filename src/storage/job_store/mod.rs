@@ -42,7 +42,7 @@ pub use requests::{REQUEST_AGE_MAX, TakenRequest};
 pub use retire::Released;
 pub use verify::{Problem, VerifyReport};
 
-use super::{BlobPath, BlobReader, CheckpointStorage, StorageError, place};
+use super::{BlobContents, BlobPath, BlobReader, CheckpointStorage, StorageError, place};
 use crate::format::FormatError;
 use crate::format::block::{self, BlockKind};
 use crate::format::manifest::{LayerRef, Manifest, PartPlace, PartRef, Piece};
@@ -382,7 +382,7 @@ impl JobStore {
         piece: Piece<'_>,
     ) -> Result<PartReader<PartBytes>, JobStoreError> {
         let epoch = manifest.epoch;
-        let open = |path: &str| self.open_reference(epoch, path);
+        let open = |path: &str, contents| self.open_checked(epoch, path, contents);
         read_piece(manifest, piece, open, |error| self.piece_error(epoch, piece, error))
     }
 
@@ -396,6 +396,20 @@ impl JobStore {
         path: &str,
     ) -> Result<Box<dyn BlobReader>, JobStoreError> {
         Ok(self.storage.open(&self.reference(epoch, path)?)?)
+    }
+
+    /// As [`JobStore::open_reference`], of a blob that holds what the manifest says or is not wanted: then a copy of it
+    /// will do.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_checked(
+        &self,
+        epoch: Epoch,
+        path: &str,
+        contents: BlobContents,
+    ) -> Result<Box<dyn BlobReader>, JobStoreError> {
+        Ok(self.storage.open_checked(&self.reference(epoch, path)?, contents)?)
     }
 
     /// Says of damage in a part which file it is in.
@@ -575,20 +589,20 @@ impl JobStore {
 pub(super) fn read_piece(
     manifest: &Manifest,
     piece: Piece<'_>,
-    open: impl Fn(&str) -> Result<Box<dyn BlobReader>, JobStoreError>,
+    open: impl Fn(&str, BlobContents) -> Result<Box<dyn BlobReader>, JobStoreError>,
     damaged: impl Fn(FormatError) -> JobStoreError,
 ) -> Result<PartReader<PartBytes>, JobStoreError> {
     let blob = match piece {
-        Piece::Layer(layer) => Some((&layer.path, layer.bytes)),
-        Piece::Part(PartRef { place: PartPlace::Blob { path, bytes, .. }, .. }) => {
-            Some((path, *bytes))
+        Piece::Layer(LayerRef { path, bytes, crc32c, .. })
+        | Piece::Part(PartRef { place: PartPlace::Blob { path, bytes, crc32c }, .. }) => {
+            Some((path, BlobContents { bytes: *bytes, crc32c: *crc32c }))
         }
         Piece::Part(_) => None,
     };
     let (bytes, size) = match (blob, piece) {
-        (Some((path, expected)), _) => {
-            let reader = open(path)?;
-            let size = reader.size_bytes();
+        (Some((path, contents)), _) => {
+            let reader = open(path, contents)?;
+            let (size, expected) = (reader.size_bytes(), contents.bytes);
             if size != expected {
                 let why = format!("{size} bytes are there, the manifest says {expected}");
                 return Err(damaged(FormatError::corrupt(size.min(expected), why)));
