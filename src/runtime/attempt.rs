@@ -28,6 +28,7 @@ use timely::dataflow::Scope;
 use timely::worker::Worker;
 
 use crate::config::{JobConfig, OnCancel, RestoreFrom};
+use crate::format::record::RestoreRecord;
 use crate::ids::{Attempt, Epoch, Lineage};
 use crate::network::{Heartbeat, Mesh};
 use crate::protocol::restart::{Decision, RestartPolicy};
@@ -313,8 +314,11 @@ pub(crate) fn run_attempt(
     if let Some(copies) = copies {
         begin_copies(copies, &store, &executor);
     }
-    let restoring =
-        Arc::new(Restoring { before: env.counters.restored_bytes(), built: AtomicUsize::new(0) });
+    let restoring = Arc::new(Restoring {
+        before: env.counters.restored_bytes(),
+        built: AtomicUsize::new(0),
+        recorded: copies.is_some(),
+    });
     let own = config.process * config.workers;
     let backends = Backends::new(config, start.attempt).map_err(|error| {
         transient(format!("the directory for running state: {}", describe(&error)))
@@ -427,22 +431,48 @@ struct Restoring {
     before: RestoredBytes,
     /// Number of workers that have restored.
     built: AtomicUsize,
+    /// Whether it becomes part of the history: if there is more than one place that bytes may come from.
+    recorded: bool,
 }
 
 impl Restoring {
-    fn built(&self, shared: &AttemptShared) {
+    fn built(&self, shared: &Arc<AttemptShared>) {
         let built = self.built.fetch_add(1, Ordering::AcqRel) + 1;
-        if built < shared.config.workers || shared.restored.is_none() {
+        let Some(restored) = shared.restored.as_ref() else { return };
+        if built < shared.config.workers {
             return;
         }
         let now = shared.counters.restored_bytes();
         let local_bytes = now.local - self.before.local;
         let store_bytes = now.store - self.before.store;
+        // All of it is in the manifest, or elsewhere: a savepoint.
+        if local_bytes + store_bytes == 0 {
+            return;
+        }
         tracing::info!(
             local_bytes,
             store_bytes,
             "restored: {local_bytes} bytes from local copies, {store_bytes} from the checkpoint store"
         );
+        if !self.recorded {
+            return;
+        }
+        let record = RestoreRecord {
+            attempt: shared.attempt,
+            process: shared.config.process as u32,
+            epoch: restored.manifest().epoch,
+            unix_ms: shared.clock.unix_ms(),
+            local_bytes,
+            store_bytes,
+        };
+        let store = shared.store.clone();
+        let task = Box::new(move || {
+            if let Err(error) = store.record_restore(&record) {
+                tracing::warn!("the restore is not in the history: {}", describe(&error));
+            }
+        });
+        // At its start the lane has room; if not, the log has it.
+        let _ = shared.executor.submit(Lane::Coordination, task);
     }
 }
 

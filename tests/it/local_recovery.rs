@@ -14,6 +14,9 @@ use highwater::storage::local_copy::RestoredBytes;
 use crate::incremental::{config as in_layers, count, expected, never, wait_for_layers};
 use crate::support::{Background, JOB, Scratch, assert_same, files_below, quiet_panics, run};
 
+/// Does something to a copy, by its number.
+type Damage = fn(usize, &PathBuf);
+
 /// A job in layers, none of whose parts is inside a manifest, with local copies.
 fn config(scratch: &Scratch, workers: usize) -> JobConfig {
     let mut config = in_layers(scratch, workers);
@@ -62,7 +65,10 @@ fn to_the_end(scratch: &Scratch, workers: usize, sink: &Collect<(u64, u64)>) -> 
     assert_eq!(handle.counters().restarts(), 0);
     assert_same(expected(), sink.handle().committed());
     assert_copies_are_of_what_is_reachable(scratch);
-    handle.counters().restored_bytes()
+    let restored = handle.counters().restored_bytes();
+    let record = scratch.store().restores().unwrap().pop().unwrap();
+    assert_eq!((record.local_bytes, record.store_bytes), (restored.local, restored.store));
+    restored
 }
 
 #[test]
@@ -82,6 +88,10 @@ fn a_panic_is_recovered_from_local_copies_alone() {
     job.handle.stop();
     job.end().unwrap();
     assert_copies_are_of_what_is_reachable(&scratch);
+    let restores = scratch.store().restores().unwrap();
+    let [record] = &restores[..] else { panic!("{restores:?}") };
+    assert_eq!((record.attempt.0, record.process), (2, 0));
+    assert_eq!((record.local_bytes, record.store_bytes), (restored.local, restored.store));
     let restored = to_the_end(&scratch, 2, &collect);
     assert!(restored.local > 0 && restored.store == 0, "{restored:?}");
 }
@@ -104,7 +114,7 @@ fn without_local_recovery_everything_comes_from_the_checkpoint_directory() {
 
 #[test]
 fn copies_that_are_damaged_or_missing_are_read_from_the_checkpoint_directory() {
-    let damages: [(&str, fn(usize, &PathBuf)); 3] = [
+    let damages: [(&str, Damage); 3] = [
         ("all are gone", |_, copy| fs::remove_file(copy).unwrap()),
         ("a byte of each is another one", |_, copy| {
             let mut bytes = fs::read(copy).unwrap();

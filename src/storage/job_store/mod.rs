@@ -7,6 +7,7 @@
 //! <job>/chk/<n>/<attempt>-<worker>.part  what one worker wrote for it
 //! <job>/shared/<attempt>-<epoch>-<id>    files of several checkpoints, by who first wrote them for which
 //! <job>/history/<n>                      what became of checkpoint n; the last hundred
+//! <job>/history/restore-<a>-<process>   what a process of attempt a has read to restore; the last hundred
 //! <job>/requests/<id>[.taken|.answer]    what a user asks a running job for, and the answer
 //! ```
 //! # Invariants
@@ -47,7 +48,7 @@ use crate::format::FormatError;
 use crate::format::block::{self, BlockKind};
 use crate::format::manifest::{LayerRef, Manifest, PartPlace, PartRef, Piece};
 use crate::format::part::PartReader;
-use crate::format::record::{CheckpointRecord, JobRecord};
+use crate::format::record::{CheckpointRecord, JobRecord, RestoreRecord};
 use crate::ids::{Attempt, Epoch, Lineage, Name};
 use crate::protocol::registry::{self, AttemptFacts, Fence};
 
@@ -503,6 +504,47 @@ impl JobStore {
             }
         }
         Ok(records)
+    }
+
+    /// Adds to the history what a process has read to restore, and drops the oldest records beyond [`HISTORY_MAX`].
+    ///
+    /// # Errors
+    /// [`JobStoreError`].
+    pub fn record_restore(&self, record: &RestoreRecord) -> Result<(), JobStoreError> {
+        let path = self.path(&layout::restore(record.attempt, record.process));
+        let bytes = record.encode().map_err(|e| self.encode_error(&path, e))?;
+        self.storage.put(&path, &bytes)?;
+        let paths = self.restore_paths()?;
+        let old = paths.len().saturating_sub(HISTORY_MAX);
+        let old: Vec<BlobPath> = paths.into_iter().take(old).map(|(_, path)| path).collect();
+        Ok(self.storage.delete_all(&old)?)
+    }
+
+    /// What processes have read to restore, of the last restores that were recorded, by attempt.
+    ///
+    /// # Errors
+    /// [`JobStoreError`].
+    pub fn restores(&self) -> Result<Vec<RestoreRecord>, JobStoreError> {
+        let mut records = Vec::new();
+        for (_, path) in self.restore_paths()? {
+            match self.storage.read(&path, RECORD_BYTES_MAX) {
+                // It was dropped meanwhile, because newer ones came.
+                Err(StorageError::NotFound { .. }) => {}
+                read => records.push(
+                    RestoreRecord::decode(&read?).map_err(|e| self.damaged(path.as_str(), e))?,
+                ),
+            }
+        }
+        Ok(records)
+    }
+
+    fn restore_paths(&self) -> Result<BTreeSet<(Attempt, BlobPath)>, JobStoreError> {
+        let blobs = self.storage.list(Some(&self.path(layout::HISTORY)))?;
+        let restore = |path: BlobPath| match self.place(&path) {
+            layout::Place::Restore(attempt) => Some((attempt, path)),
+            _ => None,
+        };
+        Ok(blobs.into_iter().filter_map(|(path, _)| restore(path)).collect())
     }
 
     fn history_epochs(&self) -> Result<BTreeSet<Epoch>, JobStoreError> {
