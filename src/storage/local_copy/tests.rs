@@ -1,3 +1,5 @@
+//! What is copied, which copies are used, and which go.
+
 use std::io::ErrorKind;
 
 use super::*;
