@@ -158,6 +158,9 @@ pub struct CheckpointConfig {
     /// State of one operator on one worker that is smaller is written whole all the same, so that small checkpoints stand alone.
     /// Units: bytes, estimated.
     pub incremental_bytes_min: usize,
+    /// Directory on a local disk for a second copy of what this process writes for checkpoints, which is read first at
+    /// restore. `None`: there is none.
+    pub local_recovery: Option<PathBuf>,
 }
 
 /// What a job starts from.
@@ -292,6 +295,7 @@ impl Default for CheckpointConfig {
             inline_bytes_max: 16 << 10,
             incremental: true,
             incremental_bytes_min: 1 << 20,
+            local_recovery: None,
         }
     }
 }

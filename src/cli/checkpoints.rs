@@ -32,6 +32,8 @@ pub(crate) struct ListReport {
     pub damaged: Vec<DamagedRow>,
     /// In ascending order.
     pub history: Vec<HistoryRow>,
+    /// What processes have read to restore, by attempt: of jobs with local copies.
+    pub restores: Vec<RestoreRow>,
 }
 
 /// A complete checkpoint.
@@ -66,6 +68,18 @@ pub(crate) struct HistoryRow {
     pub duration_ms: u64,
     pub size_bytes: u64,
     pub in_flight_bytes: u64,
+}
+
+/// What a process has read to restore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct RestoreRow {
+    /// The checkpoint.
+    pub id: u64,
+    pub attempt: u64,
+    pub process: u32,
+    pub restored_unix_ms: u64,
+    pub local_bytes: u64,
+    pub store_bytes: u64,
 }
 
 /// `show`: what is in a checkpoint, and what it cost.
@@ -189,6 +203,10 @@ impl Report for ListReport {
             text.push_str("\nhistory\n\n");
             text.push_str(&self.history_table());
         }
+        if !self.restores.is_empty() {
+            text.push_str("\nrestores\n\n");
+            text.push_str(&self.restore_table());
+        }
         text
     }
 }
@@ -231,6 +249,22 @@ impl ListReport {
         let header =
             [">ID", ">ATTEMPT", "TRIGGERED (UTC)", ">DURATION", ">SIZE", ">IN FLIGHT", "OUTCOME"];
         table(header, rows)
+    }
+}
+
+impl ListReport {
+    fn restore_table(&self) -> String {
+        let rows = self.restores.iter().map(|row| {
+            [
+                row.id.to_string(),
+                row.attempt.to_string(),
+                row.process.to_string(),
+                utc(row.restored_unix_ms),
+                short_size(row.local_bytes),
+                short_size(row.store_bytes),
+            ]
+        });
+        table([">ID", ">ATTEMPT", ">PROCESS", "RESTORED (UTC)", ">LOCAL", ">STORE"], rows)
     }
 }
 
@@ -441,6 +475,14 @@ mod tests {
             checkpoints: vec![row(9, 1_300_000, false), row(11, 512, true)],
             damaged: Vec::new(),
             history: vec![history(9, None), history(10, Some("it took\nlonger than \u{1b}[1m1m"))],
+            restores: vec![RestoreRow {
+                id: 9,
+                attempt: 3,
+                process: 0,
+                restored_unix_ms: 1_700_000_000_000,
+                local_bytes: 1_300_000,
+                store_bytes: 512,
+            }],
         }
     }
 
@@ -505,6 +547,11 @@ history
 ID  ATTEMPT  TRIGGERED (UTC)      DURATION     SIZE  IN FLIGHT  OUTCOME
  9        2  2023-11-14 22:13:20     340ms  1.2 MiB        0 B  complete
 10        2  2023-11-14 22:13:20     340ms  1.2 MiB        0 B  aborted: it took longer than  [1m1m
+
+restores
+
+ID  ATTEMPT  PROCESS  RESTORED (UTC)         LOCAL  STORE
+ 9        3        0  2023-11-14 22:13:20  1.2 MiB  512 B
 ";
         assert_eq!(list().text(), expected);
     }
@@ -512,7 +559,8 @@ ID  ATTEMPT  TRIGGERED (UTC)      DURATION     SIZE  IN FLIGHT  OUTCOME
     #[test]
     fn an_empty_list_says_so_and_a_damaged_checkpoint_is_named() {
         let damaged = vec![DamagedRow { id: 3, why: "bad\nchecksum".to_owned() }];
-        let report = ListReport { checkpoints: vec![], history: vec![], damaged, ..list() };
+        let (checkpoints, history, restores) = (vec![], vec![], vec![]);
+        let report = ListReport { checkpoints, history, restores, damaged, ..list() };
         let expected = "job count in /state\n\nno complete checkpoint\n\n\
                         checkpoint 3 is damaged: bad checksum\n";
         assert_eq!(report.text(), expected);
@@ -595,6 +643,11 @@ WORKER  PHASE   TIME  OPERATORS
             "duration_ms": 340, "size_bytes": 1_300_000, "in_flight_bytes": 0,
         });
         assert_eq!(json["history"][0], expected);
+        let expected = serde_json::json!({
+            "id": 9, "attempt": 3, "process": 0, "restored_unix_ms": 1_700_000_000_000_u64,
+            "local_bytes": 1_300_000, "store_bytes": 512,
+        });
+        assert_eq!(json["restores"][0], expected);
         assert_eq!((&json["job"], &json["location"]), (&"count".into(), &"/state".into()));
         let json: serde_json::Value = serde_json::from_str(&show().json()).unwrap();
         assert_eq!(json["states"][0]["kind"], "keyed value");

@@ -22,6 +22,7 @@ use crate::config::{
 };
 use crate::ids::Name;
 use crate::protocol::plan;
+use crate::storage::local_copy::check_local;
 
 /// Key groups are 16-bit numbers, half of which are kept for later.
 const MAX_PARALLELISM_MAX: u16 = 32_768;
@@ -217,6 +218,15 @@ fn state(reader: &Reader<'_>) -> Result<StateConfig, CliError> {
 }
 
 fn checkpoints(reader: &Reader<'_>) -> Result<CheckpointConfig, CliError> {
+    let config = checkpoint_values(reader)?;
+    if let Some(copies) = &config.local_recovery {
+        check_local(config.directory.as_deref(), copies)
+            .map_err(|problem| reader.error("local-recovery", problem))?;
+    }
+    Ok(config)
+}
+
+fn checkpoint_values(reader: &Reader<'_>) -> Result<CheckpointConfig, CliError> {
     let modes = [
         ("exactly-once", CheckpointMode::ExactlyOnce),
         ("at-least-once", CheckpointMode::AtLeastOnce),
@@ -250,6 +260,7 @@ fn checkpoints(reader: &Reader<'_>) -> Result<CheckpointConfig, CliError> {
             let bytes = parse_size(text)?;
             usize::try_from(bytes).map_err(|_| format!("`{text}` is too large for this machine"))
         })?,
+        local_recovery: reader.optional("local-recovery", path)?,
     })
 }
 

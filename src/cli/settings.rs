@@ -110,7 +110,7 @@ const fn short(short: char, setting: Setting) -> Setting {
 use Kind::{Number, Switch, Text};
 
 /// All settings, in the order of help and of printed files.
-pub(crate) static SETTINGS: [Setting; 50] = [
+pub(crate) static SETTINGS: [Setting; 51] = [
     row(
         ["job-name", "job", "name"],
         Text,
@@ -297,6 +297,12 @@ pub(crate) static SETTINGS: [Setting; 50] = [
         Text,
         ["SIZE", "1MiB"],
         "State of one operator on one worker that is smaller is written whole all the same",
+    ),
+    row(
+        ["local-recovery", "checkpoints", "local-recovery"],
+        Text,
+        ["DIR", ""],
+        "Directory on a local disk for a second copy of what each process writes, which is read first at restore [default: none]",
     ),
     row(
         ["restore", "restore", "from"],

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::checkpoints::{
-    DamagedRow, DeleteReport, HistoryRow, ListReport, ListRow, ProblemRow, ShowReport, StateRow,
-    Timings, VerifyReport, WaitRow, WorkerRow,
+    DamagedRow, DeleteReport, HistoryRow, ListReport, ListRow, ProblemRow, RestoreRow, ShowReport,
+    StateRow, Timings, VerifyReport, WaitRow, WorkerRow,
 };
 use super::error::with_causes;
 use super::tool::{RunPlan, ToolError, choose_job, refuse_newest};
 use crate::format::SectionKind;
 use crate::format::manifest::Manifest;
-use crate::format::record::{CheckpointOutcome, CheckpointRecord};
+use crate::format::record::{CheckpointOutcome, CheckpointRecord, RestoreRecord};
 use crate::ids::{Epoch, Name};
 use crate::storage::job_store::JobStoreError;
 use crate::storage::{CheckpointStorage, JobStore, StorageError};
@@ -102,6 +102,7 @@ fn list_of(store: &JobStore) -> Result<ListReport, ToolError> {
         checkpoints: Vec::new(),
         damaged: Vec::new(),
         history: store.history()?.iter().map(history_row).collect(),
+        restores: store.restores()?.iter().map(restore_row).collect(),
     };
     for epoch in store.valid_epochs()? {
         // One damaged manifest must not hide the others.
@@ -137,6 +138,17 @@ fn history_row(record: &CheckpointRecord) -> HistoryRow {
         duration_ms: record.duration_ms,
         size_bytes: record.bytes,
         in_flight_bytes: record.in_flight_bytes,
+    }
+}
+
+fn restore_row(record: &RestoreRecord) -> RestoreRow {
+    RestoreRow {
+        id: record.epoch.0,
+        attempt: record.attempt.0,
+        process: record.process,
+        restored_unix_ms: record.unix_ms,
+        local_bytes: record.local_bytes,
+        store_bytes: record.store_bytes,
     }
 }
 

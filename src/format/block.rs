@@ -50,6 +50,8 @@ pub enum BlockKind {
     Request = 8,
     /// The job's answer to it.
     Answer = 9,
+    /// What a process has read to restore.
+    Restore = 10,
 }
 
 /// Fills the frame at the start of `block`, whose payload is already behind it.

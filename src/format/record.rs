@@ -142,6 +142,23 @@ pub struct FileTransfers {
     pub reused_bytes: u64,
 }
 
+/// What one process has read to restore its share of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRecord {
+    /// The attempt that started from it.
+    pub attempt: Attempt,
+    /// The process.
+    pub process: u32,
+    /// The checkpoint.
+    pub epoch: Epoch,
+    /// When all workers of the process had restored. Units: milliseconds since 1970, by the process's wall clock.
+    pub unix_ms: u64,
+    /// Units: bytes that were read from local copies. What several workers have read counts for each.
+    pub local_bytes: u64,
+    /// Units: bytes that were read from the checkpoint store; parts inside the manifest are not counted.
+    pub store_bytes: u64,
+}
+
 /// A user asks a running job for a savepoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavepointRequest {
@@ -251,6 +268,24 @@ impl CheckpointRecord {
     }
 }
 
+impl RestoreRecord {
+    /// The record as one checked block.
+    ///
+    /// # Errors
+    /// [`FormatError::Encode`].
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        block::encode_value(BlockKind::Restore, self)
+    }
+
+    /// Reads what [`RestoreRecord::encode`] made.
+    ///
+    /// # Errors
+    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        block::decode_value(BlockKind::Restore, bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,6 +331,22 @@ mod tests {
             every_prefix_is_refused(&bytes, SavepointAnswer::decode);
             mutations_never_decode_to_something_else(&bytes, &answer, SavepointAnswer::decode);
         }
+    }
+
+    #[test]
+    fn a_record_of_a_restore_comes_back_or_is_refused() {
+        let record = RestoreRecord {
+            attempt: Attempt(2),
+            process: 1,
+            epoch: Epoch(9),
+            unix_ms: 1_700_000_000_000,
+            local_bytes: 1 << 30,
+            store_bytes: 77,
+        };
+        let bytes = record.encode().unwrap();
+        assert_eq!(RestoreRecord::decode(&bytes).unwrap(), record);
+        every_prefix_is_refused(&bytes, RestoreRecord::decode);
+        mutations_never_decode_to_something_else(&bytes, &record, RestoreRecord::decode);
     }
 
     #[test]

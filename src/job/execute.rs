@@ -26,9 +26,10 @@ use crate::runtime::describe;
 use crate::runtime::driver::Request;
 use crate::runtime::savepoint::{AskedSavepoint, Asker};
 use crate::runtime::time::Time;
-use crate::storage::CheckpointStorage;
+use crate::storage::local_copy::check_local;
 use crate::storage::memory::MemoryStorage;
 use crate::storage::savepoint::absolute;
+use crate::storage::{CheckpointStorage, LocalCopies, LocalStorage};
 
 /// A job ended with a failure.
 pub struct JobError {
@@ -216,13 +217,19 @@ pub(crate) fn execute_in_run(
         }
         None => Arc::new(MemoryStorage::new()),
     };
+    let copies = LocalCopies::new(
+        storage,
+        config.checkpoints.local_recovery.as_deref().and_then(open_local),
+        Arc::clone(handle.counters.restore_counts()),
+    );
     if config.addresses.is_empty() && config.processes > 1 {
         config.addresses =
             (0..config.processes).map(|index| format!("127.0.0.1:{}", 2101 + index)).collect();
     }
     let env = Environment {
         clock: Arc::new(SystemClock::new()),
-        storage,
+        storage: Arc::new(copies.clone()),
+        copies: Some(copies),
         counters: Arc::clone(&handle.counters),
         turns: None,
         running: handle.running.clone(),
@@ -232,6 +239,18 @@ pub(crate) fn execute_in_run(
         Ok(run_in_place(&env, &config, &build)?)
     } else {
         Ok(run_process(&env, &config, run, &build)?)
+    }
+}
+
+/// The place for local copies. A disk that is broken costs the copies, not the job.
+fn open_local(directory: &Path) -> Option<Arc<dyn CheckpointStorage>> {
+    match LocalStorage::open(directory) {
+        // They are checked before use, and the store has what a power cut takes.
+        Ok(local) => Some(Arc::new(local.volatile())),
+        Err(error) => {
+            tracing::warn!("there are no local copies of checkpoints: {}", describe(&error));
+            None
+        }
     }
 }
 
@@ -258,6 +277,9 @@ fn check(config: &JobConfig) -> Result<(), String> {
         ));
     }
     plan::validate(&config.checkpoints)?;
+    if let Some(copies) = &config.checkpoints.local_recovery {
+        check_local(config.checkpoints.directory.as_deref(), copies)?;
+    }
     plan::validate_restart(&config.restart)?;
     Ok(())
 }

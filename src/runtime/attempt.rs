@@ -14,6 +14,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use timely::dataflow::Scope;
 use timely::worker::Worker;
 
 use crate::config::{JobConfig, OnCancel, RestoreFrom};
+use crate::format::record::RestoreRecord;
 use crate::ids::{Attempt, Epoch, Lineage};
 use crate::network::{Heartbeat, Mesh};
 use crate::protocol::restart::{Decision, RestartPolicy};
@@ -38,13 +40,14 @@ use crate::runtime::coordination::TEMPORARY_AGE;
 use crate::runtime::counters::Counters;
 use crate::runtime::describe;
 use crate::runtime::driver::{AttemptControl, Driver, Request, Turns};
-use crate::runtime::executor::{Executor, OnPanic};
+use crate::runtime::executor::{Executor, Lane, OnPanic};
 use crate::runtime::ledger::Ledger;
 use crate::runtime::restore::Restored;
 use crate::runtime::take_current_operator;
 use crate::runtime::time::Time;
 use crate::storage::job_store::{Claim, JobStore};
-use crate::storage::{CheckpointStorage, Image};
+use crate::storage::local_copy::RestoredBytes;
+use crate::storage::{CheckpointStorage, Image, LocalCopies};
 
 /// How long the end of a job waits for storage to delete what is old.
 const END_PATIENCE: Duration = Duration::from_secs(30);
@@ -60,6 +63,8 @@ pub(crate) type Build =
 pub(crate) struct Environment {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) storage: Arc<dyn CheckpointStorage>,
+    /// The same store, if it may have copies on a local disk.
+    pub(crate) copies: Option<LocalCopies>,
     pub(crate) counters: Arc<Counters>,
     /// The simulator's baton; then tasks run inline as well.
     pub(crate) turns: Option<Arc<dyn Turns>>,
@@ -305,6 +310,15 @@ pub(crate) fn run_attempt(
     });
     let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
     let claim = right.as_ref().map(|right| right.claim.clone());
+    let copies = env.copies.as_ref().filter(|copies| copies.is_on());
+    if let Some(copies) = copies {
+        begin_copies(copies, &store, &executor);
+    }
+    let restoring = Arc::new(Restoring {
+        before: env.counters.restored_bytes(),
+        built: AtomicUsize::new(0),
+        recorded: copies.is_some(),
+    });
     let own = config.process * config.workers;
     let backends = Backends::new(config, start.attempt).map_err(|error| {
         transient(format!("the directory for running state: {}", describe(&error)))
@@ -346,7 +360,8 @@ pub(crate) fn run_attempt(
             } else {
                 None
             };
-            let ended = run_worker(allocator, &shared, &control, turns.as_deref(), &build, right);
+            let turns = turns.as_deref();
+            let ended = run_worker(allocator, &shared, &control, turns, &build, right, &restoring);
             // Nobody listens only if the attempt is over.
             let _ = sender.send(ended);
         }
@@ -369,6 +384,9 @@ pub(crate) fn run_attempt(
         {
             tracing::warn!("leftovers of the attempt remain: {}", describe(&error));
         }
+        if let Some(copies) = copies {
+            sweep_copies(copies);
+        }
         return Ok(());
     }
     executor.discard();
@@ -382,6 +400,80 @@ pub(crate) fn run_attempt(
         drop(guards.join());
     }
     Err(failure.unwrap_or_else(|| transient("the attempt was abandoned")))
+}
+
+/// Copies on the local disk are of use from here on.
+fn begin_copies(copies: &LocalCopies, store: &JobStore, executor: &Executor) {
+    match store.record_of_job() {
+        Ok(record) => copies.begin(store.job(), record.created_unix_ms),
+        Err(error) => {
+            tracing::warn!("there will be no new local copies: {}", describe(&error));
+            return;
+        }
+    }
+    let copies = copies.clone();
+    // Nobody waits for it: a copy that nothing needs is never used. If the lane is full, the end of the attempt sweeps.
+    let _ = executor.submit(Lane::Coordination, Box::new(move || sweep_copies(&copies)));
+}
+
+fn sweep_copies(copies: &LocalCopies) {
+    match copies.sweep() {
+        Ok(0) => {}
+        Ok(count) => tracing::debug!(count, "local copies that nothing needs are removed"),
+        Err(error) => {
+            tracing::warn!("local copies that nothing needs may remain: {}", describe(&error));
+        }
+    }
+}
+
+/// Tells when all workers of the process have restored, and from where.
+struct Restoring {
+    before: RestoredBytes,
+    /// Number of workers that have restored.
+    built: AtomicUsize,
+    /// Whether it becomes part of the history: if there is more than one place that bytes may come from.
+    recorded: bool,
+}
+
+impl Restoring {
+    fn built(&self, shared: &Arc<AttemptShared>) {
+        let built = self.built.fetch_add(1, Ordering::AcqRel) + 1;
+        let Some(restored) = shared.restored.as_ref() else { return };
+        if built < shared.config.workers {
+            return;
+        }
+        let now = shared.counters.restored_bytes();
+        let local_bytes = now.local - self.before.local;
+        let store_bytes = now.store - self.before.store;
+        // All of it is in the manifest, or elsewhere: a savepoint.
+        if local_bytes + store_bytes == 0 {
+            return;
+        }
+        tracing::info!(
+            local_bytes,
+            store_bytes,
+            "restored: {local_bytes} bytes from local copies, {store_bytes} from the checkpoint store"
+        );
+        if !self.recorded {
+            return;
+        }
+        let record = RestoreRecord {
+            attempt: shared.attempt,
+            process: shared.config.process as u32,
+            epoch: restored.manifest().epoch,
+            unix_ms: shared.clock.unix_ms(),
+            local_bytes,
+            store_bytes,
+        };
+        let store = shared.store.clone();
+        let task = Box::new(move || {
+            if let Err(error) = store.record_restore(&record) {
+                tracing::warn!("the restore is not in the history: {}", describe(&error));
+            }
+        });
+        // At its start the lane has room; if not, the log has it.
+        let _ = shared.executor.submit(Lane::Coordination, task);
+    }
 }
 
 type Allocators = (Vec<AllocatorBuilder>, Box<dyn std::any::Any + Send>, Option<Heartbeat>);
@@ -431,6 +523,7 @@ fn run_worker(
     turns: Option<&dyn Turns>,
     build: &Arc<Build>,
     right: Option<Right>,
+    restoring: &Restoring,
 ) -> bool {
     let index = allocator.index();
     let ended = catch_unwind(AssertUnwindSafe(|| {
@@ -456,6 +549,7 @@ fn run_worker(
                 }
                 Err(failure)
             })?;
+            restoring.built(shared);
             if let Some(Right { claim, retained }) = right {
                 driver.coordinate(claim, retained);
             }

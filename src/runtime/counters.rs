@@ -9,6 +9,7 @@ use crate::ids::{Epoch, Name};
 use crate::runtime::ledger::Ledger;
 #[cfg(feature = "rocksdb")]
 use crate::state::rocks::Budget;
+use crate::storage::local_copy::{RestoreCounts, RestoredBytes};
 
 /// Counts of one process.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub struct Counters {
     ledger: Mutex<Option<Arc<Ledger>>>,
     #[cfg(feature = "rocksdb")]
     budget: Mutex<Option<Arc<Budget>>>,
+    restored: Arc<RestoreCounts>,
 }
 
 /// What the backend of keyed state takes of memory, if it has a budget.
@@ -82,6 +84,7 @@ impl Default for Counters {
             ledger: Mutex::default(),
             #[cfg(feature = "rocksdb")]
             budget: Mutex::default(),
+            restored: Arc::default(),
         }
     }
 }
@@ -100,6 +103,15 @@ impl Counters {
     #[cfg(feature = "rocksdb")]
     pub(crate) fn set_budget(&self, budget: Option<Arc<Budget>>) {
         *self.budget.lock().unwrap_or_else(PoisonError::into_inner) = budget;
+    }
+
+    /// What restores of this process have read, in all its attempts, from local copies and from the checkpoint store.
+    pub fn restored_bytes(&self) -> RestoredBytes {
+        self.restored.get()
+    }
+
+    pub(crate) fn restore_counts(&self) -> &Arc<RestoreCounts> {
+        &self.restored
     }
 
     /// Records that sources of this process have emitted, those that were replayed included.

@@ -102,6 +102,7 @@ mod with {
     use crate::state::rocks::{
         BACKEND, Budget, FORMAT_VERSION, Instance, Profile, Reader, RocksError, Source,
     };
+    use crate::storage::BlobContents;
 
     /// What reading takes of memory. Units: bytes.
     const READER_BYTES: usize = 16 << 20;
@@ -124,7 +125,8 @@ mod with {
                 let why = format!("the manifest says that it is called {name:?}");
                 return Err(damaged(FormatError::corrupt(0, why)));
             }
-            let mut reader = image.open_blob(path)?;
+            let contents = BlobContents { bytes: *bytes, crc32c: *crc32c };
+            let mut reader = image.open_blob(path, contents)?;
             let mut writer = File::create(to.join(name)).map_err(local)?;
             let copied = copy(&mut reader, &mut writer).map_err(|error| damaged(error.into()))?;
             if copied != (*bytes, *crc32c) {

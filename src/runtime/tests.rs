@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use crate::config::{JobConfig, RestartStrategy};
 use crate::connect::{Collect, Generator};
-use crate::format::record::CheckpointPhase;
+use crate::format::record::{CheckpointOutcome, CheckpointPhase};
 use crate::ids::Name;
 use crate::job::Value;
 use crate::job::execute::builder;
 use crate::runtime::attempt::{Environment, Running, run_in_place};
 use crate::runtime::clock::SystemClock;
 use crate::runtime::counters::Counters;
-use crate::storage::BlobPath;
 use crate::storage::fault::{FaultAction, FaultOp, FaultPoint, FaultStorage};
 use crate::storage::job_store::JobStore;
 use crate::storage::memory::MemoryStorage;
+use crate::storage::{BlobPath, CheckpointStorage, LocalCopies};
 
 const RECORDS: u64 = 600;
 const KEYS: u64 = 20;
@@ -75,6 +75,7 @@ fn run_over(
     let env = Environment {
         clock: Arc::new(SystemClock::new()),
         storage: Arc::new(storage),
+        copies: None,
         counters: Arc::new(Counters::default()),
         turns: None,
         running: Running::default(),
@@ -183,6 +184,7 @@ fn nothing_of_an_attempt_is_left_in_memory_when_it_is_over() {
     let env = Environment {
         clock: Arc::new(SystemClock::new()),
         storage: memory.clone(),
+        copies: None,
         counters: Arc::new(Counters::default()),
         turns: None,
         running: Running::default(),
@@ -208,5 +210,94 @@ fn nothing_of_an_attempt_is_left_in_memory_when_it_is_over() {
     while Arc::strong_count(&memory) > 1 {
         assert!(start.elapsed() < Duration::from_secs(30), "an attempt is still in memory");
         std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_full_local_disk_costs_copies_and_no_checkpoint() {
+    let store = Arc::new(MemoryStorage::new());
+    let local = MemoryStorage::new();
+    let (written, full) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let copies = {
+        let (written, full) = (Arc::clone(&written), Arc::clone(&full));
+        FaultStorage::new(Arc::new(local.clone()), move |point| {
+            let writes = [FaultOp::Writer, FaultOp::Write, FaultOp::Finish].contains(&point.op);
+            // The first checkpoints find room, and so does every third call later: an attempt has copies of some parts.
+            if !writes || written.fetch_add(1, Ordering::SeqCst) < 20 {
+                return FaultAction::Proceed;
+            }
+            full.store(true, Ordering::SeqCst);
+            match point.index % 3 {
+                0 => FaultAction::Proceed,
+                _ => FaultAction::FailDeterminate(ErrorKind::StorageFull),
+            }
+        })
+    };
+    let name = Name::new("job").unwrap();
+    let mut config = JobConfig::new(name.clone());
+    config.workers = 2;
+    config.checkpoints.interval = Some(Duration::from_millis(2));
+    config.checkpoints.inline_bytes_max = 0;
+    config.checkpoints.incremental_bytes_min = 0;
+    config.restart = RestartStrategy::FixedDelay { attempts: 1, delay: Duration::from_millis(1) };
+    let counters = Arc::new(Counters::default());
+    let counts = Arc::clone(counters.restore_counts());
+    let copies = LocalCopies::new(store.clone(), Some(Arc::new(copies)), counts);
+    let env = Environment {
+        clock: Arc::new(SystemClock::new()),
+        storage: Arc::new(copies.clone()),
+        copies: Some(copies),
+        counters: Arc::clone(&counters),
+        turns: None,
+        running: Running::default(),
+    };
+    let collect = Collect::new();
+    let sink = collect.clone();
+    let (panicked, filled) = (Arc::new(AtomicBool::new(false)), Arc::clone(&full));
+    let records = 3_000;
+    let build = builder(move |job| {
+        let (panicked, full) = (Arc::clone(&panicked), Arc::clone(&filled));
+        job.source("numbers", Generator::new(records, |i| i))
+            .inspect(move |n| {
+                let full = full.load(Ordering::SeqCst);
+                // Slow enough for some checkpoints, and slower until the disk is full.
+                if n % 5 == 0 || (n % 2 == 0 && !full) {
+                    // Poll: the condition is looked at again.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                if *n > records * 3 / 4 && full && !panicked.swap(true, Ordering::SeqCst) {
+                    panic!("planted");
+                }
+            })
+            .key_by(|n| n % KEYS)
+            .process("count", Value::<u64>::new("count"), |key, _, count, out| {
+                *count.or_default() += 1;
+                out.emit((*key, *count.or_default()));
+            })
+            .sink("out", sink.clone());
+        Ok(())
+    });
+    run_in_place(&env, &config, &build).unwrap_or_else(|failure| panic!("{}", failure.what));
+    assert!(full.load(Ordering::SeqCst));
+    assert_eq!(counters.restarts(), 1);
+    let mut found = collect.handle().committed();
+    found.sort_unstable();
+    let expected: Vec<(u64, u64)> =
+        (0..KEYS).flat_map(|key| (1..=records / KEYS).map(move |count| (key, count))).collect();
+    assert_eq!(found, expected);
+    let restored = counters.restored_bytes();
+    assert!(restored.local + restored.store > 0, "{restored:?}");
+    let store = JobStore::new(store, name);
+    for record in store.history().unwrap() {
+        if let CheckpointOutcome::Aborted { reason } = record.outcome {
+            assert!(!reason.contains("injected"), "{reason}");
+        }
+    }
+    assert_eq!(store.unreachable().unwrap(), []);
+    let reachable = store.reachable().unwrap();
+    for (copy, _) in local.list(None).unwrap() {
+        let below = copy.as_str().splitn(3, '/').nth(2).unwrap();
+        let blob = BlobPath::new(format!("job/{below}")).unwrap();
+        assert!(reachable.contains(&blob), "{copy} is left over");
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::job_store::{JobStore, JobStoreError, PartBytes, read_piece};
-use super::{BlobPath, BlobReader, CheckpointStorage, StorageError, place};
+use super::{BlobContents, BlobPath, BlobReader, CheckpointStorage, StorageError, place};
 use crate::format::manifest::{LayerRef, Manifest, ManifestKind, PartPlace, PartRef, Piece};
 use crate::format::part::PartReader;
 use crate::format::part::{EntryBlock, PartHeader, SectionIndex};
@@ -132,18 +132,23 @@ impl Image {
         match &self.place {
             Place::Job(store) => store.open_piece(&self.manifest, piece),
             Place::Directory(_) => {
-                read_piece(&self.manifest, piece, |path| self.open_blob(path), damaged)
+                let open = |path: &str, contents| self.open_blob(path, contents);
+                read_piece(&self.manifest, piece, open, damaged)
             }
         }
     }
 
-    /// Opens a blob that the manifest names.
+    /// Opens a blob that the manifest names, with what it says that the blob holds. Whether it does is for the caller to check.
     ///
     /// # Errors
     /// [`JobStoreError::NotSelfContained`] if it is outside of a directory that was copied, and others.
-    pub fn open_blob(&self, path: &str) -> Result<Box<dyn BlobReader>, JobStoreError> {
+    pub fn open_blob(
+        &self,
+        path: &str,
+        contents: BlobContents,
+    ) -> Result<Box<dyn BlobReader>, JobStoreError> {
         match &self.place {
-            Place::Job(store) => store.open_reference(self.manifest.epoch, path),
+            Place::Job(store) => store.open_checked(self.manifest.epoch, path, contents),
             Place::Directory(storage) => {
                 let name =
                     self.name_beside(path).ok_or_else(|| JobStoreError::NotSelfContained {

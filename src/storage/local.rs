@@ -39,6 +39,7 @@ static TEMPORARY_COUNTER: AtomicU64 = AtomicU64::new(0);
 #[derive(Clone, Debug)]
 pub struct LocalStorage {
     root: PathBuf,
+    durable: bool,
 }
 
 impl LocalStorage {
@@ -63,7 +64,7 @@ impl LocalStorage {
         if !root.is_dir() {
             return Err(failed(io::Error::from(ErrorKind::NotADirectory)));
         }
-        Ok(Self { root })
+        Ok(Self { root, durable: true })
     }
 
     /// Makes the directory `root`, which must not be there, and opens the store in it. Of any number of concurrent
@@ -80,7 +81,14 @@ impl LocalStorage {
         Self::open(parent)?;
         DirBuilder::new().mode(0o700).create(&root).map_err(failed)?;
         sync_directory(parent).map_err(failed)?;
-        Ok(Self { root })
+        Ok(Self { root, durable: true })
+    }
+
+    /// Without fsync: what was written may be lost or torn by a power cut, though not by a kill. For what somebody checks
+    /// before use and can do without.
+    #[must_use]
+    pub fn volatile(self) -> Self {
+        Self { durable: false, ..self }
     }
 
     /// The directory.
@@ -97,7 +105,7 @@ impl LocalStorage {
         let failed = |source| read_error(StorageOp::Read, root, source);
         let root = std::path::absolute(root).map_err(failed)?;
         if fs::metadata(&root).map_err(failed)?.is_dir() {
-            Ok(Self { root })
+            Ok(Self { root, durable: true })
         } else {
             Err(failed(io::Error::from(ErrorKind::NotADirectory)))
         }
@@ -160,6 +168,9 @@ impl LocalStorage {
 
     /// Makes the names of `directory` durable, and its own, up to the root.
     fn sync_up(&self, directory: &Path) -> io::Result<()> {
+        if !self.durable {
+            return Ok(());
+        }
         for ancestor in directory.ancestors() {
             sync_directory(ancestor)?;
             if ancestor == self.root {
@@ -291,6 +302,9 @@ impl CheckpointStorage for LocalStorage {
         for directory in target.ancestors().skip(1) {
             // A directory that is not empty stays, and is the one whose names changed.
             if directory == self.root || fs::remove_dir(directory).is_err() {
+                if !self.durable {
+                    return Ok(());
+                }
                 return match sync_directory(directory) {
                     Ok(()) => Ok(()),
                     // Somebody else removed it when it became empty; the next one up is theirs to sync.
@@ -351,16 +365,14 @@ impl Temporary {
         self.file.write_all(bytes).map_err(|e| determinate(StorageOp::Write, &self.target, e))
     }
 
-    fn sync(&self) -> Result<&Path, StorageError> {
+    fn sync(&self, durable: bool) -> Result<&Path, StorageError> {
         let path = self.path.as_deref().expect("a temporary file is published once");
-        self.file
-            .sync_all()
-            .map(|()| path)
-            .map_err(|e| determinate(StorageOp::Publish, &self.target, e))
+        let synced = if durable { self.file.sync_all() } else { Ok(()) };
+        synced.map(|()| path).map_err(|e| determinate(StorageOp::Publish, &self.target, e))
     }
 
     fn publish(mut self, storage: &LocalStorage) -> Result<(), StorageError> {
-        let renamed = fs::rename(self.sync()?, &self.target);
+        let renamed = fs::rename(self.sync(storage.durable)?, &self.target);
         renamed.map_err(|e| determinate(StorageOp::Publish, &self.target, e))?;
         self.path = None;
         storage
@@ -370,7 +382,7 @@ impl Temporary {
 
     fn publish_new(self, storage: &LocalStorage) -> Result<Created, StorageError> {
         // Unlike rename, link fails if the name is taken, in one step.
-        match fs::hard_link(self.sync()?, &self.target) {
+        match fs::hard_link(self.sync(storage.durable)?, &self.target) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 return Ok(Created::AlreadyExists);

@@ -24,6 +24,7 @@ pub mod fault;
 pub mod image;
 pub mod job_store;
 pub mod local;
+pub mod local_copy;
 pub mod memory;
 #[cfg(feature = "s3")]
 pub mod object;
@@ -33,6 +34,7 @@ pub mod savepoint;
 pub use image::Image;
 pub use job_store::JobStore;
 pub use local::LocalStorage;
+pub use local_copy::LocalCopies;
 pub use memory::MemoryStorage;
 #[cfg(feature = "s3")]
 pub use object::ObjectStorage;
@@ -197,6 +199,15 @@ pub trait BlobReader: io::Read + io::Seek + Send {
     fn size_bytes(&self) -> u64;
 }
 
+/// What a blob must hold, as a manifest says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobContents {
+    /// Units: bytes.
+    pub bytes: u64,
+    /// The CRC-32C of all of them.
+    pub crc32c: u32,
+}
+
 /// A store of blobs. See the module for the contract.
 pub trait CheckpointStorage: Send + Sync + fmt::Debug {
     /// Writes a small blob, durably, replacing what was there.
@@ -222,6 +233,19 @@ pub trait CheckpointStorage: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StorageError`], `NotFound` among them.
     fn open(&self, path: &BlobPath) -> Result<Box<dyn BlobReader>, StorageError>;
+
+    /// Opens a blob whose contents are known, so that a copy of it that holds the same will do. Nobody has checked that the
+    /// blob does hold it if it is no copy.
+    ///
+    /// # Errors
+    /// [`StorageError`], `NotFound` among them.
+    fn open_checked(
+        &self,
+        path: &BlobPath,
+        _contents: BlobContents,
+    ) -> Result<Box<dyn BlobReader>, StorageError> {
+        self.open(path)
+    }
 
     /// Reads a small blob whole.
     ///

@@ -248,6 +248,7 @@ impl Lives {
         let env = Environment {
             clock: Arc::clone(&life) as Arc<dyn Clock>,
             storage: Arc::new(storage),
+            copies: None,
             counters: Arc::clone(&self.counters),
             turns: Some(Arc::clone(&life) as Arc<dyn Turns>),
             running,

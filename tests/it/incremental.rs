@@ -27,12 +27,12 @@ fn key(index: u64) -> u64 {
     if index < KEYS { index } else { index % HOT * 701 }
 }
 
-fn never() -> Arc<AtomicBool> {
+pub fn never() -> Arc<AtomicBool> {
     Arc::default()
 }
 
 /// Counts by key; forgets a key that was counted a thousand times. Slow once the keys are there.
-fn count(
+pub fn count(
     records_a_ms: u32,
     sink: Collect<(u64, u64)>,
     panics: Arc<AtomicBool>,
@@ -64,11 +64,11 @@ fn count(
 }
 
 /// What comes out of all of it.
-fn expected() -> Vec<(u64, u64)> {
+pub fn expected() -> Vec<(u64, u64)> {
     running_counts(RECORDS, key).into_iter().map(|(key, n)| (key, (n - 1) % 1000 + 1)).collect()
 }
 
-fn config(scratch: &Scratch, workers: usize) -> JobConfig {
+pub fn config(scratch: &Scratch, workers: usize) -> JobConfig {
     let mut config = scratch.config(workers);
     config.checkpoints.incremental_bytes_min = 0;
     config
@@ -95,7 +95,7 @@ fn layers(manifest: &Manifest) -> usize {
 }
 
 /// Waits until the newest checkpoint is one of this attempt or a later one, and in layers.
-fn wait_for_layers(scratch: &Scratch, job: &Background, attempt: u64) -> Manifest {
+pub fn wait_for_layers(scratch: &Scratch, job: &Background, attempt: u64) -> Manifest {
     job.wait_for_checkpoints(1);
     wait_until("a checkpoint is in layers", || {
         assert!(!job.is_finished(), "the job has ended");

@@ -14,6 +14,7 @@ mod files;
 mod flow;
 mod incremental;
 mod lifecycle;
+mod local_recovery;
 mod operator_state;
 mod operators;
 mod rescale;

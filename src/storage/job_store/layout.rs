@@ -24,6 +24,8 @@ pub(super) enum Place {
     /// A part or a shared file: who wrote it, for which checkpoint.
     Data(Attempt, Epoch),
     History(Epoch),
+    /// What a process of the attempt has read to restore.
+    Restore(Attempt),
     /// A user's request.
     Request(u64),
     /// An attempt has taken the request.
@@ -98,6 +100,10 @@ pub(super) fn history(epoch: Epoch) -> String {
     format!("{HISTORY}/{epoch}")
 }
 
+pub(super) fn restore(attempt: Attempt, process: u32) -> String {
+    format!("{HISTORY}/restore-{attempt}-{process}")
+}
+
 pub(super) fn request(id: u64) -> String {
     format!("{REQUESTS}/{id}")
 }
@@ -119,7 +125,7 @@ pub(super) fn parse(below_job: &str) -> Place {
         [CHECKPOINTS, epoch, part] => parse_part(epoch, part),
         [SHARED, file] => parse_shared(file),
         [REQUESTS, name] => parse_request(name),
-        [HISTORY, epoch] => number(epoch).map(|n| Place::History(Epoch(n))),
+        [HISTORY, name] => parse_history(name),
         _ => None,
     };
     parsed.unwrap_or(Place::Other)
@@ -144,6 +150,17 @@ fn parse_part(epoch: &str, name: &str) -> Option<Place> {
         number(worker)?;
     }
     Some(Place::Data(Attempt(number(attempt)?), Epoch(number(epoch)?)))
+}
+
+fn parse_history(name: &str) -> Option<Place> {
+    let Some(restore) = name.strip_prefix("restore-") else {
+        return number(name).map(|n| Place::History(Epoch(n)));
+    };
+    let (attempt, process) = restore.split_once('-')?;
+    if process != "0" {
+        number(process)?;
+    }
+    Some(Place::Restore(Attempt(number(attempt)?)))
 }
 
 fn parse_request(name: &str) -> Option<Place> {
@@ -211,6 +228,9 @@ mod tests {
         assert_eq!(parse(&native), Place::Data(attempt, epoch));
         assert_eq!(parse("shared/12-7-a-b"), Place::Data(attempt, epoch));
         assert_eq!(parse(&history(epoch)), Place::History(epoch));
+        for process in [0, 3, 10] {
+            assert_eq!(parse(&restore(attempt, process)), Place::Restore(attempt));
+        }
         assert_eq!(parse(&request(5)), Place::Request(5));
         assert_eq!(parse(&taken(5)), Place::Taken(5));
         assert_eq!(parse(&answer(5)), Place::Answer(5));
@@ -237,6 +257,10 @@ mod tests {
             "chk/1/1-00.part",
             "chk/1/0-1.part",
             "shared/1-2",
+            "history/x",
+            "history/restore-1",
+            "history/restore-1-00",
+            "history/restore-0-1",
             "requests/x",
             "requests/1.tmp",
             "requests/0",

@@ -7,6 +7,7 @@
 //! <job>/chk/<n>/<attempt>-<worker>.part  what one worker wrote for it
 //! <job>/shared/<attempt>-<epoch>-<id>    files of several checkpoints, by who first wrote them for which
 //! <job>/history/<n>                      what became of checkpoint n; the last hundred
+//! <job>/history/restore-<a>-<process>   what a process of attempt a has read to restore; the last hundred
 //! <job>/requests/<id>[.taken|.answer]    what a user asks a running job for, and the answer
 //! ```
 //! # Invariants
@@ -42,12 +43,12 @@ pub use requests::{REQUEST_AGE_MAX, TakenRequest};
 pub use retire::Released;
 pub use verify::{Problem, VerifyReport};
 
-use super::{BlobPath, BlobReader, CheckpointStorage, StorageError, place};
+use super::{BlobContents, BlobPath, BlobReader, CheckpointStorage, StorageError, place};
 use crate::format::FormatError;
 use crate::format::block::{self, BlockKind};
 use crate::format::manifest::{LayerRef, Manifest, PartPlace, PartRef, Piece};
 use crate::format::part::PartReader;
-use crate::format::record::{CheckpointRecord, JobRecord};
+use crate::format::record::{CheckpointRecord, JobRecord, RestoreRecord};
 use crate::ids::{Attempt, Epoch, Lineage, Name};
 use crate::protocol::registry::{self, AttemptFacts, Fence};
 
@@ -382,7 +383,7 @@ impl JobStore {
         piece: Piece<'_>,
     ) -> Result<PartReader<PartBytes>, JobStoreError> {
         let epoch = manifest.epoch;
-        let open = |path: &str| self.open_reference(epoch, path);
+        let open = |path: &str, contents| self.open_checked(epoch, path, contents);
         read_piece(manifest, piece, open, |error| self.piece_error(epoch, piece, error))
     }
 
@@ -396,6 +397,20 @@ impl JobStore {
         path: &str,
     ) -> Result<Box<dyn BlobReader>, JobStoreError> {
         Ok(self.storage.open(&self.reference(epoch, path)?)?)
+    }
+
+    /// As [`JobStore::open_reference`], of a blob that holds what the manifest says or is not wanted: then a copy of it
+    /// will do.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_checked(
+        &self,
+        epoch: Epoch,
+        path: &str,
+        contents: BlobContents,
+    ) -> Result<Box<dyn BlobReader>, JobStoreError> {
+        Ok(self.storage.open_checked(&self.reference(epoch, path)?, contents)?)
     }
 
     /// Says of damage in a part which file it is in.
@@ -491,6 +506,47 @@ impl JobStore {
         Ok(records)
     }
 
+    /// Adds to the history what a process has read to restore, and drops the oldest records beyond [`HISTORY_MAX`].
+    ///
+    /// # Errors
+    /// [`JobStoreError`].
+    pub fn record_restore(&self, record: &RestoreRecord) -> Result<(), JobStoreError> {
+        let path = self.path(&layout::restore(record.attempt, record.process));
+        let bytes = record.encode().map_err(|e| self.encode_error(&path, e))?;
+        self.storage.put(&path, &bytes)?;
+        let paths = self.restore_paths()?;
+        let old = paths.len().saturating_sub(HISTORY_MAX);
+        let old: Vec<BlobPath> = paths.into_iter().take(old).map(|(_, path)| path).collect();
+        Ok(self.storage.delete_all(&old)?)
+    }
+
+    /// What processes have read to restore, of the last restores that were recorded, by attempt.
+    ///
+    /// # Errors
+    /// [`JobStoreError`].
+    pub fn restores(&self) -> Result<Vec<RestoreRecord>, JobStoreError> {
+        let mut records = Vec::new();
+        for (_, path) in self.restore_paths()? {
+            match self.storage.read(&path, RECORD_BYTES_MAX) {
+                // It was dropped meanwhile, because newer ones came.
+                Err(StorageError::NotFound { .. }) => {}
+                read => records.push(
+                    RestoreRecord::decode(&read?).map_err(|e| self.damaged(path.as_str(), e))?,
+                ),
+            }
+        }
+        Ok(records)
+    }
+
+    fn restore_paths(&self) -> Result<BTreeSet<(Attempt, BlobPath)>, JobStoreError> {
+        let blobs = self.storage.list(Some(&self.path(layout::HISTORY)))?;
+        let restore = |path: BlobPath| match self.place(&path) {
+            layout::Place::Restore(attempt) => Some((attempt, path)),
+            _ => None,
+        };
+        Ok(blobs.into_iter().filter_map(|(path, _)| restore(path)).collect())
+    }
+
     fn history_epochs(&self) -> Result<BTreeSet<Epoch>, JobStoreError> {
         let blobs = self.storage.list(Some(&self.path(layout::HISTORY)))?;
         Ok(blobs.iter().filter_map(|(path, _)| self.place(path).as_history()).collect())
@@ -575,20 +631,20 @@ impl JobStore {
 pub(super) fn read_piece(
     manifest: &Manifest,
     piece: Piece<'_>,
-    open: impl Fn(&str) -> Result<Box<dyn BlobReader>, JobStoreError>,
+    open: impl Fn(&str, BlobContents) -> Result<Box<dyn BlobReader>, JobStoreError>,
     damaged: impl Fn(FormatError) -> JobStoreError,
 ) -> Result<PartReader<PartBytes>, JobStoreError> {
     let blob = match piece {
-        Piece::Layer(layer) => Some((&layer.path, layer.bytes)),
-        Piece::Part(PartRef { place: PartPlace::Blob { path, bytes, .. }, .. }) => {
-            Some((path, *bytes))
+        Piece::Layer(LayerRef { path, bytes, crc32c, .. })
+        | Piece::Part(PartRef { place: PartPlace::Blob { path, bytes, crc32c }, .. }) => {
+            Some((path, BlobContents { bytes: *bytes, crc32c: *crc32c }))
         }
         Piece::Part(_) => None,
     };
     let (bytes, size) = match (blob, piece) {
-        (Some((path, expected)), _) => {
-            let reader = open(path)?;
-            let size = reader.size_bytes();
+        (Some((path, contents)), _) => {
+            let reader = open(path, contents)?;
+            let (size, expected) = (reader.size_bytes(), contents.bytes);
             if size != expected {
                 let why = format!("{size} bytes are there, the manifest says {expected}");
                 return Err(damaged(FormatError::corrupt(size.min(expected), why)));

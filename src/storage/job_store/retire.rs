@@ -195,7 +195,7 @@ impl JobStore {
         let facts = layout::facts(blobs.iter().map(|(path, _)| self.place(path)));
         let ruling = registry::ruling(&facts);
         let needed = |place: Place| match place {
-            Place::Job | Place::History(_) => true,
+            Place::Job | Place::History(_) | Place::Restore(_) => true,
             // Whoever asked, or the attempt that runs, removes them.
             Place::Request(_) | Place::Taken(_) | Place::Answer(_) => true,
             Place::Claim(attempt) | Place::Fence(attempt) | Place::Reservation(attempt, _) => {
