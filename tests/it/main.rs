@@ -10,6 +10,8 @@ mod convert;
 mod event_time;
 mod failure;
 mod files;
+mod fixture_jobs;
+mod fixtures;
 
 mod flow;
 mod incremental;
