@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod at_least_once;
+mod bootstrap;
 mod build_errors;
 mod concurrency;
 mod convert;
