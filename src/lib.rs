@@ -18,7 +18,7 @@ pub mod testing;
 
 pub use cli::{run, run_with};
 pub use job::JobError as Error;
-pub use job::{convert, state_reader};
+pub use job::{bootstrap, convert, state_reader};
 pub use protocol::key_groups::key_groups;
 
 /// The result of building or running a job.

@@ -22,6 +22,7 @@
 //!
 //! The function is called once for each worker and attempt, and must build the same dataflow each time.
 
+pub mod bootstrap;
 mod builder;
 pub mod convert;
 pub(crate) mod execute;

@@ -4,12 +4,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod at_least_once;
+mod bootstrap;
 mod build_errors;
 mod concurrency;
 mod convert;
 mod event_time;
 mod failure;
 mod files;
+mod fixture_jobs;
+mod fixtures;
 
 mod flow;
 mod incremental;
