@@ -12,6 +12,7 @@ pub(super) const CHECKPOINTS: &str = "chk";
 pub(super) const SHARED: &str = "shared";
 pub(super) const HISTORY: &str = "history";
 pub(super) const REQUESTS: &str = "requests";
+pub(super) const PINS: &str = "pins";
 
 /// What a blob is, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub(super) enum Place {
     /// A part or a shared file: who wrote it, for which checkpoint.
     Data(Attempt, Epoch),
     History(Epoch),
+    /// A user keeps the checkpoint.
+    Pin(Epoch),
+    /// The attempt (0: a user) is about to delete the manifest of the checkpoint.
+    Retiring(Attempt, Epoch),
     /// A user's request.
     Request(u64),
     /// An attempt has taken the request.
@@ -41,6 +46,10 @@ impl Place {
 
     pub(super) fn as_history(self) -> Option<Epoch> {
         if let Self::History(epoch) = self { Some(epoch) } else { None }
+    }
+
+    pub(super) fn as_pin(self) -> Option<Epoch> {
+        if let Self::Pin(epoch) = self { Some(epoch) } else { None }
     }
 
     /// The attempt whose claim, fence or reservation it is.
@@ -98,6 +107,14 @@ pub(super) fn history(epoch: Epoch) -> String {
     format!("{HISTORY}/{epoch}")
 }
 
+pub(super) fn pin(epoch: Epoch) -> String {
+    format!("{PINS}/{epoch}")
+}
+
+pub(super) fn retiring(epoch: Epoch, by: Attempt) -> String {
+    format!("{CHECKPOINTS}/{epoch}/{by}.retiring")
+}
+
 pub(super) fn request(id: u64) -> String {
     format!("{REQUESTS}/{id}")
 }
@@ -116,7 +133,11 @@ pub(super) fn parse(below_job: &str) -> Place {
         [JOB] => Some(Place::Job),
         [ATTEMPTS, name] => parse_attempt(name),
         [CHECKPOINTS, epoch, "manifest"] => number(epoch).map(|n| Place::Manifest(Epoch(n))),
-        [CHECKPOINTS, epoch, part] => parse_part(epoch, part),
+        [CHECKPOINTS, epoch, file] => match file.strip_suffix(".retiring") {
+            Some(by) => parse_retiring(epoch, by),
+            None => parse_part(epoch, file),
+        },
+        [PINS, epoch] => number(epoch).map(|n| Place::Pin(Epoch(n))),
         [SHARED, file] => parse_shared(file),
         [REQUESTS, name] => parse_request(name),
         [HISTORY, epoch] => number(epoch).map(|n| Place::History(Epoch(n))),
@@ -144,6 +165,11 @@ fn parse_part(epoch: &str, name: &str) -> Option<Place> {
         number(worker)?;
     }
     Some(Place::Data(Attempt(number(attempt)?), Epoch(number(epoch)?)))
+}
+
+fn parse_retiring(epoch: &str, by: &str) -> Option<Place> {
+    let by = if by == "0" { 0 } else { number(by)? };
+    Some(Place::Retiring(Attempt(by), Epoch(number(epoch)?)))
 }
 
 fn parse_request(name: &str) -> Option<Place> {
@@ -211,6 +237,10 @@ mod tests {
         assert_eq!(parse(&native), Place::Data(attempt, epoch));
         assert_eq!(parse("shared/12-7-a-b"), Place::Data(attempt, epoch));
         assert_eq!(parse(&history(epoch)), Place::History(epoch));
+        assert_eq!(parse(&pin(epoch)), Place::Pin(epoch));
+        for by in [attempt, Attempt(0)] {
+            assert_eq!(parse(&retiring(epoch, by)), Place::Retiring(by, epoch));
+        }
         assert_eq!(parse(&request(5)), Place::Request(5));
         assert_eq!(parse(&taken(5)), Place::Taken(5));
         assert_eq!(parse(&answer(5)), Place::Answer(5));
@@ -236,6 +266,10 @@ mod tests {
             "chk/1/1-+2.part",
             "chk/1/1-00.part",
             "chk/1/0-1.part",
+            "chk/1/00.retiring",
+            "chk/1/.retiring",
+            "pins/0",
+            "pins/1/x",
             "shared/1-2",
             "requests/x",
             "requests/1.tmp",
