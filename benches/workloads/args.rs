@@ -94,6 +94,8 @@ pub enum Workload {
     Recovery,
     /// Checkpoints before an operator that is too slow, by alignment timeout.
     Backpressure,
+    /// Incremental checkpoints of a large state.
+    LargeState,
     /// What a job without input costs.
     Idle,
     /// Whether memory stays bounded before a slow sink.
@@ -152,6 +154,16 @@ impl Args {
     pub fn keyed_count_records(&self) -> u64 {
         let lasting = if self.keys() <= 100_000 { 400_000_000 } else { 200_000_000 };
         self.records.unwrap_or(lasting)
+    }
+
+    /// Time between checkpoints of a large state: 5 s unless another than the default is given.
+    pub fn large_state_interval(&self) -> Duration {
+        let given = self.checkpoint_interval.0.unwrap_or_default();
+        if given.is_zero() || given == Duration::from_secs(1) {
+            Duration::from_secs(5)
+        } else {
+            given
+        }
     }
 
     /// What keeps state.

@@ -11,6 +11,7 @@ mod counting;
 mod histogram;
 mod idle;
 mod keyed_count;
+mod large_state;
 mod latency;
 mod memory;
 mod progress;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             Mode::Kill => recovery_kill::run(&args),
         },
         Some(Workload::Backpressure) => backpressure::run(&args),
+        Some(Workload::LargeState) => large_state::run(&args),
         Some(Workload::Idle) => idle::run(&args),
         Some(Workload::Memory) => memory::run(&args),
     };
