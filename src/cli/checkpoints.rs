@@ -47,6 +47,8 @@ pub(crate) struct ListRow {
     pub parallelism: u32,
     #[serde(rename = "final")]
     pub is_final: bool,
+    /// Whether a user keeps it.
+    pub pinned: bool,
 }
 
 /// A checkpoint whose manifest can not be read.
@@ -95,6 +97,8 @@ pub(crate) struct ShowReport {
     pub max_parallelism: u16,
     #[serde(rename = "final")]
     pub is_final: bool,
+    /// Whether a user keeps it.
+    pub pinned: bool,
     pub size_bytes: u64,
     pub entries: u64,
     /// Number of blobs, the manifest apart.
@@ -151,6 +155,18 @@ pub(crate) struct WorkerRow {
     pub async_us: u64,
     pub size_bytes: u64,
     pub in_flight_bytes: u64,
+}
+
+/// `pin` and `unpin`: what has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct PinReport {
+    pub job: String,
+    pub location: String,
+    pub id: u64,
+    /// Whether it is pinned now.
+    pub pinned: bool,
+    /// Whether it was otherwise before.
+    pub changed: bool,
 }
 
 /// `verify`: what reading everything found.
@@ -221,7 +237,7 @@ impl ListReport {
                 short_size(row.size_bytes),
                 short_count(row.entries),
                 row.parallelism.to_string(),
-                if row.is_final { "final" } else { "" }.to_owned(),
+                notes(row),
             ]
         });
         let header =
@@ -268,9 +284,20 @@ impl ListReport {
     }
 }
 
+/// What is special about a checkpoint.
+fn notes(row: &ListRow) -> String {
+    let notes = [(row.is_final, "final"), (row.pinned, "pinned")].into_iter();
+    notes.filter(|(is, _)| *is).map(|(_, note)| note).collect::<Vec<_>>().join(", ")
+}
+
 impl Report for ShowReport {
     fn text(&self) -> String {
-        let suffix = if self.is_final { ", the final one" } else { "" };
+        let suffix = match (self.is_final, self.pinned) {
+            (false, false) => "",
+            (true, false) => ", the final one",
+            (false, true) => ", pinned",
+            (true, true) => ", the final one, pinned",
+        };
         let mut text = format!(
             "checkpoint {} of job {} in {}{suffix}\n\
              triggered {} UTC by attempt {}, lineage {}\n\
@@ -391,6 +418,24 @@ impl Report for VerifyReport {
     }
 }
 
+impl Report for PinReport {
+    fn text(&self) -> String {
+        let Self { id, job, .. } = self;
+        match (self.pinned, self.changed) {
+            (true, true) => {
+                format!("pinned checkpoint {id} of job {job}: it stays until it is unpinned\n")
+            }
+            (true, false) => format!("checkpoint {id} of job {job} was pinned already\n"),
+            (false, true) => {
+                format!(
+                    "unpinned checkpoint {id} of job {job}: the job deletes it when it is old\n"
+                )
+            }
+            (false, false) => format!("checkpoint {id} of job {job} was not pinned\n"),
+        }
+    }
+}
+
 impl Report for DeleteReport {
     fn text(&self) -> String {
         format!(
@@ -458,6 +503,7 @@ mod tests {
             entries: 12_345,
             parallelism: 4,
             is_final,
+            pinned: is_final,
         };
         let history = |id, why: Option<&str>| HistoryRow {
             id,
@@ -497,6 +543,7 @@ mod tests {
             parallelism: 2,
             max_parallelism: 128,
             is_final: false,
+            pinned: false,
             size_bytes: 1_300_000,
             entries: 12_345,
             blobs: 2,
@@ -540,7 +587,7 @@ job count in /state
 
 ID  ATTEMPT  TRIGGERED (UTC)         SIZE  ENTRIES  PARALLELISM
  9        2  2023-11-14 22:13:20  1.2 MiB    12.3k            4
-11        2  2023-11-14 22:13:20    512 B    12.3k            4  final
+11        2  2023-11-14 22:13:20    512 B    12.3k            4  final, pinned
 
 history
 
@@ -590,6 +637,8 @@ WORKER  PHASE   TIME  OPERATORS
         assert_eq!(show().text(), expected);
         let without = ShowReport { timings: None, is_final: true, ..show() };
         assert!(without.text().contains("/state, the final one\n"));
+        let pinned = ShowReport { pinned: true, ..show() };
+        assert!(pinned.text().contains("/state, pinned\n"));
         assert!(without.text().ends_with("its timings are not in the history any more\n"));
     }
 
@@ -635,7 +684,7 @@ WORKER  PHASE   TIME  OPERATORS
         let json: serde_json::Value = serde_json::from_str(&list().json()).unwrap();
         let expected = serde_json::json!({
             "id": 11, "attempt": 2, "triggered_unix_ms": 1_700_000_000_000_u64, "size_bytes": 512,
-            "entries": 12_345, "parallelism": 4, "final": true,
+            "entries": 12_345, "parallelism": 4, "final": true, "pinned": true,
         });
         assert_eq!(json["checkpoints"][1], expected);
         let expected = serde_json::json!({
@@ -652,6 +701,26 @@ WORKER  PHASE   TIME  OPERATORS
         let json: serde_json::Value = serde_json::from_str(&show().json()).unwrap();
         assert_eq!(json["states"][0]["kind"], "keyed value");
         assert_eq!(json["timings"]["workers"][0]["async_us"], 300_000);
+    }
+
+    #[test]
+    fn pinning_says_what_it_has_changed() {
+        let text = |pinned, changed| {
+            let (job, location) = ("count".to_owned(), "/state".to_owned());
+            PinReport { job, location, id: 9, pinned, changed }.text()
+        };
+        for (pinned, changed, said) in [
+            (true, true, "pinned checkpoint 9 of job count: it stays until it is unpinned\n"),
+            (true, false, "checkpoint 9 of job count was pinned already\n"),
+            (
+                false,
+                true,
+                "unpinned checkpoint 9 of job count: the job deletes it when it is old\n",
+            ),
+            (false, false, "checkpoint 9 of job count was not pinned\n"),
+        ] {
+            assert_eq!(text(pinned, changed), said);
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::checkpoints::{
-    DamagedRow, DeleteReport, HistoryRow, ListReport, ListRow, ProblemRow, RestoreRow, ShowReport,
-    StateRow, Timings, VerifyReport, WaitRow, WorkerRow,
+    DamagedRow, DeleteReport, HistoryRow, ListReport, ListRow, PinReport, ProblemRow, RestoreRow,
+    ShowReport, StateRow, Timings, VerifyReport, WaitRow, WorkerRow,
 };
 use super::error::with_causes;
 use super::tool::{RunPlan, ToolError, choose_job, refuse_newest};
@@ -77,6 +77,29 @@ pub(crate) fn delete(
     delete_of(&open(dir, job)?, id, force)
 }
 
+/// Pins a checkpoint.
+pub(crate) fn pin(dir: &Path, job: Option<&Name>, id: Epoch) -> Result<PinReport, ToolError> {
+    let store = open(dir, job)?;
+    let changed = store.pin(id)?;
+    Ok(pin_report(&store, id, true, changed))
+}
+
+/// Takes the pin off a checkpoint.
+pub(crate) fn unpin(dir: &Path, job: Option<&Name>, id: Epoch) -> Result<PinReport, ToolError> {
+    let store = open(dir, job)?;
+    let changed = store.unpin(id)?;
+    if !changed {
+        // Nobody has pinned what is not there.
+        store.load(id)?;
+    }
+    Ok(pin_report(&store, id, false, changed))
+}
+
+fn pin_report(store: &JobStore, id: Epoch, pinned: bool, changed: bool) -> PinReport {
+    let (job, location) = (store.job().to_string(), store.storage().location());
+    PinReport { job, location, id: id.0, pinned, changed }
+}
+
 pub(super) fn open(dir: &Path, job: Option<&Name>) -> Result<JobStore, ToolError> {
     let storage = crate::storage::open_existing(dir)?;
     let jobs = jobs_in(&*storage)?;
@@ -104,6 +127,7 @@ fn list_of(store: &JobStore) -> Result<ListReport, ToolError> {
         history: store.history()?.iter().map(history_row).collect(),
         restores: store.restores()?.iter().map(restore_row).collect(),
     };
+    let pinned = store.pinned()?;
     for epoch in store.valid_epochs()? {
         // One damaged manifest must not hide the others.
         match store.load(epoch) {
@@ -115,6 +139,7 @@ fn list_of(store: &JobStore) -> Result<ListReport, ToolError> {
                 entries: manifest.entries(),
                 parallelism: manifest.parallelism,
                 is_final: manifest.last,
+                pinned: pinned.contains(&epoch),
             }),
             Err(error) => {
                 report.damaged.push(DamagedRow { id: epoch.0, why: with_causes(&error) });
@@ -173,6 +198,7 @@ fn show_of(store: &JobStore, id: Option<Epoch>) -> Result<ShowReport, ToolError>
         parallelism: manifest.parallelism,
         max_parallelism: manifest.max_parallelism,
         is_final: manifest.last,
+        pinned: store.pinned()?.contains(&id),
         size_bytes: manifest.size_bytes(),
         entries: manifest.entries(),
         blobs: manifest.blobs().collect::<BTreeSet<_>>().len() as u64,
@@ -413,6 +439,28 @@ mod tests {
         assert_eq!(list(directory.path(), None).unwrap().checkpoints.len(), 1);
         delete(directory.path(), None, epochs[1], true).unwrap();
         assert!(delete(directory.path(), None, epochs[1], true).is_err());
+    }
+
+    #[test]
+    fn a_pinned_checkpoint_is_shown_as_such_and_only_deleted_once_it_is_unpinned() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_, epochs) = store(directory.path(), 2);
+        let report = pin(directory.path(), None, epochs[0]).unwrap();
+        assert_eq!((report.id, report.pinned, report.changed), (epochs[0].0, true, true));
+        assert!(!pin(directory.path(), None, epochs[0]).unwrap().changed);
+        let listed = list(directory.path(), None).unwrap();
+        let pinned: Vec<_> = listed.checkpoints.iter().map(|row| row.pinned).collect();
+        assert_eq!(pinned, [true, false]);
+        assert!(show(directory.path(), None, Some(epochs[0])).unwrap().pinned);
+        let error = delete(directory.path(), None, epochs[0], true).unwrap_err().to_string();
+        assert!(error.contains(&format!("`highwater checkpoints unpin {}`", epochs[0])), "{error}");
+        assert!(verify(directory.path(), None, None).unwrap().unreferenced.is_empty());
+        assert!(unpin(directory.path(), None, epochs[0]).unwrap().changed);
+        assert!(!unpin(directory.path(), None, epochs[0]).unwrap().changed);
+        delete(directory.path(), None, epochs[0], false).unwrap();
+        for result in [pin, unpin].map(|act| act(directory.path(), None, epochs[0])) {
+            assert!(result.unwrap_err().to_string().contains("has no checkpoint"));
+        }
     }
 
     #[test]

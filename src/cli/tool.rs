@@ -29,7 +29,7 @@ struct Tool {
 enum ToolCommand {
     /// Start the processes of a program on this machine, and start them again when they die
     Run(RunArgs),
-    /// List, show, verify or delete the checkpoints of a job
+    /// List, show, verify, delete or pin the checkpoints of a job
     #[command(subcommand)]
     Checkpoints(CheckpointsCommand),
     /// Ask a running job for a savepoint
@@ -208,6 +208,20 @@ enum CheckpointsCommand {
         /// Delete it even if it is the newest
         #[arg(long)]
         force: bool,
+    },
+    /// Keep a checkpoint, whatever the job would delete
+    Pin {
+        #[command(flatten)]
+        place: Place,
+        /// The checkpoint
+        id: u64,
+    },
+    /// Let the job delete a checkpoint again when it wants to
+    Unpin {
+        #[command(flatten)]
+        place: Place,
+        /// The checkpoint
+        id: u64,
     },
 }
 
@@ -402,6 +416,12 @@ fn checkpoints(command: CheckpointsCommand) -> Result<ExitCode, ToolError> {
         CheckpointsCommand::Delete { place, id, force } => {
             show(place.json, &sources::delete(&place.dir, place.job.as_ref(), Epoch(id), force)?);
         }
+        CheckpointsCommand::Pin { place, id } => {
+            show(place.json, &sources::pin(&place.dir, place.job.as_ref(), Epoch(id))?);
+        }
+        CheckpointsCommand::Unpin { place, id } => {
+            show(place.json, &sources::unpin(&place.dir, place.job.as_ref(), Epoch(id))?);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -540,10 +560,16 @@ mod tests {
         };
         assert_eq!((place.dir, id, force), (PathBuf::from("d"), 7, true));
         assert!(parsed(&["checkpoints", "delete", "--dir", "d"]).unwrap_err().contains("<ID>"));
+        let pin = parsed(&["checkpoints", "pin", "--dir", "d", "7"]);
+        assert!(
+            matches!(pin, Ok(ToolCommand::Checkpoints(CheckpointsCommand::Pin { id: 7, .. }))),
+            "{pin:?}"
+        );
+        assert!(parsed(&["checkpoints", "unpin", "--dir", "d"]).unwrap_err().contains("<ID>"));
         let bad = parsed(&["checkpoints", "list", "--dir", "d", "--job", "../x"]).unwrap_err();
         assert!(bad.contains("is not a name"), "{bad}");
         let help = parsed(&["checkpoints", "--help"]).unwrap_err();
-        for command in ["list", "show", "verify", "delete"] {
+        for command in ["list", "show", "verify", "delete", "pin", "unpin"] {
             assert!(help.contains(&format!("\n  {command} ")), "{help}");
         }
     }

@@ -10,6 +10,8 @@
 //! | `attempts/<a>.fence`      | attempt *a*                   | fence: the first epoch and the kept checkpoints |
 //! | `attempts/<a>.epochs-<f>` | attempt *a*                   | [`EPOCHS_PER_RESERVATION`] epochs from *f* on are its own |
 //! | `chk/<n>/manifest`        | the attempt that took *n*     | checkpoint *n* is published                     |
+//! | `chk/<n>/<a>.retiring`    | attempt *a*                   | it deletes that manifest unless it finds a pin  |
+//! | `pins/<n>`                | a user                        | checkpoint *n* stays, if the pin was granted    |
 //!
 //! # A new attempt claims
 //! 1. It creates the claim above the highest there is; if somebody was faster, again.
@@ -39,6 +41,8 @@
 //!   listing has it.
 //! * **Nothing old is needed.** A fence sums up all lower ones, so the files of all attempts below the ruling one can be
 //!   deleted.
+//!
+//! * **A pin that was granted holds** until it is taken off: `storage::job_store::pins` says in which order both sides go.
 //!
 //! The tests take every step in every order for two and three attempts, and show for three steps of the protocol that
 //! without it an invariant breaks.
@@ -131,6 +135,57 @@ pub fn obsolete(facts: &AttemptFacts, ruling: Attempt) -> BTreeSet<Attempt> {
     all.copied().filter(|attempt| *attempt < ruling).collect()
 }
 
+/// What the directory of one checkpoint says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Publication {
+    /// Whether the manifest is there.
+    pub manifest: bool,
+    /// Whether anybody has marked it as being retired.
+    pub retiring: bool,
+}
+
+/// What becomes of a pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PinVerdict {
+    /// It is granted, and holds until it is taken off.
+    Holds,
+    /// The checkpoint is not there.
+    Gone,
+    /// Somebody has begun to delete the checkpoint, and may not see the pin.
+    Retiring,
+    /// The checkpoint does not count under the fence of that attempt.
+    Void {
+        /// The attempt whose fence rules.
+        by: Attempt,
+    },
+    /// That attempt has claimed and not said yet which checkpoints it keeps.
+    Unsettled {
+        /// The attempt.
+        by: Attempt,
+    },
+}
+
+/// Whether a pin holds. `publication` was listed after the pin was created, `facts` after that; `ruling_fence` is that
+/// of the attempt that rules by these.
+#[must_use]
+pub fn judge_pin(
+    epoch: Epoch,
+    publication: Publication,
+    facts: &AttemptFacts,
+    ruling_fence: Option<&Fence>,
+) -> PinVerdict {
+    let rules = ruling(facts).unwrap_or_default();
+    match publication {
+        Publication { manifest: false, .. } => PinVerdict::Gone,
+        _ if !counts(epoch, ruling_fence) => PinVerdict::Void { by: rules },
+        Publication { retiring: true, .. } => PinVerdict::Retiring,
+        Publication { .. } => match fenced_by(facts, rules) {
+            Some(by) => PinVerdict::Unsettled { by },
+            None => PinVerdict::Holds,
+        },
+    }
+}
+
 /// Which checkpoints stay and which go when an attempt retires the ones that it no longer wants.
 ///
 /// `keep` are the complete checkpoints to keep; `busy` those that are being taken. An epoch of `mine` above all of these
@@ -145,6 +200,8 @@ pub struct Retention<'a> {
     pub keep: &'a BTreeSet<Epoch>,
     /// Checkpoints in progress.
     pub busy: &'a BTreeSet<Epoch>,
+    /// Checkpoints that users have pinned: those that count stay.
+    pub pinned: &'a BTreeSet<Epoch>,
 }
 
 impl Retention<'_> {
@@ -154,7 +211,8 @@ impl Retention<'_> {
         if !counts(epoch, Some(self.fence)) {
             return true;
         }
-        !self.keep.contains(&epoch) && !self.own_and_active(epoch)
+        let wanted = self.keep.contains(&epoch) || self.pinned.contains(&epoch);
+        !wanted && !self.own_and_active(epoch)
     }
 
     /// Whether a blob that no remaining manifest references may be deleted, by who wrote it for which checkpoint.

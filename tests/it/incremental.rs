@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use highwater::config::{JobConfig, RestartStrategy, RestoreFrom};
+use highwater::config::{JobConfig, OnCancel, RestartStrategy, RestoreFrom};
 use highwater::format::Extent;
 use highwater::format::manifest::{Manifest, SectionSummary};
 use highwater::prelude::*;
 use highwater::state_reader::StateReader;
+use highwater::storage::job_store::JobStoreError;
 
 use crate::support::{
-    Background, Scratch, assert_same, files_below, quiet_panics, running_counts, throttle,
+    Background, Scratch, assert_same, files_below, quiet_panics, run, running_counts, throttle,
     wait_until,
 };
 
@@ -281,5 +282,100 @@ fn switched_off_every_checkpoint_stands_alone() {
     job.end().unwrap();
     assert_eq!(layers(&newest(&scratch)), 0);
     assert!(!scratch.checkpoints().join(format!("{}/shared", crate::support::JOB)).exists());
+    scratch.assert_directory_is_the_reachable_set();
+}
+
+/// Pins the newest checkpoint of the running job that is in layers.
+fn pin_one(scratch: &Scratch, job: &Background) -> Manifest {
+    loop {
+        let manifest = wait_for_layers(scratch, job, 1);
+        match scratch.store().pin(manifest.epoch) {
+            Ok(_) => return manifest,
+            // It has been retired since, or is about to be.
+            Err(JobStoreError::NotPinned { .. } | JobStoreError::NoSuchCheckpoint { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_pinned_checkpoint_outlives_retention_with_its_layers_restores_and_goes_once_unpinned() {
+    let scratch = Scratch::new();
+    let config = config(&scratch, 2);
+    let job = Background::start(config.clone(), count(8, Collect::new(), never()));
+    let pinned = pin_one(&scratch, &job);
+    let completed = job.handle.counters().checkpoints().completed.len();
+    job.wait_for_checkpoints(completed + 20);
+    job.handle.stop();
+    job.end().unwrap();
+    let store = scratch.store();
+    let newest = store.newest().unwrap().unwrap();
+    // One is retained: what came between is gone.
+    assert_eq!(store.valid_epochs().unwrap(), [pinned.epoch, newest].into());
+    assert!(layers(&pinned) > 0);
+    for blob in pinned.blobs() {
+        assert!(scratch.checkpoints().join(blob).is_file(), "{blob}");
+    }
+    scratch.assert_directory_is_the_reachable_set();
+
+    let path = format!("{}/chk/{}", crate::support::JOB, pinned.epoch);
+    let mut counted = 0;
+    StateReader::open(scratch.checkpoints().join(path))
+        .unwrap()
+        .for_each("count", "count", |_: u64, _: u64| counted += 1)
+        .unwrap();
+    assert!(counted >= KEYS - HOT, "only {counted} keys are there");
+    let collect = Collect::new();
+    let mut from_pinned = config.clone();
+    from_pinned.restore.from = RestoreFrom::Checkpoint(pinned.epoch.to_string());
+    let job = Background::start(from_pinned, count(8, collect.clone(), never()));
+    job.wait_for_checkpoints(5);
+    assert!(store.valid_epochs().unwrap().contains(&pinned.epoch), "it is pinned still");
+    assert!(store.unpin(pinned.epoch).unwrap());
+    wait_until("the checkpoint is retired", || {
+        assert!(!job.is_finished(), "the job has ended");
+        !store.valid_epochs().unwrap().contains(&pinned.epoch)
+    });
+    job.handle.stop();
+    job.end().unwrap();
+    assert_eq!(store.valid_epochs().unwrap().len(), 1);
+    scratch.assert_directory_is_the_reachable_set();
+
+    // Of each key the last ones, all of them and each once: from the checkpoint's own transaction on.
+    run(config, count(1000, collect.clone(), never())).unwrap();
+    let by_key = |records: Vec<(u64, u64)>| {
+        let mut keys: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for (key, count) in records {
+            keys.entry(key).or_default().push(count);
+        }
+        keys
+    };
+    let (mut found, mut before) = (by_key(collect.handle().committed()), 0);
+    for (key, mut wanted) in by_key(expected()) {
+        let mut since = found.remove(&key).unwrap_or_default();
+        before += wanted.drain(..wanted.len() - since.len()).count() as u64;
+        wanted.sort_unstable();
+        since.sort_unstable();
+        assert_eq!(since, wanted, "key {key}");
+    }
+    assert!(found.is_empty(), "{found:?}");
+    assert!(before > KEYS / 2, "it has started anew: only {before} records came before");
+    scratch.assert_directory_is_the_reachable_set();
+}
+
+#[test]
+fn a_cancelled_job_that_deletes_its_checkpoints_leaves_the_pinned_one_whole() {
+    let scratch = Scratch::new();
+    let mut config = config(&scratch, 2);
+    config.checkpoints.on_cancel = OnCancel::Delete;
+    let job = Background::start(config, count(8, Collect::new(), never()));
+    let pinned = pin_one(&scratch, &job);
+    let completed = job.handle.counters().checkpoints().completed.len();
+    job.wait_for_checkpoints(completed + 3);
+    job.handle.cancel();
+    job.end().unwrap();
+    let store = scratch.store();
+    assert_eq!(store.valid_epochs().unwrap(), [pinned.epoch].into());
+    assert_eq!(store.load(pinned.epoch).unwrap(), pinned);
     scratch.assert_directory_is_the_reachable_set();
 }

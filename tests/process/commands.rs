@@ -161,7 +161,14 @@ fn tool() {
     let refused = run(&["delete", &newest]);
     assert_eq!(refused.status.code(), FATAL);
     assert!(text(&refused.stderr).contains("--force"), "{}", text(&refused.stderr));
-    assert_eq!(json(&["delete", &ids[0].to_string()])["id"].as_u64(), Some(ids[0]));
+    let oldest = ids[0].to_string();
+    assert_eq!(json(&["pin", &oldest])["changed"], true);
+    assert_eq!(json(&["list"])["checkpoints"][0]["pinned"], true);
+    let refused = run(&["delete", &oldest]);
+    assert_eq!(refused.status.code(), FATAL);
+    assert!(text(&refused.stderr).contains("unpin"), "{}", text(&refused.stderr));
+    assert_eq!(json(&["unpin", &oldest])["pinned"], false);
+    assert_eq!(json(&["delete", &oldest])["id"].as_u64(), Some(ids[0]));
     bench.assert_exactly_once();
 
     // One byte of the newest checkpoint.

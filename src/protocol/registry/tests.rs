@@ -42,7 +42,8 @@ fn a_new_attempt_starts_above_everything_reserved_or_seen() {
 fn retention_spares_what_is_kept_busy_or_begun_later() {
     let fence = Fence { first_epoch: Epoch(1001), kept: set(&[5]) };
     let (keep, busy, none) = (set(&[1002]), set(&[1001, 1004]), set(&[]));
-    let retention = Retention { mine: Attempt(2), fence: &fence, keep: &keep, busy: &busy };
+    let retention =
+        Retention { mine: Attempt(2), fence: &fence, keep: &keep, busy: &busy, pinned: &none };
     let goes = |epoch| retention.manifest_goes(Epoch(epoch));
     assert!(goes(5), "complete and no longer wanted");
     assert!(goes(6), "void");
@@ -56,6 +57,37 @@ fn retention_spares_what_is_kept_busy_or_begun_later() {
         over.manifest_goes(Epoch(1005)) && over.unreferenced_blob_goes(Attempt(2), Epoch(9999))
     );
     assert!(!over.unreferenced_blob_goes(Attempt(3), Epoch(9999)));
+    let pinned = set(&[5, 6, 1003]);
+    let pinned = Retention { pinned: &pinned, ..over };
+    assert!(!pinned.manifest_goes(Epoch(5)) && !pinned.manifest_goes(Epoch(1003)));
+    assert!(pinned.manifest_goes(Epoch(6)), "void");
+    assert!(pinned.manifest_goes(Epoch(1004)));
+}
+
+#[test]
+fn a_pin_holds_only_if_nobody_may_delete_the_checkpoint_without_seeing_it() {
+    let there = Publication { manifest: true, retiring: false };
+    let fence = Fence { first_epoch: Epoch(1001), kept: set(&[5]) };
+    let mut facts = AttemptFacts {
+        claims: [Attempt(2)].into(),
+        fences: [Attempt(2)].into(),
+        reservations: [].into(),
+    };
+    let judge = |epoch, publication, facts: &AttemptFacts| {
+        judge_pin(Epoch(epoch), publication, facts, Some(&fence))
+    };
+    assert_eq!(judge(5, there, &facts), PinVerdict::Holds);
+    assert_eq!(judge(1001, there, &facts), PinVerdict::Holds);
+    assert_eq!(judge(6, there, &facts), PinVerdict::Void { by: Attempt(2) });
+    let gone = Publication { manifest: false, retiring: true };
+    assert_eq!(judge(5, gone, &facts), PinVerdict::Gone);
+    let marked = Publication { manifest: true, retiring: true };
+    assert_eq!(judge(5, marked, &facts), PinVerdict::Retiring);
+    facts.claims.insert(Attempt(3));
+    let unsettled = PinVerdict::Unsettled { by: Attempt(3) };
+    assert_eq!(judge(5, there, &facts), unsettled);
+    facts.fences.clear();
+    assert_eq!(judge_pin(Epoch(5), there, &facts, None), unsettled);
 }
 
 /// Which steps of the protocol are taken. The product takes all.

@@ -12,6 +12,7 @@ pub(super) const CHECKPOINTS: &str = "chk";
 pub(super) const SHARED: &str = "shared";
 pub(super) const HISTORY: &str = "history";
 pub(super) const REQUESTS: &str = "requests";
+pub(super) const PINS: &str = "pins";
 
 /// What a blob is, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,10 @@ pub(super) enum Place {
     History(Epoch),
     /// What a process of the attempt has read to restore.
     Restore(Attempt),
+    /// A user keeps the checkpoint.
+    Pin(Epoch),
+    /// The attempt (0: a user) is about to delete the manifest of the checkpoint.
+    Retiring(Attempt, Epoch),
     /// A user's request.
     Request(u64),
     /// An attempt has taken the request.
@@ -43,6 +48,10 @@ impl Place {
 
     pub(super) fn as_history(self) -> Option<Epoch> {
         if let Self::History(epoch) = self { Some(epoch) } else { None }
+    }
+
+    pub(super) fn as_pin(self) -> Option<Epoch> {
+        if let Self::Pin(epoch) = self { Some(epoch) } else { None }
     }
 
     /// The attempt whose claim, fence or reservation it is.
@@ -104,6 +113,14 @@ pub(super) fn restore(attempt: Attempt, process: u32) -> String {
     format!("{HISTORY}/restore-{attempt}-{process}")
 }
 
+pub(super) fn pin(epoch: Epoch) -> String {
+    format!("{PINS}/{epoch}")
+}
+
+pub(super) fn retiring(epoch: Epoch, by: Attempt) -> String {
+    format!("{CHECKPOINTS}/{epoch}/{by}.retiring")
+}
+
 pub(super) fn request(id: u64) -> String {
     format!("{REQUESTS}/{id}")
 }
@@ -122,7 +139,11 @@ pub(super) fn parse(below_job: &str) -> Place {
         [JOB] => Some(Place::Job),
         [ATTEMPTS, name] => parse_attempt(name),
         [CHECKPOINTS, epoch, "manifest"] => number(epoch).map(|n| Place::Manifest(Epoch(n))),
-        [CHECKPOINTS, epoch, part] => parse_part(epoch, part),
+        [CHECKPOINTS, epoch, file] => match file.strip_suffix(".retiring") {
+            Some(by) => parse_retiring(epoch, by),
+            None => parse_part(epoch, file),
+        },
+        [PINS, epoch] => number(epoch).map(|n| Place::Pin(Epoch(n))),
         [SHARED, file] => parse_shared(file),
         [REQUESTS, name] => parse_request(name),
         [HISTORY, name] => parse_history(name),
@@ -161,6 +182,11 @@ fn parse_history(name: &str) -> Option<Place> {
         number(process)?;
     }
     Some(Place::Restore(Attempt(number(attempt)?)))
+}
+
+fn parse_retiring(epoch: &str, by: &str) -> Option<Place> {
+    let by = if by == "0" { 0 } else { number(by)? };
+    Some(Place::Retiring(Attempt(by), Epoch(number(epoch)?)))
 }
 
 fn parse_request(name: &str) -> Option<Place> {
@@ -231,6 +257,10 @@ mod tests {
         for process in [0, 3, 10] {
             assert_eq!(parse(&restore(attempt, process)), Place::Restore(attempt));
         }
+        assert_eq!(parse(&pin(epoch)), Place::Pin(epoch));
+        for by in [attempt, Attempt(0)] {
+            assert_eq!(parse(&retiring(epoch, by)), Place::Retiring(by, epoch));
+        }
         assert_eq!(parse(&request(5)), Place::Request(5));
         assert_eq!(parse(&taken(5)), Place::Taken(5));
         assert_eq!(parse(&answer(5)), Place::Answer(5));
@@ -256,6 +286,10 @@ mod tests {
             "chk/1/1-+2.part",
             "chk/1/1-00.part",
             "chk/1/0-1.part",
+            "chk/1/00.retiring",
+            "chk/1/.retiring",
+            "pins/0",
+            "pins/1/x",
             "shared/1-2",
             "history/x",
             "history/restore-1",

@@ -8,6 +8,7 @@
 //! <job>/shared/<attempt>-<epoch>-<id>    files of several checkpoints, by who first wrote them for which
 //! <job>/history/<n>                      what became of checkpoint n; the last hundred
 //! <job>/history/restore-<a>-<process>   what a process of attempt a has read to restore; the last hundred
+//! <job>/pins/<n>                         a user keeps checkpoint n; chk/<n>/<a>.retiring: see `pins`
 //! <job>/requests/<id>[.taken|.answer]    what a user asks a running job for, and the answer
 //! ```
 //! # Invariants
@@ -25,6 +26,7 @@
 mod claim;
 mod layout;
 mod part_output;
+mod pins;
 mod requests;
 mod retire;
 mod verify;
@@ -167,6 +169,26 @@ pub enum JobStoreError {
     /// The request contradicts what the store holds, or itself.
     #[error("checkpoint {epoch} of job {job} can not be published: {why}")]
     Refused {
+        /// The job.
+        job: Name,
+        /// The checkpoint.
+        epoch: Epoch,
+        /// Why.
+        why: String,
+    },
+    /// The checkpoint is pinned, so it is not deleted.
+    #[error(
+        "checkpoint {epoch} of job {job} is pinned: `highwater checkpoints unpin {epoch}` comes first"
+    )]
+    Pinned {
+        /// The job.
+        job: Name,
+        /// The checkpoint.
+        epoch: Epoch,
+    },
+    /// The checkpoint could not be pinned.
+    #[error("checkpoint {epoch} of job {job} is not pinned: {why}")]
+    NotPinned {
         /// The job.
         job: Name,
         /// The checkpoint.

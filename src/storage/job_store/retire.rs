@@ -4,6 +4,8 @@
 //! Manifests go first (a deleted one is durably gone before the next step), then what no remaining manifest
 //! references. A manifest that can not be read references anything: then no data is deleted, and the error says which.
 //!
+//! Before a manifest that counts is deleted it is marked, and the pins are listed: what is pinned stays ([`super::pins`]).
+//!
 //! # What a slow attempt can do
 //! It looks for a newer claim before it deletes. If one appears afterwards, what it deletes is what the newer one does
 //! not need: checkpoints older than one that it has itself announced (the newer one starts from that or a later one),
@@ -15,6 +17,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::layout::Place;
+use super::pins::BY_USER;
 use super::{Claim, JobStore, JobStoreError, layout};
 use crate::ids::{Attempt, Epoch};
 use crate::protocol::registry::{self, Retention};
@@ -35,10 +38,10 @@ type Blobs = Vec<(BlobPath, u64)>;
 
 impl JobStore {
     /// Deletes the checkpoints that are not in `keep`, and everything that no remaining one references, except what
-    /// belongs to checkpoints of this attempt `in_progress` or begun later than any that is named.
+    /// belongs to checkpoints of this attempt `in_progress` or begun later than any that is named. Pinned ones stay.
     ///
     /// `keep` are complete checkpoints. If both are empty the attempt is over: everything goes, and the job's record
-    /// says again that no checkpoint completed.
+    /// says again that no checkpoint completed, unless one is pinned.
     ///
     /// # Errors
     /// [`JobStoreError::Fenced`] if a newer attempt has claimed: nothing is deleted. After others call again.
@@ -51,12 +54,22 @@ impl JobStore {
         let keep = keep.iter().copied().collect();
         let busy = in_progress.iter().copied().collect();
         let (mine, fence) = (claim.attempt, &*claim.fence);
-        let retention = Retention { mine, fence, keep: &keep, busy: &busy };
-        let blobs = self.storage.list(Some(&self.job_path()))?;
+        let mut blobs = self.storage.list(Some(&self.job_path()))?;
+        let pins = blobs.iter().filter_map(|(path, _)| self.place(path).as_pin());
+        let mut pinned: BTreeSet<Epoch> = pins.collect();
         self.check_unfenced(mine)?;
+        let retention = Retention { mine, fence, keep: &keep, busy: &busy, pinned: &pinned };
+        let counting = self.manifests(&blobs).filter(|epoch| registry::counts(*epoch, Some(fence)));
+        let going = counting.filter(|epoch| retention.manifest_goes(*epoch)).collect();
+        let (marks, pinned_since) = self.mark_retiring(mine, &going)?;
+        pinned.extend(pinned_since);
+        blobs.extend(marks.into_iter().map(|mark| (mark, 0)));
+        let retention = Retention { mine, fence, keep: &keep, busy: &busy, pinned: &pinned };
         let live = if keep.is_empty() && busy.is_empty() {
-            self.put_first_completed(None)?;
-            claim.forget_completed();
+            if self.manifests(&blobs).all(|epoch| retention.manifest_goes(epoch)) {
+                self.put_first_completed(None)?;
+                claim.forget_completed();
+            }
             BTreeSet::new()
         } else {
             let live = claim.live.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,6 +90,8 @@ impl JobStore {
     /// # Errors
     /// [`JobStoreError::Fenced`] if a newer attempt has claimed: nothing is deleted. After others call again.
     pub fn sweep(&self, claim: &Claim, temporary_age: Duration) -> Result<Released, JobStoreError> {
+        // First the pins: the checkpoint of a pin was published before the pin was made.
+        let pins = self.pinned()?;
         let blobs = self.storage.list(Some(&self.job_path()))?;
         self.check_unfenced(claim.attempt)?;
         let mut released = self.delete_unwanted(
@@ -85,6 +100,14 @@ impl JobStore {
             |attempt, _| attempt < claim.attempt,
             BTreeSet::new(),
         )?;
+        let remaining: BTreeSet<Epoch> = self
+            .manifests(&blobs)
+            .filter(|epoch| registry::counts(*epoch, Some(&claim.fence)))
+            .collect();
+        // Whoever made these has died, or is about to be refused.
+        for epoch in pins.difference(&remaining) {
+            self.storage.delete(&self.path(&layout::pin(*epoch)))?;
+        }
         let facts = layout::facts(blobs.iter().map(|(path, _)| self.place(path)));
         let obsolete = registry::obsolete(&facts, claim.attempt);
         for (path, size) in &blobs {
@@ -130,12 +153,20 @@ impl JobStore {
     /// Deletes one checkpoint, because the user says so. The job's record still says that one was complete.
     ///
     /// # Errors
-    /// [`JobStoreError::NoSuchCheckpoint`] and others.
+    /// [`JobStoreError::NoSuchCheckpoint`], [`JobStoreError::Pinned`] and others.
     pub fn delete(&self, epoch: Epoch) -> Result<Released, JobStoreError> {
         let blobs = self.storage.list(Some(&self.job_path()))?;
         if !blobs.iter().any(|(path, _)| self.place(path) == Place::Manifest(epoch)) {
             let (job, location) = (self.job.clone(), self.storage.location());
             return Err(JobStoreError::NoSuchCheckpoint { job, epoch, location });
+        }
+        let pinned = || JobStoreError::Pinned { job: self.job.clone(), epoch };
+        if blobs.iter().any(|(path, _)| self.place(path) == Place::Pin(epoch)) {
+            return Err(pinned());
+        }
+        let (marks, pinned_since) = self.mark_retiring(BY_USER, &BTreeSet::from([epoch]))?;
+        if !pinned_since.is_empty() {
+            return Err(pinned());
         }
         // Shared files may be wanted by a checkpoint that is being taken: the job itself retires those.
         let directory = self.path(&layout::checkpoint(epoch));
@@ -152,10 +183,13 @@ impl JobStore {
                 self.release(path, *size, &mut released)?;
             }
         }
+        for mark in &marks {
+            self.storage.delete(mark)?;
+        }
         Ok(released)
     }
 
-    /// Every blob that the job needs: its record, its history, requests and answers, the attempts from the ruling one on, the checkpoints that
+    /// Every blob that the job needs: its record, its history, pins, requests and answers, the attempts from the ruling one on, the checkpoints that
     /// count and all that they reference.
     ///
     /// # Errors
@@ -201,7 +235,9 @@ impl JobStore {
             Place::Claim(attempt) | Place::Fence(attempt) | Place::Reservation(attempt, _) => {
                 ruling.is_none_or(|ruling| attempt >= ruling)
             }
-            Place::Manifest(epoch) => valid.contains(&epoch),
+            Place::Manifest(epoch) | Place::Pin(epoch) | Place::Retiring(_, epoch) => {
+                valid.contains(&epoch)
+            }
             Place::Data(..) | Place::Other => false,
         };
         let paths = blobs.iter().map(|(path, _)| path);
@@ -224,6 +260,16 @@ impl JobStore {
                 released.checkpoints += 1;
             }
         }
+        let remaining: BTreeSet<Epoch> =
+            self.manifests(blobs).filter(|epoch| !manifest_goes(*epoch)).collect();
+        for (path, _) in blobs {
+            if let Place::Retiring(attempt, epoch) = self.place(path)
+                && !remaining.contains(&epoch)
+                && data_goes(attempt, epoch)
+            {
+                self.storage.delete(path)?;
+            }
+        }
         let unwanted: Blobs = blobs
             .iter()
             .filter(|(path, _)| {
@@ -234,7 +280,6 @@ impl JobStore {
         if unwanted.is_empty() {
             return Ok(released);
         }
-        let remaining: Vec<_> = self.manifests(blobs).filter(|e| !manifest_goes(*e)).collect();
         needed.extend(self.referenced_by(remaining)?);
         // Of data any order will do, and an object store deletes several at once.
         let data: Blobs = unwanted.into_iter().filter(|(path, _)| !needed.contains(path)).collect();

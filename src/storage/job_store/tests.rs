@@ -605,27 +605,51 @@ fn a_new_attempt_at_any_step_of_a_retirement_keeps_all_it_needs() {
     }
 }
 
-/// What an attempt does in its life. Says which checkpoints it announced.
-fn life(store: &JobStore, announced: &Mutex<Option<Epoch>>) -> Result<(), JobStoreError> {
+/// What somebody outside was told.
+#[derive(Default)]
+struct Told {
+    /// The newest checkpoint.
+    announced: Option<Epoch>,
+    /// The checkpoints whose pin was granted and not taken off since.
+    pinned: BTreeSet<Epoch>,
+}
+
+/// What an attempt does in its life. Says which checkpoints it announced. A user pins the first, and unpins those of
+/// earlier lives.
+fn life(store: &JobStore, told: &Mutex<Told>) -> Result<(), JobStoreError> {
     let claim = started(store)?;
     store.sweep(&claim, OLD)?;
     for step in 0..3 {
         let epoch = Epoch(claim.first_epoch().0 + step);
         let manifest = write_checkpoint(store, &claim, epoch)?;
         store.publish(&claim, &manifest)?;
-        *announced.lock().unwrap() = Some(epoch);
+        told.lock().unwrap().announced = Some(epoch);
+        match step {
+            0 => {
+                store.pin(epoch)?;
+                told.lock().unwrap().pinned.insert(epoch);
+            }
+            1 => {
+                for old in store.pinned()?.range(..claim.first_epoch()) {
+                    told.lock().unwrap().pinned.remove(old);
+                    store.unpin(*old)?;
+                }
+            }
+            _ => {}
+        }
         store.retire(&claim, &[epoch], &[])?;
     }
     store.extend_epochs(&claim)
 }
 
 /// Whatever happened before: a new attempt starts from the newest announced checkpoint or a later one, and cleans up.
-fn assert_recovers(storage: &Arc<dyn CheckpointStorage>, announced: Option<Epoch>, context: u64) {
+fn assert_recovers(storage: &Arc<dyn CheckpointStorage>, told: &Told, context: u64) {
+    let Told { announced, pinned } = told;
     let store = store(storage);
     store.prepare(128, 1).unwrap();
     assert_clean(&store);
     let found = store.newest().unwrap();
-    assert!(found >= announced, "call {context}: {announced:?} was announced, {found:?} is there");
+    assert!(found >= *announced, "call {context}: {announced:?} was announced, {found:?} is there");
     let claim = store.claim().unwrap();
     assert_eq!(store.newest_of(&claim).unwrap(), found);
     store.sweep(&claim, OLD).unwrap();
@@ -634,7 +658,17 @@ fn assert_recovers(storage: &Arc<dyn CheckpointStorage>, announced: Option<Epoch
         store.retire(&claim, &[newest], &[]).unwrap();
     }
     assert_nothing_left_over(&store);
+    let mut stays = store.pinned().unwrap();
+    assert!(stays.is_superset(pinned), "call {context}: {pinned:?} were pinned, {stays:?} are");
+    stays.extend(found);
+    assert_eq!(store.valid_epochs().unwrap(), stays, "call {context}");
     checkpoint(&store, &claim, claim.first_epoch()).unwrap();
+    for epoch in store.pinned().unwrap() {
+        store.unpin(epoch).unwrap();
+    }
+    store.retire(&claim, &[claim.first_epoch()], &[]).unwrap();
+    assert_nothing_left_over(&store);
+    assert_eq!(store.valid_epochs().unwrap(), [claim.first_epoch()].into());
     assert_clean(&store);
 }
 
@@ -643,13 +677,13 @@ fn a_death_at_any_call_loses_no_announced_checkpoint_and_leaves_nothing_for_ever
     let mut deaths = 0;
     for index in 0.. {
         let storage = memory();
-        let announced = Mutex::new(None);
+        let told = Mutex::new(Told::default());
         // The first life is whole, so that the second one also has something to restore and to sweep.
-        life(&store(&storage), &announced).unwrap();
+        life(&store(&storage), &told).unwrap();
         let fault: Arc<dyn CheckpointStorage> =
             Arc::new(FaultStorage::dying_at(storage.clone(), index));
-        let survived = life(&store(&fault), &announced).is_ok();
-        assert_recovers(&storage, *announced.lock().unwrap(), index);
+        let survived = life(&store(&fault), &told).is_ok();
+        assert_recovers(&storage, &told.lock().unwrap(), index);
         if survived {
             break;
         }
@@ -668,7 +702,7 @@ fn a_failure_of_any_call_loses_no_announced_checkpoint() {
     for action in actions {
         for index in 0.. {
             let storage = memory();
-            let announced = Mutex::new(None);
+            let told = Mutex::new(Told::default());
             let fault = FaultStorage::new(storage.clone(), move |point| {
                 if point.index == index { action } else { FaultAction::Proceed }
             });
@@ -676,9 +710,9 @@ fn a_failure_of_any_call_loses_no_announced_checkpoint() {
             let fault: Arc<dyn CheckpointStorage> = Arc::new(fault);
             // Another attempt begins in the same process after the failure.
             for _ in 0..2 {
-                let _ = life(&store(&fault), &announced);
+                let _ = life(&store(&fault), &told);
             }
-            assert_recovers(&storage, *announced.lock().unwrap(), index);
+            assert_recovers(&storage, &told.lock().unwrap(), index);
             if calls.calls() <= index {
                 break;
             }
@@ -868,4 +902,193 @@ fn a_part_that_was_damaged_since_is_not_copied() {
     assert!(error.to_string().contains("could not be read back"), "{error}");
     drop(draft);
     assert!(!to.exists());
+}
+
+#[test]
+fn a_pinned_checkpoint_and_its_files_stay_until_it_is_unpinned() {
+    let storage = memory();
+    let store = store(&storage);
+    let claim = started(&store).unwrap();
+    let shared = |n: u64| BlobPath::new(format!("job/shared/1-{n}-base")).unwrap();
+    for epoch in 1..=5 {
+        storage.put(&shared(epoch), b"x").unwrap();
+        let mut manifest = write_checkpoint(&store, &claim, Epoch(epoch)).unwrap();
+        // Each builds on the one before.
+        for named in [epoch.saturating_sub(1).max(1), epoch] {
+            manifest.parts[0].natives.push(native(shared(named).as_str()));
+        }
+        store.publish(&claim, &manifest).unwrap();
+        if epoch == 2 {
+            assert!(store.pin(Epoch(2)).unwrap());
+            assert!(!store.pin(Epoch(2)).unwrap(), "it is already");
+        }
+        store.retire(&claim, &[Epoch(epoch)], &[]).unwrap();
+        assert_clean(&store);
+        assert_nothing_left_over(&store);
+    }
+    assert_eq!(store.valid_epochs().unwrap(), [Epoch(2), Epoch(5)].into());
+    let there = |n| storage.read(&shared(n), 9).is_ok();
+    assert_eq!([1, 2, 3, 4, 5].map(there), [true, true, false, true, true]);
+    assert!(matches!(store.delete(Epoch(2)), Err(JobStoreError::Pinned { .. })));
+    assert!(matches!(store.pin(Epoch(3)), Err(JobStoreError::NoSuchCheckpoint { .. })));
+    // The next attempt keeps it as well.
+    let next = store.claim().unwrap();
+    store.sweep(&next, OLD).unwrap();
+    assert_eq!(store.newest_of(&next).unwrap(), Some(Epoch(5)));
+    store.retire(&next, &[Epoch(5)], &[]).unwrap();
+    assert_eq!(store.valid_epochs().unwrap(), [Epoch(2), Epoch(5)].into());
+    assert!(store.unpin(Epoch(2)).unwrap() && !store.unpin(Epoch(2)).unwrap());
+    let released = store.retire(&next, &[Epoch(5)], &[]).unwrap();
+    assert_eq!((released.checkpoints, released.blobs), (1, 4), "manifest, part and two files");
+    assert_eq!([1, 2, 3, 4, 5].map(there), [false, false, false, true, true]);
+    assert_clean(&store);
+    assert_nothing_left_over(&store);
+}
+
+#[test]
+fn what_is_pinned_stays_when_everything_else_is_deleted() {
+    let storage = memory();
+    let store = store(&storage);
+    let claim = started(&store).unwrap();
+    for epoch in 1..=3 {
+        checkpoint(&store, &claim, Epoch(epoch)).unwrap();
+    }
+    store.pin(Epoch(2)).unwrap();
+    let over = |store: &JobStore| {
+        let claim = store.claim().unwrap();
+        store.retire(&claim, &[], &[]).unwrap();
+        store.sweep(&claim, OLD).unwrap();
+        assert_nothing_left_over(store);
+    };
+    over(&store);
+    assert_eq!(store.newest().unwrap(), Some(Epoch(2)));
+    assert_clean(&store);
+    store.unpin(Epoch(2)).unwrap();
+    over(&store);
+    assert_eq!(store.newest().unwrap(), None, "nobody misses it");
+}
+
+#[test]
+fn a_pin_at_any_step_of_a_retirement_holds_or_is_refused() {
+    let (mut held, mut refused) = (0, 0);
+    for index in 0.. {
+        let storage = memory();
+        let raw = store(&storage);
+        let claim = started(&raw).unwrap();
+        for epoch in 1..=3 {
+            checkpoint(&raw, &claim, Epoch(epoch)).unwrap();
+        }
+        let granted = Arc::new(Mutex::new(None));
+        let (user, slot) = (raw.clone(), granted.clone());
+        let other = move || *slot.lock().unwrap() = Some(user.pin(Epoch(2)));
+        let keep = [Epoch(3)];
+        let (retired, ran) =
+            with_interruption(&storage, index, other, |store| store.retire(&claim, &keep, &[]));
+        retired.unwrap();
+        if !ran {
+            break;
+        }
+        let granted = granted.lock().unwrap().take().unwrap();
+        let there = raw.valid_epochs().unwrap().contains(&Epoch(2));
+        match granted {
+            Ok(_) => {
+                assert!(there, "granted and retired at call {index}");
+                held += 1;
+            }
+            Err(JobStoreError::NotPinned { .. } | JobStoreError::NoSuchCheckpoint { .. }) => {
+                refused += 1;
+            }
+            Err(error) => panic!("call {index}: {error}"),
+        }
+        assert_clean(&raw);
+        raw.unpin(Epoch(2)).unwrap();
+        raw.retire(&claim, &keep, &[]).unwrap();
+        assert_eq!(raw.valid_epochs().unwrap(), [Epoch(3)].into());
+        assert_nothing_left_over(&raw);
+    }
+    assert!(held >= 2 && refused >= 3, "{held} held, {refused} refused");
+}
+
+#[test]
+fn a_deletion_or_a_new_attempt_at_any_step_of_a_pin_leaves_one_that_holds_or_none() {
+    type Act = fn(&JobStore, &Claim) -> Result<(), JobStoreError>;
+    let acts: [(&str, Act); 4] = [
+        ("retirement", |store, claim| store.retire(claim, &[Epoch(3)], &[]).map(drop)),
+        ("deletion", |store, _| store.delete(Epoch(2)).map(drop)),
+        ("cancel", |store, _| {
+            let claim = store.claim()?;
+            store.retire(&claim, &[], &[])?;
+            store.sweep(&claim, OLD).map(drop)
+        }),
+        ("attempt", |store, _| {
+            let claim = store.claim()?;
+            store.sweep(&claim, OLD)?;
+            checkpoint(store, &claim, claim.first_epoch())?;
+            store.retire(&claim, &[claim.first_epoch()], &[]).map(drop)
+        }),
+    ];
+    for (what, act) in acts {
+        let (mut held, mut refused) = (0, 0);
+        for index in 0.. {
+            let storage = memory();
+            let raw = store(&storage);
+            let claim = started(&raw).unwrap();
+            for epoch in 1..=3 {
+                checkpoint(&raw, &claim, Epoch(epoch)).unwrap();
+            }
+            let interrupter = raw.clone();
+            let other = move || match act(&interrupter, &claim) {
+                Ok(()) | Err(JobStoreError::Pinned { .. }) => {}
+                Err(error) => panic!("{what}: {error}"),
+            };
+            let (granted, ran) =
+                with_interruption(&storage, index, other, |store| store.pin(Epoch(2)));
+            if !ran {
+                break;
+            }
+            let there = raw.valid_epochs().unwrap().contains(&Epoch(2));
+            if granted.is_ok() {
+                assert!(there, "{what} at call {index}");
+                held += 1;
+            } else {
+                assert!(!there, "{what} at call {index}");
+                refused += 1;
+            }
+            assert_eq!(raw.pinned().unwrap().contains(&Epoch(2)), there, "{what} at call {index}");
+            let next = started(&raw).unwrap();
+            raw.sweep(&next, OLD).unwrap();
+            assert_nothing_left_over(&raw);
+        }
+        assert!(held >= 1 && refused >= 1, "{what}: {held} held, {refused} refused");
+    }
+}
+
+#[test]
+fn while_an_attempt_starts_nothing_can_be_pinned_and_what_is_marked_never() {
+    let storage = memory();
+    let raw = store(&storage);
+    let claim = started(&raw).unwrap();
+    for epoch in 1..=2 {
+        checkpoint(&raw, &claim, Epoch(epoch)).unwrap();
+    }
+    // An attempt that has claimed and not said yet what it keeps.
+    let path = raw.path(&layout::claim(Attempt(2)));
+    storage.put(&path, &[]).unwrap();
+    let error = raw.pin(Epoch(1)).unwrap_err().to_string();
+    assert!(error.contains("attempt 2 is starting"), "{error}");
+    assert_eq!(raw.pinned().unwrap(), [].into());
+    let next = raw.claim().unwrap();
+    raw.sweep(&next, OLD).unwrap();
+    raw.pin(Epoch(1)).unwrap();
+    raw.unpin(Epoch(1)).unwrap();
+    // The slow attempt before may delete it any time from here on.
+    storage.put(&raw.path(&layout::retiring(Epoch(1), Attempt(1))), &[]).unwrap();
+    let error = raw.pin(Epoch(1)).unwrap_err().to_string();
+    assert!(error.contains("it is being deleted"), "{error}");
+    assert_nothing_left_over(&raw);
+    raw.sweep(&next, OLD).unwrap();
+    assert!(raw.pin(Epoch(1)).is_err(), "nobody but its attempt takes a mark away");
+    raw.retire(&next, &[Epoch(2)], &[]).unwrap();
+    assert_nothing_left_over(&raw);
+    assert_eq!(raw.valid_epochs().unwrap(), [Epoch(2)].into());
 }
