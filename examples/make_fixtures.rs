@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fixture_jobs::{
-    Gate, IN_FLIGHT_RECORDS, JOB, LAYERS_PHASES, LINES, LINES_ALL, LINES_BEFORE, PAD,
-    RECORDS_BEFORE, Row, WORDS_BEFORE, WORKERS, all_states, config, in_flight, layers, line,
+    Gate, IN_FLIGHT_RECORDS, JOB, LINES, LINES_ALL, LINES_BEFORE, ON_HEAP, RECORDS_BEFORE, Row,
+    Size, WORDS_BEFORE, WORKERS, all_states, config, in_flight, layers, line,
 };
 use highwater::config::JobConfig;
 use highwater::format::manifest::Manifest;
@@ -42,13 +42,13 @@ fn main() -> Done {
     std::fs::create_dir_all(Path::new(LINES).parent().ok_or("no directory")?)?;
     std::fs::write(LINES, lines)?;
     savepoint(&to)?;
-    in_layers(config(&to.join("layers"), WORKERS), PAD)?;
+    in_layers(config(&to.join("layers"), WORKERS), ON_HEAP)?;
     with_channel_logs(&to.join("in-flight"))?;
     #[cfg(feature = "rocksdb")]
     {
         let running = std::env::temp_dir().join(format!("make-fixtures-{}", std::process::id()));
         let config = fixture_jobs::on_rocksdb(config(&to.join("rocksdb"), WORKERS), &running);
-        in_layers(config, fixture_jobs::ROCKSDB_PAD)?;
+        in_layers(config, fixture_jobs::ON_ROCKSDB)?;
         std::fs::remove_dir_all(running)?;
     }
     println!("written to {}", to.display());
@@ -122,7 +122,7 @@ fn newest(directory: &Path) -> Option<Manifest> {
 
 /// A checkpoint in layers (or, with RocksDB, of files of several checkpoints), at the end of whose last phase nothing is
 /// pending.
-fn in_layers(mut config: JobConfig, pad: usize) -> Done {
+fn in_layers(mut config: JobConfig, size: Size) -> Done {
     config.checkpoints.interval = Some(Duration::from_millis(60));
     config.checkpoints.incremental_bytes_min = 0;
     let directory = config.checkpoints.directory.clone().ok_or("no directory")?;
@@ -130,13 +130,13 @@ fn in_layers(mut config: JobConfig, pad: usize) -> Done {
     let build = {
         let (gate, sink) = (gate.clone(), sink.clone());
         move |job: &Job<'_>| {
-            layers(job, &gate, pad, sink.clone());
+            layers(job, &gate, size, sink.clone());
             Ok(())
         }
     };
     beside(config, build, |handle| {
-        for (phase, records) in LAYERS_PHASES.into_iter().enumerate() {
-            let is_last = phase + 1 == LAYERS_PHASES.len();
+        for (phase, records) in size.phases().into_iter().enumerate() {
+            let is_last = phase + 1 == size.phases().len();
             wait("all is committed", || sink.handle().committed().len() as u64 == records)?;
             let completed = || handle.counters().checkpoints().completed.len();
             let before = completed();

@@ -42,14 +42,52 @@ pub const LINES_BEFORE: u64 = 6;
 /// How long a processing-time timer of [`all_states`] waits: longer than taking the savepoint takes. Units: milliseconds.
 const ALARM_MS: i64 = 20_000;
 
-/// Records of [`layers`], and how many of them are read until each of its checkpoints that are told apart.
-pub const LAYERS_RECORDS: u64 = 1_500;
-pub const LAYERS_PHASES: [u64; 3] = [400, 480, 560];
+/// How large a job of [`layers`] is.
+#[derive(Clone, Copy)]
+pub struct Size {
+    /// Keys of the first checkpoint: even.
+    pub keys: u64,
+    /// What is kept for each besides counts. Units: bytes.
+    pub pad: usize,
+}
 
-/// How much is kept for a key of [`layers`] on the heap, and in RocksDB. Units: bytes.
-pub const PAD: usize = 2;
+/// Keys enough that few of them change from one checkpoint to the next.
+pub const ON_HEAP: Size = Size { keys: 2_000, pad: 2 };
+/// Bytes enough that RocksDB writes files.
 #[cfg(feature = "rocksdb")]
-pub const ROCKSDB_PAD: usize = 8 << 10;
+pub const ON_ROCKSDB: Size = Size { keys: 400, pad: 8 << 10 };
+
+impl Size {
+    /// How many records are read at the end of each phase.
+    pub fn phases(self) -> [u64; 3] {
+        [self.keys, self.keys + 80, self.keys + 160]
+    }
+
+    /// All records.
+    pub fn records(self) -> u64 {
+        2 * self.keys + 400
+    }
+
+    /// The key of a record: first all keys, then few of them, then few others, and all again. Odd if the record's number is.
+    pub fn key(self, n: u64) -> u64 {
+        let [first, second, third] = self.phases();
+        if n < first {
+            n
+        } else if n < second {
+            (n - first) % 16
+        } else if n < third {
+            (n - second) % 16 + 100
+        } else {
+            n % (self.keys + 50)
+        }
+    }
+
+    /// Whether a record removes its key, after it was counted.
+    pub fn removes(self, n: u64) -> bool {
+        let [first, second, _] = self.phases();
+        (first..second).contains(&n) && self.key(n).is_multiple_of(4)
+    }
+}
 
 /// Records of [`in_flight`].
 pub const IN_FLIGHT_RECORDS: u64 = 4_000;
@@ -312,39 +350,23 @@ pub fn word(number: u64) -> String {
     format!("word {}", number % 7)
 }
 
-/// The key of a record of [`layers`]: first all keys, then some that are removed in part, then others.
-pub fn layers_key(n: u64) -> u64 {
-    match n {
-        0..400 => n,
-        400..480 => (n - 400) % 40,
-        480..560 => n % 40 + 100,
-        _ => n % 450,
-    }
-}
-
-/// Whether a record of [`layers`] removes its key, after it was counted.
-pub fn layers_removes(n: u64) -> bool {
-    (400..480).contains(&n) && layers_key(n).is_multiple_of(4)
-}
-
-/// Counts by key, and by key and digit; of which checkpoints in layers are taken. `pad` makes the state larger: RocksDB writes
-/// no files of a small one. Units: bytes a key.
-pub fn layers(job: &Job<'_>, gate: &Gate, pad: usize, sink: Collect<Row>) {
-    let limits = LAYERS_PHASES.map(|records| records / WORKERS as u64);
+/// Counts by key, and by key and digit; of which checkpoints in layers are taken.
+pub fn layers(job: &Job<'_>, gate: &Gate, size: Size, sink: Collect<Row>) {
+    let limits = size.phases().map(|records| records / WORKERS as u64);
     let states =
         (Value::<u64>::new("count"), Map::<u64, u64>::new("digits"), Value::<String>::new("pad"));
-    job.source("numbers", gate.hold(Generator::new(LAYERS_RECORDS, |n| n), &limits))
-        .key_by(|n| layers_key(*n))
-        .process("count", states, move |key, n, (count, digits, padding), out| {
+    job.source("numbers", gate.hold(Generator::new(size.records(), |n| n), &limits))
+        .key_by(move |n| size.key(*n))
+        .process("count", states, move |key, n, (count, digits, pad), out| {
             *count.or_default() += 1;
             let digit = digits.get(&(n % 10)).copied().unwrap_or(0) + 1;
             digits.insert(n % 10, digit);
-            let before = padding.set("x".repeat(pad)).map_or(0, |padding| padding.len() as u64);
+            let before = pad.set("x".repeat(size.pad)).map_or(0, |pad| pad.len() as u64);
             out.emit(row("count", [*key, *count.or_default(), digit, before]));
-            if layers_removes(n) {
+            if size.removes(n) {
                 count.take();
                 digits.clear();
-                padding.take();
+                pad.take();
             }
         })
         .sink("out", sink);

@@ -3,22 +3,24 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use highwater::config::{JobConfig, RestoreFrom};
+use highwater::format::codec::decode_prefix;
 use highwater::format::manifest::Manifest;
+use highwater::format::part::{PartReader, SectionIndex};
 use highwater::format::{Extent, SectionKind};
 use highwater::prelude::*;
 
 use crate::fixture_jobs::{
-    Gate, IN_FLIGHT_RECORDS, KEYS, LAYERS_PHASES, LAYERS_RECORDS, LINES_ALL, LINES_BEFORE, PAD,
-    RECORDS, RECORDS_BEFORE, Row, WINDOW, WORDS, WORKERS, all_states, config, in_flight, layers,
-    layers_key, layers_removes, line, row, rule, word,
+    Gate, IN_FLIGHT_RECORDS, KEYS, LINES_ALL, LINES_BEFORE, ON_HEAP, RECORDS, RECORDS_BEFORE, Row,
+    Size, WINDOW, WORDS, WORKERS, all_states, config, in_flight, layers, line, row, rule, word,
 };
 #[cfg(feature = "rocksdb")]
-use crate::fixture_jobs::{ROCKSDB_PAD, on_rocksdb};
+use crate::fixture_jobs::{ON_ROCKSDB, on_rocksdb};
 use crate::support::{
     Background, Scratch, assert_same, files_below, run, running_counts, wait_until,
 };
@@ -166,38 +168,65 @@ fn a_savepoint_of_version_1_is_restored_into_rocksdb() {
 }
 
 /// What [`layers`] lets out after the checkpoint. What came before was committed before.
-fn of_layers(pad: usize) -> Vec<Row> {
+fn of_layers(size: Size) -> Vec<Row> {
     let mut kept: BTreeMap<u64, (u64, BTreeMap<u64, u64>)> = BTreeMap::new();
     let mut rows = Vec::new();
-    for n in 0..LAYERS_RECORDS {
-        let key = layers_key(n);
+    for n in 0..size.records() {
+        let key = size.key(n);
         let (count, digits) = kept.entry(key).or_default();
         *count += 1;
         let digit = digits.entry(n % 10).or_default();
         *digit += 1;
-        if n >= LAYERS_PHASES[2] {
-            let before = if *count > 1 { pad as u64 } else { 0 };
+        if n >= size.phases()[2] {
+            let before = if *count > 1 { size.pad as u64 } else { 0 };
             rows.push(row("count", [key, *count, *digit, before]));
         }
-        if layers_removes(n) {
+        if size.removes(n) {
             kept.remove(&key);
         }
     }
     rows
 }
 
-fn layers_go_on(scratch: &Scratch, config: JobConfig, pad: usize) {
+fn layers_go_on(scratch: &Scratch, config: JobConfig, size: Size) {
     let sink = Collect::new();
     let to = sink.clone();
     let gate = Gate::new(true);
     gate.next();
     run(config, move |job| {
-        layers(job, &gate, pad, to.clone());
+        layers(job, &gate, size, to.clone());
         Ok(())
     })
     .unwrap();
-    assert_same(of_layers(pad), sink.handle().committed());
+    assert_same(of_layers(size), sink.handle().committed());
     scratch.assert_directory_is_the_reachable_set();
+}
+
+/// How many entries of the state `count` in a part say that a key was removed.
+fn removed(part: &Path) -> u32 {
+    let bytes = fs::read(part).unwrap();
+    let size = bytes.len() as u64;
+    let mut part = PartReader::open(Cursor::new(bytes), size).unwrap();
+    let is_count = |s: &SectionIndex| s.header.state.as_str() == "count";
+    let index = part.sections().iter().position(is_count).unwrap();
+    if part.sections()[index].extent == Extent::Whole {
+        return 0;
+    }
+    let mut removed = 0;
+    let mut blocks = part.blocks(index, 0..u16::MAX);
+    while let Some(block) = blocks.next().unwrap() {
+        let mut rest = block.bytes;
+        for _ in 0..block.entries {
+            let is_there = rest[0] == 1;
+            rest = decode_prefix::<u64>(&rest[1..]).unwrap().1;
+            if is_there {
+                rest = decode_prefix::<u64>(rest).unwrap().1;
+            }
+            removed += u32::from(!is_there);
+        }
+        assert!(rest.is_empty());
+    }
+    removed
 }
 
 #[test]
@@ -208,7 +237,10 @@ fn a_checkpoint_of_version_1_in_layers_is_restored_at_any_parallelism() {
             assert!(part.layers.len() >= 2, "{part:?}");
             assert!(part.sections.iter().any(|section| section.extent != Extent::Whole));
         }
-        layers_go_on(&scratch, config(&scratch.checkpoints(), workers), PAD);
+        let layers = manifest.parts.iter().flat_map(|part| &part.layers);
+        let removed = layers.map(|layer| removed(&scratch.checkpoints().join(&layer.path)));
+        assert!(removed.sum::<u32>() > 0, "no layer says that a key was removed");
+        layers_go_on(&scratch, config(&scratch.checkpoints(), workers), ON_HEAP);
     }
 }
 
@@ -220,7 +252,7 @@ fn a_checkpoint_of_version_1_in_files_of_rocksdb_is_restored_at_any_parallelism(
         assert!(manifest.parts.iter().all(|part| !part.natives.is_empty()), "{manifest:?}");
         let config = config(&scratch.checkpoints(), workers);
         let config = on_rocksdb(config, &scratch.path("running"));
-        layers_go_on(&scratch, config, ROCKSDB_PAD);
+        layers_go_on(&scratch, config, ON_ROCKSDB);
     }
 }
 
