@@ -381,26 +381,3 @@ fn a_failure_of_one_worker_ends_the_attempt_at_once_and_names_the_operator() {
     assert!(error.to_string().contains("operator fails on worker"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
-
-#[test]
-fn fewer_key_groups_than_workers_leave_some_workers_without_keys() {
-    let collect = Collect::new();
-    let seen = collect.handle();
-    let mut config = config(4);
-    config.max_parallelism = 1;
-    run(config, &JobHandle::default(), move |job| {
-        job.source("numbers", Generator::new(5000, |i| i))
-            .into_keyed(|i| (i % 10, ()))
-            .process("count", Value::<()>::new("seen"), |key, (), seen, out| {
-                if seen.set(()).is_none() {
-                    out.emit(*key);
-                }
-            })
-            .sink("out", collect.clone());
-        Ok(())
-    })
-    .unwrap();
-    let mut keys = seen.committed();
-    keys.sort_unstable();
-    assert_eq!(keys, (0..10).collect::<Vec<_>>());
-}
