@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use crate::format::{Extent, FormatError, SectionOutput};
+use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, Extent, FormatError, SectionOutput};
 use crate::ids::Epoch;
+use crate::protocol::key_groups::key_group;
 use crate::protocol::layers::Layer;
 pub use crate::protocol::layers::Selection;
 
@@ -12,6 +13,7 @@ pub use crate::protocol::layers::Selection;
 pub mod conformance;
 pub mod hash;
 pub mod heap;
+mod pages;
 pub(crate) mod replay;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
@@ -217,6 +219,73 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
         bytes: &[u8],
         convert: impl FnMut(W) -> Option<V>,
     ) -> Result<(), FormatError>;
+}
+
+/// Decodes the entries of a block as [`ValueTable::restore_block_as`] says, and gives each that counts to `put`, with its value, or without
+/// one if the key is to be removed. `put` says whether the key was there.
+///
+/// # Errors
+/// As there.
+fn restore_entries<K: Key, W: serde::de::DeserializeOwned, V>(
+    selection: &Selection<'_>,
+    max_parallelism: u16,
+    entries: u32,
+    bytes: &[u8],
+    mut convert: impl FnMut(W) -> Option<V>,
+    mut put: impl FnMut(u64, &K, Option<V>) -> bool,
+) -> Result<(), FormatError> {
+    let corrupt = |rest: &[u8], why| FormatError::corrupt((bytes.len() - rest.len()) as u64, why);
+    // At most one key and value can be encoded in no bytes at all, so more entries than this
+    // are damage.
+    if entries as usize > bytes.len() + 1 {
+        let why = format!("{entries} entries cannot be in {} bytes", bytes.len());
+        return Err(corrupt(bytes, why));
+    }
+    let mut rest = bytes;
+    for entry in 0..entries {
+        rest = restore_entry(selection, max_parallelism, rest, &mut convert, &mut put).map_err(
+            |why| corrupt(rest, format!("entry {entry} of {entries} in the block: {why}")),
+        )?;
+    }
+    if !rest.is_empty() {
+        let why = format!("{} bytes are left after {entries} entries", rest.len());
+        return Err(corrupt(rest, why));
+    }
+    Ok(())
+}
+
+/// Decodes one entry, and returns the bytes behind it.
+fn restore_entry<'a, K: Key, W: serde::de::DeserializeOwned, V>(
+    selection: &Selection<'_>,
+    max_parallelism: u16,
+    bytes: &'a [u8],
+    convert: &mut impl FnMut(W) -> Option<V>,
+    put: &mut impl FnMut(u64, &K, Option<V>) -> bool,
+) -> Result<&'a [u8], String> {
+    let (tag, bytes) = if selection.changes {
+        let (tag, rest) = bytes.split_first().ok_or("it ends before the entry")?;
+        (*tag, rest)
+    } else {
+        (ENTRY_PRESENT, bytes)
+    };
+    let (key, rest) = postcard::take_from_bytes::<K>(bytes)
+        .map_err(|error| format!("the key does not decode: {error}"))?;
+    let hash = hash::stable_hash(&key);
+    let counts = selection.groups.contains(&key_group(hash, max_parallelism).0)
+        && !selection.superseded.contains(hash);
+    let (value, rest) = match tag {
+        ENTRY_REMOVED => (None, rest),
+        ENTRY_PRESENT => {
+            let (value, rest) = postcard::take_from_bytes::<W>(rest)
+                .map_err(|error| format!("the value does not decode: {error}"))?;
+            (counts.then(|| convert(value)).flatten(), rest)
+        }
+        other => return Err(format!("an entry begins with {other}")),
+    };
+    if counts && put(hash, &key, value) && !selection.changes {
+        return Err("the key is there twice".to_owned());
+    }
+    Ok(rest)
 }
 
 /// Where the next sweep of a table begins; what it means is up to the backend. One for each table.

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::marks::is_marked;
-use super::page::Page;
-use super::shared::ReadPage;
-use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, FormatError, SectionOutput};
+use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, FormatError, SectionOutput, codec};
 use crate::protocol::key_groups::key_group;
+use crate::state::pages::{Page, ReadPage};
 use crate::state::{Frozen, Key, StateValue};
 
 /// What of a page is written.
@@ -178,12 +177,12 @@ impl<K: Key, V: StateValue> PageEncoder<K, V> {
                     if self.tagged {
                         self.bytes.push(ENTRY_PRESENT);
                     }
-                    append(&entry.key, &mut self.bytes)?;
-                    append(&entry.value, &mut self.bytes)?;
+                    codec::encode(&entry.key, &mut self.bytes)?;
+                    codec::encode(&entry.value, &mut self.bytes)?;
                 }
                 Item::Removed(at) => {
                     self.bytes.push(ENTRY_REMOVED);
-                    append(&page.removed()[at as usize].key, &mut self.bytes)?;
+                    codec::encode(&page.removed()[at as usize].key, &mut self.bytes)?;
                 }
             }
             self.ends.push((hash_of(page, *item), self.bytes.len()));
@@ -199,36 +198,5 @@ fn hash_of<K, V>(page: &Page<K, V>, item: Item) -> u64 {
     match item {
         Item::Entry(position) => page.entries()[position as usize].hash,
         Item::Removed(at) => page.removed()[at as usize].hash,
-    }
-}
-
-/// Appends the encoding of `value`.
-fn append<T: serde::Serialize>(value: &T, bytes: &mut Vec<u8>) -> Result<(), FormatError> {
-    postcard::serialize_with_flavor(value, Append(bytes)).map_err(|error| FormatError::Encode {
-        what: std::any::type_name::<T>().to_owned(),
-        why: error.to_string(),
-    })
-}
-
-/// Lets postcard append to a vector. (Its own way to extend a collection goes byte by byte.)
-struct Append<'a>(&'a mut Vec<u8>);
-
-impl postcard::ser_flavors::Flavor for Append<'_> {
-    type Output = ();
-
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.0.push(byte);
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<()> {
-        Ok(())
     }
 }

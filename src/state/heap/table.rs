@@ -9,29 +9,19 @@ use rustc_hash::FxHashSet;
 
 use super::frozen::{FrozenPages, Marked};
 use super::marks::Marks;
-use super::page::{Page, Tombstones};
-use super::shared::{self, ReadPage, SharedPage};
-use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, Extent, FormatError};
+use crate::format::{Extent, FormatError};
 use crate::ids::{Epoch, HashRange};
-use crate::protocol::key_groups::{hashes, key_group};
+use crate::protocol::key_groups::hashes;
 use crate::protocol::layers::{Layer, Layers, Plan};
-use crate::state::hash::stable_hash;
+use crate::state::pages::{Entry, Page, Pages, ReadPage, Tombstones};
 use crate::state::{
     FrozenState, Key, Selection, SnapshotForm, StateValue, SweepPosition, ValueTable,
+    restore_entries,
 };
-
-pub(super) enum Slot<K, V> {
-    Owned(Page<K, V>),
-    Shared(SharedPage<K, V>),
-}
 
 /// One value state in memory: see the module.
 pub struct Table<K, V> {
-    /// For each prefix of `depth` bits, the page in `pages`.
-    directory: Vec<u32>,
-    /// At least 1, so that a shift by `64 - depth` is defined.
-    depth: u8,
-    pages: Vec<Slot<K, V>>,
+    pages: Pages<K, V>,
     len: usize,
     max_parallelism: u16,
     layers: Layers,
@@ -48,9 +38,6 @@ const TOMBSTONES_MIN: usize = 4096;
 /// The directory may always grow to this depth: 64 MiB, enough for a billion entries in full pages.
 const FREE_DEPTH: u32 = 24;
 
-/// How many keys are prefetched together.
-const PREFETCH_CHUNK: usize = 64;
-
 /// Tables with less memory in entries than this are in the processor's cache anyway.
 const PREFETCH_BYTES_MIN: usize = 1 << 20;
 
@@ -58,9 +45,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
     pub(super) fn new(max_parallelism: u16, groups: &Range<u16>) -> Self {
         let owned = hashes(groups, max_parallelism).unwrap_or(HashRange::ALL);
         Self {
-            directory: vec![0; 2],
-            depth: 1,
-            pages: vec![Slot::Owned(Page::new(0))],
+            pages: Pages::new(),
             len: 0,
             max_parallelism,
             layers: Layers::new(owned),
@@ -73,20 +58,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
     /// Units: bytes of all entries, estimated.
     fn bytes(&self) -> usize {
         let entry_bytes = self.entry_bytes.load(Ordering::Relaxed);
-        self.len.saturating_mul(entry_bytes.max(size_of::<super::page::Entry<K, V>>()))
-    }
-
-    /// Shares these pages with a snapshot: first those that are shared already.
-    fn share(&mut self, numbers: impl Iterator<Item = usize>) -> Vec<ReadPage<K, V>> {
-        let (mut owned, mut reads) = (Vec::new(), Vec::new());
-        for number in numbers {
-            match &self.pages[number] {
-                Slot::Owned(_) => owned.push(number),
-                Slot::Shared(shared) => reads.push(shared.read()),
-            }
-        }
-        shared::share(&mut self.pages, &owned, &mut reads);
-        reads
+        self.len.saturating_mul(entry_bytes.max(size_of::<Entry<K, V>>()))
     }
 
     fn frozen(
@@ -100,25 +72,19 @@ impl<K: Key, V: StateValue> Table<K, V> {
     }
 
     #[inline]
-    fn page_number(&self, hash: u64) -> usize {
-        self.directory[(hash >> (64 - self.depth)) as usize] as usize
-    }
-
-    #[inline]
     fn page(&mut self, hash: u64) -> &mut Page<K, V> {
-        let number = self.page_number(hash);
-        self.pages[number].own()
+        self.pages.own(self.pages.number(hash))
     }
 
     /// The number of the page where an entry with this hash may be added.
     #[inline]
     fn page_with_room(&mut self, hash: u64) -> usize {
-        let number = self.page_number(hash);
-        if !self.pages[number].own().is_full() {
+        let number = self.pages.number(hash);
+        if !self.pages.own(number).is_full() {
             return number;
         }
         self.make_room(hash);
-        self.page_number(hash)
+        self.pages.number(hash)
     }
 
     /// Adds an entry whose key is not here yet.
@@ -126,7 +92,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
     fn push_new(&mut self, hash: u64, key: &K, value: V) -> &mut V {
         self.len += 1;
         let number = self.page_with_room(hash);
-        let page = self.pages[number].own();
+        let page = self.pages.own(number);
         let position = page.push(hash, key.clone(), value);
         self.marks.set(number, position);
         page.value_at(position)
@@ -137,21 +103,15 @@ impl<K: Key, V: StateValue> Table<K, V> {
     #[cold]
     fn make_room(&mut self, hash: u64) {
         loop {
-            let number = self.page_number(hash);
-            let page = self.pages[number].own();
+            let page = self.page(hash);
             if !page.is_full() {
                 return;
             }
-            let depth = page.depth();
             let depth_needed = page.common_bits(hash) + 1;
-            if depth_needed > u32::from(self.depth) && !self.may_deepen_to(depth_needed) {
+            if depth_needed > u32::from(self.pages.depth()) && !self.may_deepen_to(depth_needed) {
                 return;
             }
-            if depth == self.depth {
-                self.directory = self.directory.iter().flat_map(|page| [*page; 2]).collect();
-                self.depth += 1;
-            }
-            self.split(number, hash);
+            self.split(hash);
         }
     }
 
@@ -159,61 +119,17 @@ impl<K: Key, V: StateValue> Table<K, V> {
         depth <= FREE_DEPTH || depth < 48 && 1 << depth <= 16 * self.pages.len()
     }
 
-    /// Splits a page that is shallower than the directory. `hash` is any hash that belongs to it.
-    fn split(&mut self, number: usize, hash: u64) {
-        let page_count = self.pages.len();
-        let page = self.pages[number].own();
-        let prefixes = 1_usize << (self.depth - page.depth());
-        let first = (hash >> (64 - self.depth)) as usize & !(prefixes - 1);
-        let upper_number = u32::try_from(page_count).expect("2^32 pages do not fit into memory");
-        let mut moves = Vec::with_capacity(page.entries().len());
-        let upper = page.split(|from, upper, to| moves.push((from, upper, to)));
-        self.marks.split(number, moves);
-        for (page, number) in [(&*page, number), (&upper, upper_number as usize)] {
-            let last = page.removed().last().map_or(0, |removed| removed.snapshots);
-            self.marks.set_removed(number, page.removed().len(), last);
+    /// Splits the page of this hash, and its marks.
+    fn split(&mut self, hash: u64) {
+        let mut moves = Vec::new();
+        let (lower, upper) =
+            self.pages.split(hash, |from, upper, to| moves.push((from, upper, to)));
+        self.marks.split(lower, moves);
+        for number in [lower, upper] {
+            let removed = self.pages.own(number).removed();
+            let last = removed.last().map_or(0, |removed| removed.snapshots);
+            self.marks.set_removed(number, removed.len(), last);
         }
-        self.pages.push(Slot::Owned(upper));
-        self.directory[first + prefixes / 2..first + prefixes].fill(upper_number);
-    }
-
-    /// Decodes and adds one entry, or removes it, and returns the bytes behind it.
-    fn restore_entry<'a, W: serde::de::DeserializeOwned>(
-        &mut self,
-        selection: &Selection<'_>,
-        bytes: &'a [u8],
-        convert: &mut impl FnMut(W) -> Option<V>,
-    ) -> Result<&'a [u8], String> {
-        let (tag, bytes) = if selection.changes {
-            let (tag, rest) = bytes.split_first().ok_or("it ends before the entry")?;
-            (*tag, rest)
-        } else {
-            (ENTRY_PRESENT, bytes)
-        };
-        let (key, rest) = postcard::take_from_bytes::<K>(bytes)
-            .map_err(|error| format!("the key does not decode: {error}"))?;
-        let hash = stable_hash(&key);
-        let counts = selection.groups.contains(&key_group(hash, self.max_parallelism).0)
-            && !selection.superseded.contains(hash);
-        let (value, rest) = match tag {
-            ENTRY_REMOVED => (None, rest),
-            ENTRY_PRESENT => {
-                let (value, rest) = postcard::take_from_bytes::<W>(rest)
-                    .map_err(|error| format!("the value does not decode: {error}"))?;
-                (counts.then(|| convert(value)).flatten(), rest)
-            }
-            other => return Err(format!("an entry begins with {other}")),
-        };
-        if counts {
-            let replaced = match value {
-                Some(value) => self.insert(hash, &key, value).is_some(),
-                None => self.remove(hash, &key).is_some(),
-            };
-            if replaced && !selection.changes {
-                return Err("the key is there twice".to_owned());
-            }
-        }
-        Ok(rest)
     }
 
     /// Marks become part of this snapshot. Returns the pages where something has changed since the last confirmed snapshot, and since
@@ -225,7 +141,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
         let mut changed = [Changed::default(), Changed::default()];
         for number in 0..self.pages.len() {
             if self.marks.removed_are_over(number, confirmed_top)
-                && let Slot::Owned(page) = &mut self.pages[number]
+                && let Some(page) = self.pages.owned_mut(number)
             {
                 self.tombstones.number -= page.forget_removed();
                 self.marks.set_removed(number, 0, 0);
@@ -242,11 +158,8 @@ impl<K: Key, V: StateValue> Table<K, V> {
         let first = self.layers.window_at();
         let (mut pages, mut hash, mut left) = (Vec::new(), first, entries as i64);
         loop {
-            let number = self.page_number(hash);
-            let (depth, entries) = match &self.pages[number] {
-                Slot::Owned(page) => (page.depth(), page.entries().len() as u32),
-                Slot::Shared(shared) => (shared.depth, shared.entries),
-            };
+            let number = self.pages.number(hash);
+            let (depth, entries) = self.pages.extent(number);
             pages.push(number as u32);
             left -= i64::from(entries);
             let last = hash | u64::MAX.checked_shr(u32::from(depth)).unwrap_or(0);
@@ -287,9 +200,10 @@ impl<K: Key, V: StateValue> Table<K, V> {
             Plan::Top { .. } => (true, self.layers.confirmed_top()),
             _ => (false, self.layers.confirmed_snapshot()),
         };
-        let is_shared = |number: &usize| matches!(self.pages[*number], Slot::Shared(_));
-        let (shared, owned): (Vec<usize>, Vec<usize>) =
-            changes.into_iter().map(|number| number as usize).partition(is_shared);
+        let (shared, owned): (Vec<usize>, Vec<usize>) = changes
+            .into_iter()
+            .map(|number| number as usize)
+            .partition(|number| self.pages.is_shared(*number));
         // In the order in which they will be shared.
         let changes = || shared.iter().chain(&owned).copied();
         let (mut marks, mut marked) = (Vec::new(), Vec::with_capacity(shared.len() + owned.len()));
@@ -301,8 +215,10 @@ impl<K: Key, V: StateValue> Table<K, V> {
             });
             marked.push(Marked::Changes { confirmed, marks: at });
         }
-        let mut pages: Vec<_> = self.share(changes()).into_iter().zip(marked).collect();
-        pages.extend(self.share(whole.into_iter()).into_iter().map(|page| (page, Marked::All)));
+        let mut pages: Vec<_> = self.pages.share(changes()).into_iter().zip(marked).collect();
+        pages.extend(
+            self.pages.share(whole.into_iter()).into_iter().map(|page| (page, Marked::All)),
+        );
         let empty = plan == Plan::Small && pages.is_empty();
         let needs = self.layers.taken(epoch, plan, window, empty);
         self.tombstones.kept = true;
@@ -335,70 +251,12 @@ impl Changed {
     }
 }
 
-impl<K: Clone, V: Clone> Slot<K, V> {
-    #[inline]
-    fn owned(&self) -> Option<&Page<K, V>> {
-        match self {
-            Slot::Owned(page) => Some(page),
-            Slot::Shared(_) => None,
-        }
-    }
-
-    #[inline]
-    fn own(&mut self) -> &mut Page<K, V> {
-        if let Slot::Shared(_) = self {
-            self.unshare();
-        }
-        match self {
-            Slot::Owned(page) => page,
-            Slot::Shared(_) => unreachable!("the page was just unshared"),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn unshare(&mut self) {
-        let slot = std::mem::replace(self, Slot::Owned(Page::hollow()));
-        let page = match slot {
-            Slot::Owned(page) => page,
-            Slot::Shared(shared) => shared.into_owned(),
-        };
-        *self = Slot::Owned(page);
-    }
-}
-
 impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
     fn prefetch(&self, hashes: &[u64]) {
-        if self.len * size_of::<super::page::Entry<K, V>>() < PREFETCH_BYTES_MIN {
+        if self.len * size_of::<Entry<K, V>>() < PREFETCH_BYTES_MIN {
             return;
         }
-        // A load that misses the caches must have few instructions around it, or the processor
-        // cannot look far enough ahead to overlap it with the next ones. So addresses are computed
-        // first and loaded together.
-        let mut pages = [None; PREFETCH_CHUNK];
-        let mut slots = [&0; PREFETCH_CHUNK];
-        let mut entries = [[&0; 2]; PREFETCH_CHUNK];
-        let mut touched = 0;
-        for hashes in hashes.chunks(PREFETCH_CHUNK) {
-            for ((hash, page), slot) in hashes.iter().zip(&mut pages).zip(&mut slots) {
-                *page = self.pages[self.page_number(*hash)].owned();
-                if let Some(page) = page {
-                    *slot = page.home_slot(*hash);
-                }
-            }
-            for slot in &slots[..hashes.len()] {
-                touched ^= u64::from(**slot);
-            }
-            for ((hash, page), entry) in hashes.iter().zip(&pages).zip(&mut entries) {
-                if let Some(candidate) = page.and_then(|page| page.candidate(*hash)) {
-                    *entry = candidate;
-                }
-            }
-            for [first, last] in &entries[..hashes.len()] {
-                touched ^= **first ^ **last;
-            }
-        }
-        std::hint::black_box(touched);
+        self.pages.prefetch(hashes);
     }
 
     #[inline]
@@ -408,8 +266,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
 
     #[inline]
     fn get_mut(&mut self, hash: u64, key: &K) -> Option<&mut V> {
-        let number = self.page_number(hash);
-        let page = self.pages[number].own();
+        let number = self.pages.number(hash);
+        let page = self.pages.own(number);
         let position = page.find(hash, key)?;
         self.marks.set(number, position);
         Some(page.value_at(position))
@@ -417,12 +275,12 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
 
     #[inline]
     fn get_or_insert_with(&mut self, hash: u64, key: &K, value: &mut dyn FnMut() -> V) -> &mut V {
-        let number = self.page_number(hash);
-        let page = self.pages[number].own();
+        let number = self.pages.number(hash);
+        let page = self.pages.own(number);
         match page.find(hash, key) {
             Some(position) => {
                 self.marks.set(number, position);
-                self.pages[number].own().value_at(position)
+                self.pages.own(number).value_at(position)
             }
             None => self.push_new(hash, key, value()),
         }
@@ -437,8 +295,8 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
     }
 
     fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
-        let number = self.page_number(hash);
-        let page = self.pages[number].own();
+        let number = self.pages.number(hash);
+        let page = self.pages.own(number);
         let (value, gone) = page.remove(hash, key, &mut self.tombstones)?;
         self.marks.relocate(number, gone.last, gone.position);
         self.marks.set_removed(number, page.removed().len(), self.tombstones.snapshots);
@@ -458,7 +316,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
             SnapshotForm::Plain => {
                 // What changes from here on is not kept apart from what has changed before.
                 self.tombstones.kept = false;
-                let pages = self.share(0..self.pages.len());
+                let pages = self.pages.share(0..self.pages.len());
                 let pages = pages.into_iter().map(|page| (page, Marked::All)).collect();
                 let content = Box::new(self.frozen(pages, Vec::new(), false));
                 let needs = BTreeSet::new();
@@ -474,16 +332,16 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
     }
 
     fn for_each(&mut self, mut visit: impl FnMut(&K, &V)) {
-        for slot in &mut self.pages {
-            for entry in slot.own().entries() {
+        for number in 0..self.pages.len() {
+            for entry in self.pages.own(number).entries() {
                 visit(&entry.key, &entry.value);
             }
         }
     }
 
     fn restored(&mut self, layers: Vec<Layer>) {
-        for slot in &mut self.pages {
-            slot.own().forget_removed();
+        for number in 0..self.pages.len() {
+            self.pages.own(number).forget_removed();
         }
         self.marks.forget();
         self.tombstones = Tombstones { kept: true, ..Tombstones::default() };
@@ -500,9 +358,9 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         // Pages may be empty or shared, so their number is bounded as well.
         for _ in 0..self.pages.len().min(1 + entries) {
             // A shared page is not worth a copy: the snapshot will be done with it.
-            if let Some(Slot::Owned(page)) = self.pages.get_mut(position.page) {
+            let number = position.page;
+            if let Some(page) = self.pages.owned_mut(number) {
                 let (tombstones, marks) = (&mut self.tombstones, &mut self.marks);
-                let number = position.page;
                 let (looked, expired) = page.sweep(
                     &mut position.entry,
                     left,
@@ -532,28 +390,14 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
-        mut convert: impl FnMut(W) -> Option<V>,
+        convert: impl FnMut(W) -> Option<V>,
     ) -> Result<(), FormatError> {
-        let corrupt = |rest: &[u8], why| FormatError::Corrupt {
-            offset: (bytes.len() - rest.len()) as u64,
-            why,
-        };
-        // At most one key and value can be encoded in no bytes at all, so more entries than this
-        // are damage.
-        if entries as usize > bytes.len() + 1 {
-            let why = format!("{entries} entries cannot be in {} bytes", bytes.len());
-            return Err(corrupt(bytes, why));
-        }
-        let mut rest = bytes;
-        for entry in 0..entries {
-            rest = self.restore_entry(selection, rest, &mut convert).map_err(|why| {
-                corrupt(rest, format!("entry {entry} of {entries} in the block: {why}"))
-            })?;
-        }
-        if !rest.is_empty() {
-            let why = format!("{} bytes are left after {entries} entries", rest.len());
-            return Err(corrupt(rest, why));
-        }
-        Ok(())
+        let groups = self.max_parallelism;
+        restore_entries(selection, groups, entries, bytes, convert, |hash, key: &K, value| {
+            match value {
+                Some(value) => self.insert(hash, key, value).is_some(),
+                None => self.remove(hash, key).is_some(),
+            }
+        })
     }
 }

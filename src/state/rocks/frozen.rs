@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::cache::{SharedPage, lock};
+use super::cache::{Cached, lock};
 use super::error::RocksError;
 use super::instance::{Column, Core, Made, Rows, TakeRow, Ticket};
 use super::restore::Reader;
@@ -12,11 +12,12 @@ use super::table::encode_key;
 use crate::format::{FormatError, SectionOutput, codec};
 use crate::ids::KeyGroup;
 use crate::protocol::key_groups::key_group;
+use crate::state::pages::ReadPage;
 use crate::state::{Frozen, Key, StateValue};
 
 /// The pages of a table that held changes when it was frozen.
 pub(super) struct FrozenRows<K, V> {
-    pages: Mutex<Vec<SharedPage<K, V>>>,
+    pages: Mutex<Vec<ReadPage<K, Cached<V>>>>,
     /// RocksDB had all changes up to this generation when the table was frozen.
     since: u32,
     /// Of the changes in them.
@@ -28,7 +29,7 @@ pub(super) struct FrozenRows<K, V> {
 
 impl<K: Key, V: StateValue> FrozenRows<K, V> {
     pub(super) fn new(
-        pages: Vec<SharedPage<K, V>>,
+        pages: Vec<ReadPage<K, Cached<V>>>,
         since: u32,
         generation: u32,
         durable: Arc<AtomicU32>,
@@ -52,7 +53,7 @@ impl<K: Key, V: StateValue> Rows for FrozenRows<K, V> {
             bytes.clear();
             ends.clear();
             // Only encoded with the page locked: the worker may be waiting for it.
-            for entry in lock(&page).entries() {
+            for entry in page.lock().entries() {
                 if entry.value.stamp <= self.since {
                     continue;
                 }

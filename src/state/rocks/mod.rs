@@ -36,7 +36,6 @@ mod error;
 mod frozen;
 mod instance;
 mod options;
-mod page;
 mod restore;
 mod table;
 mod weigh;

@@ -12,11 +12,13 @@ use super::error::RocksError;
 use super::frozen::{FrozenRows, FrozenTable};
 use super::instance::{Column, Instance, RowBatch};
 use super::weigh::owned_bytes;
-use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, Extent, FormatError, codec};
+use crate::format::{Extent, FormatError, codec};
 use crate::protocol::key_groups::key_group;
 use crate::protocol::layers::{Layer, Selection};
 use crate::state::hash::stable_hash;
-use crate::state::{FrozenState, Key, SnapshotForm, StateValue, SweepPosition, ValueTable};
+use crate::state::{
+    FrozenState, Key, SnapshotForm, StateValue, SweepPosition, ValueTable, restore_entries,
+};
 
 /// One value state of an [`Instance`].
 pub struct Table<K: Key, V: StateValue> {
@@ -267,48 +269,6 @@ impl<K: Key, V: StateValue> Table<K, V> {
         self.cache.push(hash, key.clone(), cached)
     }
 
-    /// Decodes and adds one entry, and returns the bytes behind it.
-    fn restore_entry<'a, W: serde::de::DeserializeOwned>(
-        &mut self,
-        selection: &Selection<'_>,
-        bytes: &'a [u8],
-        convert: &mut impl FnMut(W) -> Option<V>,
-    ) -> Result<&'a [u8], String> {
-        let (tag, bytes) = if selection.changes {
-            let (tag, rest) = bytes.split_first().ok_or("it ends before the entry")?;
-            (*tag, rest)
-        } else {
-            (ENTRY_PRESENT, bytes)
-        };
-        let (key, rest) = postcard::take_from_bytes::<K>(bytes)
-            .map_err(|error| format!("the key does not decode: {error}"))?;
-        let hash = stable_hash(&key);
-        let counts = selection.groups.contains(&key_group(hash, self.max_parallelism).0)
-            && !selection.superseded.contains(hash);
-        let (value, rest) = match tag {
-            ENTRY_REMOVED => (None, rest),
-            ENTRY_PRESENT => {
-                let (value, rest) = postcard::take_from_bytes::<W>(rest)
-                    .map_err(|error| format!("the value does not decode: {error}"))?;
-                (counts.then(|| convert(value)).flatten(), rest)
-            }
-            other => return Err(format!("an entry begins with {other}")),
-        };
-        if counts {
-            let replaced = match value {
-                Some(value) => {
-                    self.weigh(&key, &value);
-                    self.insert(hash, &key, value).is_some()
-                }
-                None => self.remove(hash, &key).is_some(),
-            };
-            if replaced && !selection.changes {
-                return Err("the key is there twice".to_owned());
-            }
-        }
-        Ok(rest)
-    }
-
     #[cfg(test)]
     pub(super) fn instance(&self) -> &Instance {
         &self.instance
@@ -496,25 +456,18 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         selection: &Selection<'_>,
         entries: u32,
         bytes: &[u8],
-        mut convert: impl FnMut(W) -> Option<V>,
+        convert: impl FnMut(W) -> Option<V>,
     ) -> Result<(), FormatError> {
-        let corrupt =
-            |rest: &[u8], why| FormatError::corrupt((bytes.len() - rest.len()) as u64, why);
-        if entries as usize > bytes.len() + 1 {
-            let why = format!("{entries} entries cannot be in {} bytes", bytes.len());
-            return Err(corrupt(bytes, why));
-        }
-        let mut rest = bytes;
-        for entry in 0..entries {
-            rest = self.restore_entry(selection, rest, &mut convert).map_err(|why| {
-                corrupt(rest, format!("entry {entry} of {entries} in the block: {why}"))
-            })?;
-        }
-        if !rest.is_empty() {
-            let why = format!("{} bytes are left after {entries} entries", rest.len());
-            return Err(corrupt(rest, why));
-        }
-        Ok(())
+        let groups = self.max_parallelism;
+        restore_entries(selection, groups, entries, bytes, convert, |hash, key: &K, value| {
+            match value {
+                Some(value) => {
+                    self.weigh(key, &value);
+                    self.insert(hash, key, value).is_some()
+                }
+                None => self.remove(hash, key).is_some(),
+            }
+        })
     }
 }
 

@@ -1,12 +1,12 @@
-//! One page of a cache: the entries of one range of hashes. As a page of the heap backend, less what that marks for layers.
+//! One page: the entries of one range of hashes.
 
 /// One key and its value. The hash comes first in memory, for `Page::candidate`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(super) struct Entry<K, V> {
-    pub(super) hash: u64,
-    pub(super) key: K,
-    pub(super) value: V,
+pub(in crate::state) struct Entry<K, V> {
+    pub(in crate::state) hash: u64,
+    pub(in crate::state) key: K,
+    pub(in crate::state) value: V,
 }
 
 /// The entries whose hashes start with one prefix of `depth` bits.
@@ -15,12 +15,48 @@ pub(super) struct Entry<K, V> {
 /// slot from the low bits of the hash. A slot is 0 (free) or six bits of the hash above the
 /// position in `entries` plus one.
 ///
-/// A page holds at most [`Page::CAPACITY`] entries unless the table cannot split it (see
-/// `Table::make_room`). Those beyond are not in the index but found by scanning.
-pub(super) struct Page<K, V> {
+/// A page holds at most [`Page::CAPACITY`] entries unless the table cannot split it. Those beyond are not in the index but found by scanning.
+pub(in crate::state) struct Page<K, V> {
     entries: Vec<Entry<K, V>>,
     index: Box<[u16]>,
     depth: u8,
+    /// Keys that were removed, each with the number of snapshots before. A key may be there again, or twice.
+    removed: Vec<Removed<K>>,
+}
+
+/// A key that was removed.
+#[derive(Clone)]
+pub(in crate::state) struct Removed<K> {
+    pub(in crate::state) hash: u64,
+    pub(in crate::state) key: K,
+    /// Number of snapshots before.
+    pub(in crate::state) snapshots: u32,
+}
+
+/// An entry was removed from its position, and the last one has taken its place.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::state) struct Gone {
+    pub(in crate::state) last: usize,
+    pub(in crate::state) position: usize,
+}
+
+/// How much room a page that holds so many entries gets for more: little, because a page is half empty on average after it
+/// was split, and room that is not used is memory.
+fn grow_by(entries: usize) -> usize {
+    (entries / 8).max(8)
+}
+
+/// The removed keys that all pages of a table remember.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::state) struct Tombstones {
+    /// Whether they are remembered at all.
+    pub(in crate::state) kept: bool,
+    /// Their number.
+    pub(in crate::state) number: usize,
+    /// The number of snapshots so far.
+    pub(in crate::state) snapshots: u32,
+    /// Those with fewer snapshots before them are not needed any more.
+    pub(in crate::state) needed_from: u32,
 }
 
 /// The bits of an index slot that hold a position plus one. The others hold a tag.
@@ -49,7 +85,7 @@ impl<K, V> Page<K, V> {
     /// A page is copied when it is first touched after a freeze, so a copy is kept to about 16 KiB,
     /// and to fewer entries where each is cloned by itself (the measurements are in
     /// `benches/plumbing.rs`).
-    pub(super) const CAPACITY: usize = {
+    pub(in crate::state) const CAPACITY: usize = {
         let mut capacity = if std::mem::needs_drop::<Entry<K, V>>() { 128 } else { 512 };
         while capacity > 32 && capacity * size_of::<Entry<K, V>>() > 16 * 1024 {
             capacity /= 2;
@@ -58,50 +94,51 @@ impl<K, V> Page<K, V> {
     };
 
     /// An empty page for the hashes with one prefix of `depth` bits.
-    pub(super) fn new(depth: u8) -> Self {
+    pub(in crate::state) fn new(depth: u8) -> Self {
         Self {
             entries: Vec::new(),
             index: vec![0; SLOTS_PER_ENTRY * Self::CAPACITY].into_boxed_slice(),
             depth,
+            removed: Vec::new(),
         }
     }
 
     /// A stand-in that owns no memory, for while a page is being moved. It must not be used as a
     /// page.
-    pub(super) fn hollow() -> Self {
-        Self { entries: Vec::new(), index: Box::default(), depth: 0 }
+    pub(in crate::state) fn hollow() -> Self {
+        Self { entries: Vec::new(), index: Box::default(), depth: 0, removed: Vec::new() }
     }
 
     /// How many leading bits the hashes of this page have in common.
-    pub(super) fn depth(&self) -> u8 {
+    pub(in crate::state) fn depth(&self) -> u8 {
         self.depth
     }
 
-    pub(super) fn entries(&self) -> &[Entry<K, V>] {
+    pub(in crate::state) fn entries(&self) -> &[Entry<K, V>] {
         &self.entries
     }
 
     /// How many leading bits `hash` and all hashes in this page have in common.
-    pub(super) fn common_bits(&self, hash: u64) -> u32 {
+    pub(in crate::state) fn common_bits(&self, hash: u64) -> u32 {
         let differences = self.entries.iter().fold(0, |bits, entry| bits | (entry.hash ^ hash));
         differences.leading_zeros()
     }
 
     #[inline]
-    pub(super) fn is_full(&self) -> bool {
+    pub(in crate::state) fn is_full(&self) -> bool {
         self.entries.len() >= Self::CAPACITY
     }
 
     /// The index slot where a search for `hash` begins. Only its address is computed.
     #[inline]
-    pub(super) fn home_slot(&self, hash: u64) -> &u16 {
+    pub(in crate::state) fn home_slot(&self, hash: u64) -> &u16 {
         &self.index[self.home(hash)]
     }
 
     /// The start of the entry that the index names first for `hash`, and of the one behind it: the
     /// two lines of the cache that the entry may be in. Only their addresses are computed.
     #[inline]
-    pub(super) fn candidate(&self, hash: u64) -> Option<[&u64; 2]> {
+    pub(in crate::state) fn candidate(&self, hash: u64) -> Option<[&u64; 2]> {
         let mask = self.index.len() - 1;
         let tag = tag(hash);
         let mut slot = self.home(hash);
@@ -121,23 +158,23 @@ impl<K, V> Page<K, V> {
 
     /// Adds an entry whose key is not here yet.
     #[inline]
-    pub(super) fn push(&mut self, hash: u64, key: K, value: V) -> &mut V {
+    pub(in crate::state) fn push(&mut self, hash: u64, key: K, value: V) -> usize {
         let position = self.entries.len();
         if position == self.entries.capacity() {
             // Grown by ourselves: `Vec` would round up beyond the capacity of a page.
             let room = match Self::CAPACITY.saturating_sub(position) {
                 0 => position,
-                to_capacity => position.max(4).min(to_capacity),
+                to_capacity => grow_by(position).min(to_capacity),
             };
             self.entries.reserve_exact(room);
         }
         self.entries.push(Entry { hash, key, value });
         self.index_position(hash, position);
-        &mut self.entries[position].value
+        position
     }
 
     /// Removes the entry at `position`. The last entry takes its place.
-    pub(super) fn remove_at(&mut self, position: usize) -> V {
+    pub(in crate::state) fn remove_at(&mut self, position: usize) -> Entry<K, V> {
         let hash = self.entries[position].hash;
         let last = self.entries.len() - 1;
         if position < Self::CAPACITY {
@@ -152,34 +189,89 @@ impl<K, V> Page<K, V> {
                 self.index_position(moved, position);
             }
         }
-        self.entries.swap_remove(position).value
+        self.entries.swap_remove(position)
+    }
+
+    /// Looks at up to `entries` entries from position `at` on, and removes those that are `expired`. Returns how many of
+    /// each.
+    pub(in crate::state) fn sweep(
+        &mut self,
+        at: &mut usize,
+        entries: usize,
+        expired: &mut impl FnMut(&V) -> bool,
+        mut removing: impl FnMut(Gone),
+        tombstones: &mut Tombstones,
+    ) -> (usize, usize) {
+        let (mut looked, mut removed) = (0, 0);
+        while looked < entries && *at < self.entries.len() {
+            looked += 1;
+            if expired(&self.entries[*at].value) {
+                // Another entry takes its place.
+                removing(Gone { last: self.entries.len() - 1, position: *at });
+                let Entry { hash, key, .. } = self.remove_at(*at);
+                self.note_removed(hash, key, tombstones);
+                removed += 1;
+            } else {
+                *at += 1;
+            }
+        }
+        (looked, removed)
     }
 
     /// Moves the entries whose next hash bit is one into the returned page. Both are one bit
-    /// deeper.
-    pub(super) fn split(&mut self) -> Self {
+    /// deeper. `moved` hears of each entry where it was, whether it is in the new page, and where.
+    pub(in crate::state) fn split(&mut self, mut moved: impl FnMut(usize, bool, usize)) -> Self {
         let bit = 1 << (63 - self.depth);
         let mut upper = Self::new(self.depth + 1);
         self.depth += 1;
+        let removed = std::mem::take(&mut self.removed);
+        (self.removed, upper.removed) = removed.into_iter().partition(|key| key.hash & bit == 0);
         let ones = self.entries.iter().filter(|entry| entry.hash & bit != 0).count();
         if ones == 0 {
+            (0..self.entries.len()).for_each(|position| moved(position, false, position));
             return upper;
         }
         if ones == self.entries.len() {
             std::mem::swap(&mut self.entries, &mut upper.entries);
             std::mem::swap(&mut self.index, &mut upper.index);
+            (0..upper.entries.len()).for_each(|position| moved(position, true, position));
             return upper;
         }
         let zeros = self.entries.len() - ones;
         let entries = std::mem::take(&mut self.entries);
-        self.entries.reserve_exact(zeros.max(Self::CAPACITY));
-        upper.entries.reserve_exact(ones.max(Self::CAPACITY));
+        self.entries.reserve_exact(zeros + grow_by(zeros));
+        upper.entries.reserve_exact(ones + grow_by(ones));
         self.index.fill(0);
-        for entry in entries {
+        for (from, entry) in entries.into_iter().enumerate() {
             let page = if entry.hash & bit == 0 { &mut *self } else { &mut upper };
-            page.push(entry.hash, entry.key, entry.value);
+            let is_upper = entry.hash & bit != 0;
+            let to = page.push(entry.hash, entry.key, entry.value);
+            moved(from, is_upper, to);
         }
         upper
+    }
+
+    /// Remembers that a key was removed, if anybody wants to know.
+    fn note_removed(&mut self, hash: u64, key: K, tombstones: &mut Tombstones) {
+        if tombstones.kept {
+            // Those that a complete snapshot holds go first.
+            if self.removed.len() == self.removed.capacity() {
+                let before = self.removed.len();
+                self.removed.retain(|removed| removed.snapshots >= tombstones.needed_from);
+                tombstones.number -= before - self.removed.len();
+            }
+            self.removed.push(Removed { hash, key, snapshots: tombstones.snapshots });
+            tombstones.number += 1;
+        }
+    }
+
+    /// Forgets what was removed. Returns the number of keys.
+    pub(in crate::state) fn forget_removed(&mut self) -> usize {
+        std::mem::take(&mut self.removed).len()
+    }
+
+    pub(in crate::state) fn removed(&self) -> &[Removed<K>] {
+        &self.removed
     }
 
     #[inline]
@@ -234,15 +326,33 @@ impl<K, V> Page<K, V> {
 }
 
 impl<K: Eq, V> Page<K, V> {
+    #[inline]
+    pub(in crate::state) fn get(&self, hash: u64, key: &K) -> Option<&V> {
+        self.find(hash, key).map(|position| &self.entries[position].value)
+    }
+
     /// The value of the entry at a position that [`Page::find`] has told.
     #[inline]
-    pub(super) fn value_at(&mut self, position: usize) -> &mut V {
+    pub(in crate::state) fn value_at(&mut self, position: usize) -> &mut V {
         &mut self.entries[position].value
+    }
+
+    pub(in crate::state) fn remove(
+        &mut self,
+        hash: u64,
+        key: &K,
+        tombstones: &mut Tombstones,
+    ) -> Option<(V, Gone)> {
+        let position = self.find(hash, key)?;
+        let gone = Gone { last: self.entries.len() - 1, position };
+        let Entry { hash, key, value } = self.remove_at(position);
+        self.note_removed(hash, key, tombstones);
+        Some((value, gone))
     }
 
     /// The position of a key.
     #[inline]
-    pub(super) fn find(&self, hash: u64, key: &K) -> Option<usize> {
+    pub(in crate::state) fn find(&self, hash: u64, key: &K) -> Option<usize> {
         let mask = self.index.len() - 1;
         let tag = tag(hash);
         let mut slot = self.home(hash);
@@ -275,44 +385,11 @@ impl<K: Clone, V: Clone> Clone for Page<K, V> {
         // The same capacity, so that the copies' memory fits the next ones.
         let mut entries = Vec::with_capacity(self.entries.capacity());
         entries.extend_from_slice(&self.entries);
-        Self { entries, index: self.index.clone(), depth: self.depth }
-    }
-}
-
-/// How many keys are prefetched together.
-const PREFETCH_CHUNK: usize = 64;
-
-/// Brings what operations on keys with these hashes need near the processor. `page_of` tells the page of a hash, if it can
-/// be told without waiting.
-#[inline]
-pub(super) fn prefetch<'a, K: 'a, V: 'a>(
-    hashes: &[u64],
-    page_of: impl Fn(u64) -> Option<&'a Page<K, V>>,
-) {
-    // A load that misses the caches must have few instructions around it, or the processor cannot look far enough ahead
-    // to overlap it with the next ones. So addresses are computed first and loaded together.
-    let mut pages = [None; PREFETCH_CHUNK];
-    let mut slots = [&0; PREFETCH_CHUNK];
-    let mut entries = [[&0; 2]; PREFETCH_CHUNK];
-    let mut touched = 0;
-    for hashes in hashes.chunks(PREFETCH_CHUNK) {
-        for ((hash, page), slot) in hashes.iter().zip(&mut pages).zip(&mut slots) {
-            *page = page_of(*hash);
-            if let Some(page) = page {
-                *slot = page.home_slot(*hash);
-            }
-        }
-        for slot in &slots[..hashes.len()] {
-            touched ^= u64::from(**slot);
-        }
-        for ((hash, page), entry) in hashes.iter().zip(&pages).zip(&mut entries) {
-            if let Some(candidate) = page.and_then(|page| page.candidate(*hash)) {
-                *entry = candidate;
-            }
-        }
-        for [first, last] in &entries[..hashes.len()] {
-            touched ^= **first ^ **last;
+        Self {
+            entries,
+            index: self.index.clone(),
+            depth: self.depth,
+            removed: self.removed.clone(),
         }
     }
-    std::hint::black_box(touched);
 }

@@ -6,8 +6,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::Slot;
 use super::page::Page;
-use super::table::Slot;
 
 /// Pages of a chunk. A chunk lives as long as one of them is shared.
 const CHUNK_PAGES: usize = 64;
@@ -32,13 +32,13 @@ pub(super) struct SharedPage<K, V> {
 }
 
 /// A snapshot's side of a shared page. Dropped, it lets go of the page.
-pub(super) struct ReadPage<K, V> {
+pub(in crate::state) struct ReadPage<K, V> {
     chunk: Chunk<K, V>,
     at: usize,
 }
 
 /// A page while its lock is held.
-pub(super) struct LockedPage<'a, K, V>(MutexGuard<'a, Cell<K, V>>);
+pub(in crate::state) struct LockedPage<'a, K, V>(MutexGuard<'a, Cell<K, V>>);
 
 fn lock<K, V>(cell: &Mutex<Cell<K, V>>) -> MutexGuard<'_, Cell<K, V>> {
     // A poisoned lock means that a snapshot's encoding panicked: it changes nothing, so the page is whole.
@@ -90,7 +90,7 @@ impl<K, V> SharedPage<K, V> {
 
 impl<K, V> ReadPage<K, V> {
     /// The page. The table waits for the lock if it wants the page back.
-    pub(super) fn lock(&self) -> LockedPage<'_, K, V> {
+    pub(in crate::state) fn lock(&self) -> LockedPage<'_, K, V> {
         LockedPage(lock(&self.chunk[self.at]))
     }
 }
