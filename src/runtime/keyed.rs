@@ -28,8 +28,8 @@ use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{Contribution, SectionPart, WorkerContext, event_section};
 use crate::runtime::migration::Migrations;
 use crate::runtime::natives::NativePart;
+use crate::runtime::outgoing::Outgoing;
 use crate::runtime::pool::Pool;
-use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
 use crate::runtime::shapes::shape_of;
 use crate::runtime::states::States;
@@ -81,10 +81,8 @@ where
     tables: S::Tables,
     logic: F,
     hashes: Vec<u64>,
-    out: Vec<O>,
-    out_max: usize,
+    outgoing: Outgoing<O>,
     inputs: Pool<(K, V)>,
-    outputs: Pool<O>,
 }
 
 impl<K, V, S, O, F> Processor<K, V, S, O, F>
@@ -109,23 +107,14 @@ where
         self.hashes.clear();
         self.hashes.extend(records.iter().map(|(key, _)| stable_hash(key)));
         S::prefetch(&self.tables, &self.hashes);
-        // The buffer goes away with every batch.
-        if self.out.capacity() == 0 {
-            self.out = self.outputs.take();
-        }
-        let mut session = output.session_with_builder(capability);
-        for ((key, value), hash) in records.drain(..).zip(&self.hashes) {
+        let mut hashed = records.drain(..).zip(&self.hashes);
+        self.outgoing.send(output, capability, |out| {
+            let Some(((key, value), hash)) = hashed.next() else { return false };
             let mut state = S::access(&mut self.tables, *hash, &key);
-            let mut context = Context { out: &mut self.out, event };
-            (self.logic)(&key, value, &mut state, &mut context);
-            if self.out.len() >= self.out_max {
-                session.give_container(&mut self.out);
-                self.out = self.outputs.take();
-            }
-        }
-        if !self.out.is_empty() {
-            session.give_container(&mut self.out);
-        }
+            (self.logic)(&key, value, &mut state, &mut Context { out, event });
+            true
+        });
+        drop(hashed);
         self.inputs.give(std::mem::take(records));
     }
 }
@@ -161,10 +150,8 @@ where
         tables,
         logic,
         hashes: Vec::new(),
-        out: Vec::new(),
-        out_max: batch_records::<O>(),
+        outgoing: Outgoing::new(&context),
         inputs: context.pool(),
-        outputs: context.pool(),
     };
     let operator = scope_name(name.as_str());
     let name = name.clone();

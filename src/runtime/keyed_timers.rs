@@ -43,9 +43,9 @@ use crate::runtime::context::{
     AlarmControl, Contribution, SectionPart, SectionTask, WorkerContext, event_section,
 };
 use crate::runtime::keyed::{Session, frozen_sections, native_part, watermark_section};
+use crate::runtime::outgoing::Outgoing;
 use crate::runtime::pace::Pace;
 use crate::runtime::pool::Pool;
-use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
 use crate::runtime::shapes::shape_of;
 use crate::runtime::states::States;
@@ -274,10 +274,8 @@ struct Processor<K: Key, V, S: States<K>, O, F, T> {
     /// The right to send what timers emit.
     held: Option<Capability<Time>>,
     hashes: Vec<u64>,
-    out: Vec<O>,
-    out_max: usize,
+    outgoing: Outgoing<O>,
     inputs: Pool<(K, V)>,
-    outputs: Pool<O>,
     pace: Pace,
     /// Timers that may still fire in this step.
     room: usize,
@@ -306,23 +304,15 @@ where
         self.hashes.clear();
         self.hashes.extend(records.iter().map(|(key, _)| stable_hash(key)));
         S::prefetch(tables, &self.hashes);
-        if self.out.capacity() == 0 {
-            self.out = self.outputs.take();
-        }
-        let mut session = output.session_with_builder(capability);
-        for ((key, value), hash) in records.drain(..).zip(&self.hashes) {
+        let mut hashed = records.drain(..).zip(&self.hashes);
+        self.outgoing.send(output, capability, |out| {
+            let Some(((key, value), hash)) = hashed.next() else { return false };
             let mut state = S::access(tables, *hash, &key);
-            let out = &mut self.out;
             let mut context = TimerContext { out, at, timers, hash: *hash, key: &key };
             on_record(&key, value, &mut state, &mut context);
-            if self.out.len() >= self.out_max {
-                session.give_container(&mut self.out);
-                self.out = self.outputs.take();
-            }
-        }
-        if !self.out.is_empty() {
-            session.give_container(&mut self.out);
-        }
+            true
+        });
+        drop(hashed);
         self.inputs.give(std::mem::take(records));
     }
 
@@ -349,28 +339,21 @@ where
         }
         let held = self.held.as_ref().expect("while there are timers there is a right to send");
         let TimedParts { tables, timers, on_timer, .. } = &mut self.parts;
-        if self.out.capacity() == 0 {
-            self.out = self.outputs.take();
-        }
-        let mut session = output.session_with_builder(held);
         let before = self.room;
         // SUBTLE: a processing-time timer that registers itself for now would be due again and again. It uses up the room
         // of this step; the alarm goes off in the next.
-        while self.room > 0 {
-            let Some((timer, hash, key)) = timers.take_due(at) else { break };
-            self.room -= 1;
+        let room = &mut self.room;
+        self.outgoing.send(output, held, |out| {
+            if *room == 0 {
+                return false;
+            }
+            let Some((timer, hash, key)) = timers.take_due(at) else { return false };
+            *room -= 1;
             let mut state = S::access(tables, hash, &key);
-            let out = &mut self.out;
             let mut context = TimerContext { out, at, timers, hash, key: &key };
             on_timer(&key, timer, &mut state, &mut context);
-            if self.out.len() >= self.out_max {
-                session.give_container(&mut self.out);
-                self.out = self.outputs.take();
-            }
-        }
-        if !self.out.is_empty() {
-            session.give_container(&mut self.out);
-        }
+            true
+        });
         self.pace.released(before - self.room);
         !timers.event_is_due(at)
     }
@@ -449,10 +432,8 @@ where
         parts,
         held: None,
         hashes: Vec::new(),
-        out: Vec::new(),
-        out_max: batch_records::<O>(),
+        outgoing: Outgoing::new(&context),
         inputs: context.pool(),
-        outputs: context.pool(),
         pace: Pace::new(&context, FIRED_MAX),
         room: 0,
     };

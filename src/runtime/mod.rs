@@ -32,6 +32,7 @@ pub(crate) mod native_restore;
 pub(crate) mod natives;
 pub(crate) mod operator;
 pub mod operator_state;
+pub(crate) mod outgoing;
 pub(crate) mod pace;
 pub(crate) mod plan;
 pub(crate) mod pool;

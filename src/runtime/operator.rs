@@ -30,8 +30,8 @@ use crate::runtime::keyed::{
 use crate::runtime::operator_state::{
     self, BroadcastStates, OperatorStateDeclaration, OperatorStates, Stored,
 };
+use crate::runtime::outgoing::Outgoing;
 use crate::runtime::pool::Pool;
-use crate::runtime::router::batch_records;
 use crate::runtime::scope_name;
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
@@ -181,11 +181,9 @@ enum Held<D, B> {
 /// The parts of the operator that a batch needs.
 struct Processor<D, B, O, L> {
     logic: L,
-    out: Vec<O>,
-    out_max: usize,
+    outgoing: Outgoing<O>,
     mains: Pool<D>,
     broadcasts: Pool<B>,
-    outputs: Pool<O>,
 }
 
 impl<D: Record, B: Record, O: Record, L: Logic<D, B, O>> Processor<D, B, O, L> {
@@ -220,24 +218,15 @@ impl<D: Record, B: Record, O: Record, L: Logic<D, B, O>> Processor<D, B, O, L> {
         capability: &C,
         event: i64,
         output: &mut Session<'_, O>,
-        records: impl Iterator<Item = R>,
+        mut records: impl Iterator<Item = R>,
         mut each: impl FnMut(&mut L, R, &mut Context<'_, O>),
     ) {
-        // The buffer goes away with every batch.
-        if self.out.capacity() == 0 {
-            self.out = self.outputs.take();
-        }
-        let mut session = output.session_with_builder(capability);
-        for record in records {
-            each(&mut self.logic, record, &mut Context::new(&mut self.out, event));
-            if self.out.len() >= self.out_max {
-                session.give_container(&mut self.out);
-                self.out = self.outputs.take();
-            }
-        }
-        if !self.out.is_empty() {
-            session.give_container(&mut self.out);
-        }
+        let Self { logic, outgoing, .. } = self;
+        outgoing.send(output, capability, |out| {
+            let Some(record) = records.next() else { return false };
+            each(logic, record, &mut Context::new(out, event));
+            true
+        });
     }
 }
 
@@ -272,11 +261,9 @@ where
     gate.resume_at(shown);
     let mut processor = Processor {
         logic,
-        out: Vec::new(),
-        out_max: batch_records::<O>(),
+        outgoing: Outgoing::new(&context),
         mains: context.pool(),
         broadcasts: context.pool(),
-        outputs: context.pool(),
     };
     let operator = scope_name(name.as_str());
     let name = name.clone();

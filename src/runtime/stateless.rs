@@ -8,7 +8,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::connect::Record;
 use crate::runtime::context::WorkerContext;
-use crate::runtime::router::batch_records;
+use crate::runtime::outgoing::Outgoing;
 use crate::runtime::scope_name;
 use crate::runtime::time::Time;
 
@@ -24,28 +24,20 @@ pub(crate) fn stateless<'scope, D: Record, O: Record>(
     let mut output = OutputBuilder::<_, NoopBuilder<Vec<O>>>::from(output);
     let mut input = builder.new_input(stream, Pipeline);
     let operator = scope_name(name);
-    let (inputs, outputs) = (context.pool::<D>(), context.pool::<O>());
-    let out_max = batch_records::<O>();
+    let inputs = context.pool::<D>();
+    let mut outgoing = Outgoing::new(context);
     builder.build(move |_capabilities| {
-        let mut out = Vec::new();
         move |_frontiers| {
             let _scope = operator.enter();
             let mut output = output.activate();
             input.for_each(|capability, records| {
-                if out.capacity() == 0 {
-                    out = outputs.take();
-                }
-                let mut session = output.session_with_builder(&capability);
-                for record in records.drain(..) {
-                    logic(record, &mut out);
-                    if out.len() >= out_max {
-                        session.give_container(&mut out);
-                        out = outputs.take();
-                    }
-                }
-                if !out.is_empty() {
-                    session.give_container(&mut out);
-                }
+                let mut taken = records.drain(..);
+                outgoing.send(&mut output, &capability, |out| {
+                    let Some(record) = taken.next() else { return false };
+                    logic(record, out);
+                    true
+                });
+                drop(taken);
                 inputs.give(std::mem::take(records));
             });
         }
