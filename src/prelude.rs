@@ -6,9 +6,9 @@ pub use crate::connect::{
 };
 pub use crate::job::{
     AggregateFunction, Aggregating, AggregatingState, Broadcast, BroadcastState, BroadcastView,
-    Context, EventTime, Job, JobError, KeyedStream, List, ListState, Map, MapState, OperatorList,
-    OperatorListState, Reducing, ReducingState, States, Stream, TimeDomain, Timer, TimerContext,
-    Ttl, UnionList, Value, ValueState,
+    Context, Either, EventTime, Job, JobError, KeyedStream, List, ListState, Map, MapState,
+    OperatorList, OperatorListState, Reducing, ReducingState, Scheduled, ScheduledContext, States,
+    Stream, TimeDomain, Timer, TimerContext, Ttl, UnionList, Value, ValueState,
 };
 pub use crate::protocol::watermark::{WatermarkGenerator, WatermarkStrategy};
 pub use crate::state::Key;

@@ -19,18 +19,19 @@ use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log}
 use crate::runtime::context::WorkerContext;
 use crate::runtime::event_time::EventTime;
 use crate::runtime::keyed::{Context, OperatorState, keyed, owned_groups, watermark_header};
-use crate::runtime::keyed_timers::{
-    KeyTimers, TimedParts, Timer, TimerContext, keyed_with_timers, timer_headers,
-};
+use crate::runtime::keyed_timers::{KeyTimers, TimerContext, TimersLogic, timer_headers};
+use crate::runtime::kinds::Value;
 use crate::runtime::migration::{Fit, Migrations};
 use crate::runtime::native_restore::NativeReaders;
 #[cfg(feature = "rocksdb")]
 use crate::runtime::native_restore::take_over;
 use crate::runtime::restore::{RestoreError, Restored};
+use crate::runtime::scheduled::{Scheduled, ScheduledContext, ScheduledLogic};
 use crate::runtime::sink::{COMMIT_ATTEMPTS, SinkEnds, commit_delay, sink, transactions_header};
 use crate::runtime::source::{SourceStart, read_start, source, splits_header};
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
+use crate::runtime::timed::{TimedLogic, Timer, held_header, timed};
 use crate::state::{Backend, Key};
 
 /// A job cannot be built.
@@ -367,18 +368,15 @@ impl<'scope> Job<'scope> {
     {
         let name = self.name(name);
         let headers = timer_headers::<K>(&name);
-        let (watermark, shown) = self.restored_watermark(&name);
         let taken = headers.iter().map(|header| header.state.clone());
-        let taken = taken.chain([watermark]).collect();
-        let restored_tables = self.restored_tables(&name, &states, taken, &headers[..2]);
+        let restored_tables =
+            self.restored_tables(&name, &states, self.taken_names(&name, taken), &headers);
         let (OperatorState { backend, tables }, readers) = restored_tables;
         let max_parallelism = self.context.config().max_parallelism;
         let groups = owned_groups(&self.context);
         let mut timers = KeyTimers::new(&backend, max_parallelism, &groups);
-        let [event_timers, processing_timers, event_header] = &headers;
-        let pairs =
-            [(event_timers, &mut timers.event), (processing_timers, &mut timers.processing)];
-        for (header, timers) in pairs {
+        let queues = [&mut timers.event, &mut timers.processing];
+        for (header, timers) in headers.iter().zip(queues) {
             let Some(restored) = self.restorable(header) else { continue };
             let take = |selection: &Selection<'_>, block: &EntryBlock<'_>| {
                 timers.restore(selection, block.entries, block.bytes)
@@ -388,10 +386,49 @@ impl<'scope> Job<'scope> {
                 Err(error) => self.error(error),
             }
         }
-        let held_at = self.restored_events(event_header).into_iter().min().unwrap_or(i64::MAX);
-        let parts = TimedParts { states, backend, tables, timers, shown, on_record, on_timer };
+        let logic = TimersLogic { states, backend, tables, timers, on_record, on_timer };
+        self.add_timed(stream, &name, logic)
+    }
+
+    pub(crate) fn add_scheduled<K, V, W, O, F, T>(
+        &self,
+        stream: Stream<'scope, (K, V)>,
+        name: &str,
+        state: Value<W>,
+        on_record: F,
+        on_due: T,
+    ) -> Stream<'scope, O>
+    where
+        K: Key,
+        V: Record,
+        W: Scheduled,
+        O: Record,
+        F: FnMut(&K, V, &mut W, &mut ScheduledContext<'_, O>) + 'static,
+        T: FnMut(&K, Timer, &mut W, &mut ScheduledContext<'_, O>) + 'static,
+    {
+        let name = self.name(name);
+        let taken = self.taken_names(&name, []);
+        let (tables, _) = self.restored_tables(&name, &state, taken, &[]);
+        self.add_timed(stream, &name, ScheduledLogic::new(state, tables, on_record, on_due))
+    }
+
+    /// The names that states of a timed operator may not have.
+    fn taken_names(&self, name: &Name, more: impl IntoIterator<Item = Name>) -> BTreeSet<Name> {
+        let own = [watermark_header(name).state, held_header(name).state];
+        own.into_iter().chain(more).collect()
+    }
+
+    fn add_timed<K: Key, V: Record, O: Record>(
+        &self,
+        stream: Stream<'scope, (K, V)>,
+        name: &Name,
+        logic: impl TimedLogic<K, V, O>,
+    ) -> Stream<'scope, O> {
+        let (_, shown) = self.restored_watermark(name);
+        let held = self.restored_events(&held_header(name));
+        let held_at = held.into_iter().min().unwrap_or(i64::MAX);
         let Stream { inner, job, origins, channel } = stream;
-        let inner = keyed_with_timers(inner, origins.clone(), &self.context, &name, parts);
+        let inner = timed(inner, origins.clone(), &self.context, name, shown, logic);
         let origins = origins.iter().map(|origin| origin.held_at(held_at)).collect();
         Stream { inner, job, origins, channel }
     }

@@ -41,9 +41,10 @@ pub use stream::{KeyedStream, Stream};
 pub use crate::runtime::counters::{
     Balance, ChannelStatus, Checkpoints, CompletedCheckpoint, Counters, StateMemory,
 };
+pub use crate::runtime::either::Either;
 pub use crate::runtime::event_time::EventTime;
 pub use crate::runtime::keyed::Context;
-pub use crate::runtime::keyed_timers::{TimeDomain, Timer, TimerContext};
+pub use crate::runtime::keyed_timers::TimerContext;
 pub use crate::runtime::kinds::{
     AggregateFunction, Aggregating, AggregatingState, List, ListState, Map, MapKey, MapState,
     Reducing, ReducingState, Value, ValueState,
@@ -53,5 +54,7 @@ pub use crate::runtime::operator_state::{
     Broadcast, BroadcastState, BroadcastStates, BroadcastView, OperatorList, OperatorListState,
     OperatorStates, UnionList,
 };
+pub use crate::runtime::scheduled::{Scheduled, ScheduledContext};
 pub use crate::runtime::states::{Descriptor, States};
 pub use crate::runtime::time::Time;
+pub use crate::runtime::timed::{TimeDomain, Timer};

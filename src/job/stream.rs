@@ -14,12 +14,16 @@ use crate::runtime::batch::Batch;
 use crate::runtime::chain::Origin;
 use crate::runtime::channel::{channel, feedback};
 use crate::runtime::channel_log::{GroupOf, Placement, RouteBy};
+use crate::runtime::either::Either;
 use crate::runtime::keyed::Context;
-use crate::runtime::keyed_timers::{Timer, TimerContext};
+use crate::runtime::keyed_timers::TimerContext;
+use crate::runtime::kinds::Value;
 use crate::runtime::router::{Route, Targets, router};
-use crate::runtime::stateless::stateless;
+use crate::runtime::scheduled::{Scheduled, ScheduledContext};
+use crate::runtime::stateless::{batchwise, split, stateless};
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
+use crate::runtime::timed::Timer;
 use crate::state::Key;
 use crate::state::hash::stable_hash;
 
@@ -83,6 +87,54 @@ impl<'scope, D: Record> Stream<'scope, D> {
             f(&record);
             out.push(record);
         })
+    }
+
+    /// Sends every record one of two ways, as what `f` makes of it: side outputs of an operator (what was late, what could not be
+    /// read, alarms) are records of an enum, split behind it.
+    ///
+    /// # Examples
+    /// ```
+    /// use highwater::prelude::*;
+    ///
+    /// fn numbers<'a>(lines: Stream<'a, String>) -> (Stream<'a, u64>, Stream<'a, String>) {
+    ///     lines.split(|line| match line.parse() {
+    ///         Ok(number) => Either::Left(number),
+    ///         Err(_) => Either::Right(line),
+    ///     })
+    /// }
+    /// ```
+    pub fn split<A: Record, B: Record>(
+        self,
+        f: impl FnMut(D) -> Either<A, B> + 'static,
+    ) -> (Stream<'scope, A>, Stream<'scope, B>) {
+        let Self { inner, job, origins, channel } = self;
+        let (left, right) = split(inner, job.context(), f);
+        let (job_too, origins_too) = (job.clone(), origins.clone());
+        let left = Stream { inner: left, job, origins, channel: channel.clone() };
+        (left, Stream { inner: right, job: job_too, origins: origins_too, channel })
+    }
+
+    /// Turns batches of records into others, each batch by itself: `f` takes what it wants out of the first vector (the rest is
+    /// dropped) and pushes what comes of it to the second.
+    ///
+    /// What is a batch follows from nothing that a program could know, and is another in the next run. So this is for what may
+    /// be done for any part of the records, such as adding up before an exchange what is added up behind it.
+    ///
+    /// # Examples
+    /// Few records go through the exchange:
+    /// ```
+    /// use highwater::prelude::*;
+    ///
+    /// fn greatest<'a>(numbers: Stream<'a, u64>) -> KeyedStream<'a, (), u64> {
+    ///     numbers.map_batches(|batch, out| out.extend(batch.drain(..).max())).key_by(|_| ())
+    /// }
+    /// ```
+    pub fn map_batches<O: Record>(
+        self,
+        f: impl FnMut(&mut Vec<D>, &mut Vec<O>) + 'static,
+    ) -> Stream<'scope, O> {
+        let Self { inner, job, origins, channel } = self;
+        Stream { inner: batchwise(inner, job.context(), f), job, origins, channel }
     }
 
     /// All records of both streams. The watermark of the result is the lesser of both.
@@ -294,6 +346,76 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
     {
         let job = self.stream.job.clone();
         job.add_keyed_with_timers(self.stream, name, states, on_record, on_timer)
+    }
+
+    /// Processes every record with the state of its key, and calls a second function when the state is due: a state of a
+    /// [`Scheduled`] type says itself when it wants to be looked at. Otherwise as [`KeyedStream::process_with_timers`], which does
+    /// the same by timers that are registered and deleted; this takes less time, and room in checkpoints.
+    ///
+    /// A key without a state gets the default one; a state that is vacant afterwards is not kept. `on_due` is called with the
+    /// time that the state has named, and has to leave it with none or with another: one that stays due is called again and
+    /// again, and a job whose state is always due does not end.
+    ///
+    /// Keys are called in the order of their times, and what `on_due` emits is not late: until it has been called, the watermark
+    /// downstream does not reach its time.
+    ///
+    /// # Examples
+    /// What was said last before a silence of ten milliseconds of event time:
+    /// ```
+    /// use highwater::config::JobConfig;
+    /// use highwater::ids::Name;
+    /// use highwater::job::{JobHandle, execute};
+    /// use highwater::prelude::*;
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Clone, Default, Serialize, Deserialize)]
+    /// struct Last(Option<(i64, String)>);
+    ///
+    /// impl Scheduled for Last {
+    ///     fn event_due(&self) -> Option<i64> {
+    ///         self.0.as_ref().map(|(time, _)| time + 10)
+    ///     }
+    ///     fn is_vacant(&self) -> bool {
+    ///         self.0.is_none()
+    ///     }
+    /// }
+    ///
+    /// let collect = Collect::new();
+    /// let seen = collect.handle();
+    /// let config = JobConfig::new(Name::new("talk")?);
+    /// execute(config, &JobHandle::default(), move |job| {
+    ///     let said = [(1, "hear"), (4, "me"), (30, "well"), (55, "no")];
+    ///     let said: Vec<(i64, String)> = said.map(|(at, what)| (at, what.to_owned())).to_vec();
+    ///     let time = EventTime::monotonic(|(at, _): &(i64, String)| *at);
+    ///     job.source_with("said", Collection::new(said), time)
+    ///         .key_by(|_| ())
+    ///         .process_scheduled(
+    ///             "last",
+    ///             Value::<Last>::new("last"),
+    ///             |(), said, last, _| last.0 = Some(said),
+    ///             |(), _, last, out| out.emit(last.0.take()),
+    ///         )
+    ///         .sink("out", collect.clone());
+    ///     Ok(())
+    /// })?;
+    /// let last: Vec<String> = seen.committed().into_iter().flatten().map(|(_, what)| what).collect();
+    /// assert_eq!(last, ["me", "well", "no"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn process_scheduled<W, O, F, T>(
+        self,
+        name: &str,
+        state: Value<W>,
+        on_record: F,
+        on_due: T,
+    ) -> Stream<'scope, O>
+    where
+        W: Scheduled,
+        O: Record,
+        F: FnMut(&K, V, &mut W, &mut ScheduledContext<'_, O>) + 'static,
+        T: FnMut(&K, Timer, &mut W, &mut ScheduledContext<'_, O>) + 'static,
+    {
+        self.stream.job.clone().add_scheduled(self.stream, name, state, on_record, on_due)
     }
 
     /// Turns every value into another. The records stay keyed, and where they are.

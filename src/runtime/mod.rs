@@ -16,6 +16,8 @@ pub(crate) mod control;
 pub(crate) mod coordination;
 pub(crate) mod counters;
 pub(crate) mod driver;
+pub(crate) mod due;
+pub mod either;
 pub mod event_time;
 pub(crate) mod executor;
 #[cfg(feature = "rocksdb")]
@@ -39,6 +41,7 @@ pub(crate) mod pool;
 pub(crate) mod restore;
 pub(crate) mod router;
 pub(crate) mod savepoint;
+pub mod scheduled;
 pub(crate) mod shapes;
 pub(crate) mod sink;
 pub(crate) mod snapshot;
@@ -48,6 +51,7 @@ pub mod states;
 #[cfg(test)]
 mod tests;
 pub mod time;
+pub mod timed;
 pub(crate) mod timers;
 
 thread_local! {

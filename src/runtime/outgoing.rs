@@ -46,4 +46,21 @@ impl<O: Record> Outgoing<O> {
             session.give_container(&mut self.records);
         }
     }
+
+    /// Sends what `fill` makes as one batch.
+    #[inline]
+    pub(crate) fn send_batch<C: CapabilityTrait<Time>>(
+        &mut self,
+        output: &mut Session<'_, O>,
+        capability: &C,
+        fill: impl FnOnce(&mut Vec<O>),
+    ) {
+        if self.records.capacity() == 0 {
+            self.records = self.pool.take();
+        }
+        fill(&mut self.records);
+        if !self.records.is_empty() {
+            output.session_with_builder(capability).give_container(&mut self.records);
+        }
+    }
 }

@@ -226,7 +226,7 @@ impl<D: Kind, L: Lifetime> Descriptor<D, L> {
 
 /// One state of all keys of one worker.
 pub struct Table<K: Key, D: Kind, L: Lifetime> {
-    entries: BackendTable<K, L::Stored<D::Held>>,
+    pub(crate) entries: BackendTable<K, L::Stored<D::Held>>,
     shared: D::Shared,
     lifetime: L,
 }

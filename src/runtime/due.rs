@@ -1,0 +1,157 @@
+//! Which keys wait for which times: a queue beside keyed state, made again when the state is restored.
+//!
+//! # Invariants
+//! For each key that waits there is an entry at exactly the time that it waits for. There may be more entries, at times that
+//! it has waited for before: these are *stale*. Whoever takes an entry compares it with the state, which alone is true, and
+//! drops a stale one. So nothing has to be found in the middle of the queue when a key waits for another time.
+//!
+//! Stale entries go when their time comes; [`DueQueue::overgrown`] says when there are too many to wait for that.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::state::Key;
+
+/// Stale entries that nobody minds.
+const STALE_MIN: usize = 4096;
+/// Keys that are brought near the processor together.
+const AHEAD: usize = 64;
+
+/// Keys by the time that they wait for.
+pub(crate) struct DueQueue<K> {
+    /// At one time in the order in which they came.
+    by_time: BTreeMap<i64, VecDeque<(u64, K)>>,
+    entries: usize,
+    /// Keys that wait.
+    waiting: usize,
+    /// Entries that may be taken before others have to be brought near.
+    near: usize,
+}
+
+impl<K> Default for DueQueue<K> {
+    fn default() -> Self {
+        Self { by_time: BTreeMap::new(), entries: 0, waiting: 0, near: 0 }
+    }
+}
+
+impl<K: Key> DueQueue<K> {
+    /// No key waits for an earlier time. (A stale entry may be at this one.)
+    #[inline]
+    pub(crate) fn first(&self) -> Option<i64> {
+        self.by_time.first_key_value().map(|(time, _)| *time)
+    }
+
+    /// A key that waited for `before` waits for `after` now.
+    #[inline]
+    pub(crate) fn moved(&mut self, hash: u64, key: &K, before: Option<i64>, after: Option<i64>) {
+        if before == after {
+            return;
+        }
+        self.waiting -= usize::from(before.is_some());
+        if let Some(time) = after {
+            self.waiting += 1;
+            self.entries += 1;
+            self.by_time.entry(time).or_default().push_back((hash, key.clone()));
+        }
+    }
+
+    /// Takes the first entry if its time is `until` or earlier. If it is not stale, the key no longer waits for it: then
+    /// [`DueQueue::fired`] is to be called, and [`DueQueue::moved`] from `None` when it waits again.
+    pub(crate) fn take(&mut self, until: i64) -> Option<(i64, u64, K)> {
+        let mut first = self.by_time.first_entry()?;
+        let time = *first.key();
+        if time > until {
+            return None;
+        }
+        let (hash, key) = first.get_mut().pop_front().expect("no time is without entries");
+        if first.get().is_empty() {
+            first.remove();
+            self.near = 0;
+        }
+        self.entries -= 1;
+        Some((time, hash, key))
+    }
+
+    /// An entry that was taken was not stale.
+    pub(crate) fn fired(&mut self) {
+        self.waiting -= 1;
+    }
+
+    /// The hashes of the entries that come next, up to some, if nobody was told of them yet: so that what they need can be
+    /// brought near the processor. To be called before each [`DueQueue::take`].
+    pub(crate) fn ahead(&mut self, hashes: &mut Vec<u64>) {
+        hashes.clear();
+        if self.near > 0 {
+            self.near -= 1;
+            return;
+        }
+        let first = self.by_time.first_key_value().into_iter().flat_map(|(_, keys)| keys);
+        hashes.extend(first.take(AHEAD).map(|(hash, _)| *hash));
+        self.near = hashes.len().saturating_sub(1);
+    }
+
+    /// Whether most entries are stale, and many.
+    pub(crate) fn overgrown(&self) -> bool {
+        self.entries > 2 * self.waiting + STALE_MIN
+    }
+
+    /// Drops stale entries: those whose key does not wait for their time.
+    pub(crate) fn weed(&mut self, mut waits_for: impl FnMut(u64, &K) -> Option<i64>) {
+        self.by_time.retain(|time, keys| {
+            keys.retain(|(hash, key)| waits_for(*hash, key) == Some(*time));
+            !keys.is_empty()
+        });
+        self.entries = self.by_time.values().map(VecDeque::len).sum();
+        self.near = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::hash::stable_hash;
+
+    #[test]
+    fn keys_that_wait_for_ever_other_times_do_not_fill_the_queue() {
+        let mut queue = DueQueue::default();
+        let mut due = [None; 100];
+        for step in 0..1_000_000_i64 {
+            let key = stable_hash(&step) % 100;
+            let after = (stable_hash(&(step, 1)) % 10 > 0).then_some(step + 1_000_000);
+            let before = std::mem::replace(&mut due[key as usize], after);
+            queue.moved(key, &key, before, after);
+            if queue.overgrown() {
+                queue.weed(|_, key| due[*key as usize]);
+            }
+            assert!(queue.entries <= 2 * 100 + STALE_MIN + 1, "step {step}");
+        }
+        let mut waiting: Vec<_> = due.iter().flatten().copied().collect();
+        waiting.sort_unstable();
+        let mut taken = Vec::new();
+        while let Some((time, _, key)) = queue.take(i64::MAX) {
+            if due[key as usize] == Some(time) {
+                queue.fired();
+                due[key as usize] = None;
+                taken.push(time);
+            }
+        }
+        assert_eq!(taken, waiting);
+        assert_eq!((queue.waiting, queue.entries, queue.first()), (0, 0, None));
+    }
+
+    #[test]
+    fn all_keys_that_are_taken_were_brought_near_before() {
+        let mut queue = DueQueue::default();
+        for key in 0..1000_u64 {
+            queue.moved(key, &key, None, Some(key as i64 / 300));
+        }
+        let mut near = std::collections::BTreeSet::new();
+        let mut hashes = Vec::new();
+        loop {
+            queue.ahead(&mut hashes);
+            near.extend(hashes.iter().copied());
+            let Some((_, hash, _)) = queue.take(i64::MAX) else { break };
+            assert!(near.remove(&hash), "{hash}");
+        }
+        assert!(near.is_empty());
+    }
+}
