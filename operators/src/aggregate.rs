@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Folds the records of a key into a state, and reads a result off it.
 ///
-/// All three functions must depend on their arguments only: after a restart they are called again, on the state of the
+/// All functions must depend on their arguments only: after a restart they are called again, on the state of the
 /// checkpoint. `State` is what checkpoints hold; aggregates that mean different things by it should have different
 /// types for it, so that one is not restored as the other.
 pub trait Aggregate: 'static {
@@ -24,6 +24,9 @@ pub trait Aggregate: 'static {
 
     /// Adds a further record.
     fn add(&self, state: &mut Self::State, input: Self::Input);
+
+    /// Adds all records of another state, which came later where their order matters.
+    fn merge(&self, state: &mut Self::State, other: Self::State);
 
     /// What the records so far come to.
     fn result(&self, state: &Self::State) -> Self::Output;
@@ -143,6 +146,9 @@ pub trait Summand: Record {
     /// Adds a number. Saturates.
     fn add(self, total: &mut Self::Total);
 
+    /// Adds another total. Saturates.
+    fn add_total(total: &mut Self::Total, other: &Self::Total);
+
     /// The total divided by `count`, which is not 0.
     fn mean(total: &Self::Total, count: u64) -> f64;
 }
@@ -158,6 +164,10 @@ macro_rules! integers {
 
             fn add(self, total: &mut $total) {
                 *total = total.saturating_add(<$total>::from(self));
+            }
+
+            fn add_total(total: &mut $total, other: &$total) {
+                *total = total.saturating_add(*other);
             }
 
             fn mean(total: &$total, count: u64) -> f64 {
@@ -181,6 +191,10 @@ macro_rules! floats {
 
             fn add(self, total: &mut f64) {
                 *total += f64::from(self);
+            }
+
+            fn add_total(total: &mut f64, other: &f64) {
+                *total += *other;
             }
 
             fn mean(total: &f64, count: u64) -> f64 {
@@ -270,6 +284,10 @@ impl<T: Record> Aggregate for Count<T> {
         state.0 = state.0.saturating_add(1);
     }
 
+    fn merge(&self, state: &mut Counted, other: Counted) {
+        state.0 = state.0.saturating_add(other.0);
+    }
+
     fn result(&self, state: &Counted) -> u64 {
         state.0
     }
@@ -290,6 +308,10 @@ impl<T: Summand> Aggregate for Sum<T> {
 
     fn add(&self, state: &mut Self::State, input: T) {
         input.add(&mut state.0);
+    }
+
+    fn merge(&self, state: &mut Self::State, other: Self::State) {
+        T::add_total(&mut state.0, &other.0);
     }
 
     fn result(&self, state: &Self::State) -> T::Total {
@@ -316,6 +338,10 @@ impl<T: Record + Ord> Aggregate for Min<T> {
         }
     }
 
+    fn merge(&self, state: &mut Least<T>, other: Least<T>) {
+        self.add(state, other.0);
+    }
+
     fn result(&self, state: &Least<T>) -> T {
         state.0.clone()
     }
@@ -338,6 +364,10 @@ impl<T: Record + Ord> Aggregate for Max<T> {
         if input > state.0 {
             state.0 = input;
         }
+    }
+
+    fn merge(&self, state: &mut Greatest<T>, other: Greatest<T>) {
+        self.add(state, other.0);
     }
 
     fn result(&self, state: &Greatest<T>) -> T {
@@ -366,6 +396,11 @@ impl<T: Summand> Aggregate for Average<T> {
         state.count = state.count.saturating_add(1);
     }
 
+    fn merge(&self, state: &mut Self::State, other: Self::State) {
+        T::add_total(&mut state.total, &other.total);
+        state.count = state.count.saturating_add(other.count);
+    }
+
     fn result(&self, state: &Self::State) -> f64 {
         T::mean(&state.total, state.count)
     }
@@ -382,6 +417,27 @@ mod tests {
             aggregate.add(&mut state, input);
         }
         aggregate.result(&state)
+    }
+
+    #[test]
+    fn merging_states_comes_to_the_same_as_adding_their_records() {
+        fn merged<A: Aggregate>(aggregate: &A, parts: [Vec<A::Input>; 2]) -> A::Output {
+            let [mut first, second] = parts.map(|part| {
+                let mut inputs = part.into_iter();
+                let mut state = aggregate.create(inputs.next().unwrap());
+                inputs.for_each(|input| aggregate.add(&mut state, input));
+                state
+            });
+            aggregate.merge(&mut first, second);
+            aggregate.result(&first)
+        }
+        let parts = || [vec![5_i64, -3, 9], vec![8, -7]];
+        let all = [5_i64, -3, 9, 8, -7];
+        assert_eq!(merged(&Count::new(), parts()), fold(Count::new(), all));
+        assert_eq!(merged(&Sum::new(), parts()), fold(Sum::new(), all));
+        assert_eq!(merged(&Min::new(), parts()), fold(Min::new(), all));
+        assert_eq!(merged(&Max::new(), parts()), fold(Max::new(), all));
+        assert_eq!(merged(&Average::new(), parts()), fold(Average::new(), all));
     }
 
     #[test]

@@ -6,11 +6,16 @@
 //! | [`dedup_within`](Dedup::dedup_within)            | `Stream`      | every key, and when its records were   |
 //! | [`aggregate`](RunningAggregate::aggregate)       | `KeyedStream` | one state of the aggregate for each key |
 //! | [`aggregate_changes`](RunningAggregate::aggregate_changes) | `KeyedStream` | the same                     |
+//! | [`window`](KeyedWindows::window)                 | `KeyedStream` | one state of the aggregate for each key and window that is open |
+//! | [`window_all`](AllWindows::window_all)           | `Stream`      | one state of the aggregate for each window that is open |
 //!
 //! All of them are stateful, so each takes a name that is unique in the job: a checkpoint finds its state by it.
 
 pub mod aggregate;
 pub mod dedup;
+mod few;
+pub mod window;
 
 pub use aggregate::{Aggregate, Average, Count, Max, Min, RunningAggregate, Sum, Summand};
 pub use dedup::Dedup;
+pub use window::{AllWindowedStream, AllWindows, KeyedWindows, Window, WindowedStream, Windows};

@@ -1,0 +1,463 @@
+//! Windows that begin at the same moments for all keys: tumbling and sliding ones.
+//!
+//! # States
+//! Time is cut into *panes*, of the greatest length that divides both the size and the slide of the windows. A record is added to
+//! its pane, once, however many windows share that. A state holds the panes of its key that a window still needs, in order,
+//! and the time at which it is due.
+//!
+//! # Invariant
+//! A window with a record has had its result when all its time has passed, or the state is due at its last millisecond or
+//! before. So, called for a time, a state has to give the results of the windows that end between that and now, and of no
+//! other: nothing is kept about what has been done.
+//!
+//! # Cost
+//! A window is the merger of its panes. When these are many, mergers are kept and used again (*two stacks*): for each of the older
+//! panes what all from there on come to, and what the newer ones come to; so a window costs about two mergers, however many
+//! panes it has. They are not in checkpoints, and a record for an older pane, which comes out of order, forgets them.
+//!
+//! # Source
+//! Li et al. 2005, No Pane, No Gain; Tangwongsan, Hirzel, Schneider 2015 for the two stacks.
+
+use std::marker::PhantomData;
+
+use highwater::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::aggregate::Aggregate;
+use crate::few::Few;
+use crate::window::time::{Domain, Window};
+
+/// Panes of a window that are merged anew each time.
+const FEW_PANES: usize = 4;
+
+/// Where windows begin and end. All of it in milliseconds; `pane` divides `size` and `slide`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    pub(super) size: i64,
+    pub(super) slide: i64,
+    pub(super) offset: i64,
+    pub(super) pane: i64,
+    pub(super) lateness: i64,
+}
+
+impl Grid {
+    pub(super) fn new(size: i64, slide: i64, offset: i64, lateness: i64) -> Self {
+        let (mut pane, mut rest) = (size, slide);
+        while rest != 0 {
+            (pane, rest) = (rest, pane % rest);
+        }
+        Self { size, slide, offset, pane, lateness }
+    }
+
+    /// The pane of a time, by its start.
+    #[inline]
+    pub(super) fn pane_of(&self, time: i64) -> i64 {
+        time.saturating_sub((time.wrapping_sub(self.offset)).rem_euclid(self.pane))
+    }
+
+    /// The end of the first window that ends behind `time`.
+    #[inline]
+    fn end_behind(&self, time: i64) -> i64 {
+        let into = time.wrapping_sub(self.offset).wrapping_sub(self.size).rem_euclid(self.slide);
+        time.saturating_add(self.slide - into)
+    }
+
+    /// The end of the last window that holds a pane.
+    #[inline]
+    fn last_end(&self, pane: i64) -> i64 {
+        if self.slide == self.size {
+            return pane.saturating_add(self.size);
+        }
+        let end = pane.saturating_add(self.size);
+        end - end.wrapping_sub(self.offset).wrapping_sub(self.size).rem_euclid(self.slide)
+    }
+
+    /// When nothing that is in a pane is needed any more.
+    #[inline]
+    fn over_at(&self, pane: i64) -> i64 {
+        (self.last_end(pane) - 1).saturating_add(self.lateness)
+    }
+
+    /// The end of the first window that holds a pane and has not passed.
+    #[inline]
+    fn next_end(&self, pane: i64, passed: i64) -> i64 {
+        self.end_behind(pane.max(passed.saturating_add(1)))
+    }
+}
+
+/// Mergers that are used again: see the head of this file.
+#[derive(Clone, Debug)]
+struct Mergers<S> {
+    /// What the panes from this one up to `turn` come to, the first last.
+    older: Vec<(i64, S)>,
+    /// What those from `turn` to `end` come to.
+    newer: Option<S>,
+    end: i64,
+}
+
+/// The windows of one key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(bound(serialize = "S: Serialize", deserialize = "S: Deserialize<'de>"))]
+pub(super) struct Panes<S, D> {
+    due: i64,
+    /// By their starts.
+    panes: Few<(i64, S)>,
+    #[serde(skip)]
+    mergers: Option<Box<Mergers<S>>>,
+    #[serde(skip)]
+    domain: PhantomData<fn() -> D>,
+}
+
+impl<S, D> Default for Panes<S, D> {
+    fn default() -> Self {
+        Self { due: i64::MAX, panes: Few::default(), mergers: None, domain: PhantomData }
+    }
+}
+
+impl<S: Record, D: Domain> Scheduled for Panes<S, D> {
+    #[inline]
+    fn event_due(&self) -> Option<i64> {
+        if self.panes.is_empty() { None } else { D::event_due(self.due) }
+    }
+
+    #[inline]
+    fn processing_due(&self) -> Option<i64> {
+        if self.panes.is_empty() { None } else { D::processing_due(self.due) }
+    }
+
+    #[inline]
+    fn is_vacant(&self) -> bool {
+        self.panes.is_empty()
+    }
+}
+
+impl<S: Record, D: Domain> Panes<S, D> {
+    /// Adds a record at `time`, when `passed` has passed. Gives windows that are late, but not too late, to `result`. Returns the
+    /// record if all its windows are too late, or if it is in none.
+    #[inline]
+    pub(super) fn add<A: Aggregate<State = S>>(
+        &mut self,
+        grid: &Grid,
+        aggregate: &A,
+        time: i64,
+        record: A::Input,
+        passed: i64,
+        mut result: impl FnMut(Window, A::Output),
+    ) -> Result<(), A::Input> {
+        let pane = grid.pane_of(time);
+        let last_end = grid.last_end(pane);
+        // Windows with gaps between them do not hold every record.
+        if last_end <= pane || grid.over_at(pane) <= passed {
+            return Err(record);
+        }
+        self.add_to_pane(aggregate, pane, record);
+        let next = grid.next_end(pane, passed);
+        if next <= last_end {
+            self.due = self.due.min(next - 1);
+        }
+        if grid.lateness > 0 {
+            self.due = self.due.min(grid.over_at(pane));
+            let mut end = grid.end_behind(pane.max(passed.saturating_sub(grid.lateness) + 1));
+            while end <= last_end && end - 1 <= passed {
+                self.give(grid, aggregate, end, &mut result);
+                end += grid.slide;
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn add_to_pane<A: Aggregate<State = S>>(&mut self, aggregate: &A, pane: i64, record: A::Input) {
+        if self.mergers.as_ref().is_some_and(|mergers| pane < mergers.end) {
+            self.mergers = None;
+        }
+        let panes = self.panes.as_mut_slice();
+        // Nearly always the last one.
+        let place = match panes.iter().rposition(|(start, _)| *start <= pane) {
+            Some(at) if panes[at].0 == pane => {
+                return aggregate.add(&mut panes[at].1, record);
+            }
+            Some(at) => at + 1,
+            None => 0,
+        };
+        self.panes.insert(place, (pane, aggregate.create(record)));
+    }
+
+    /// The state is due, when `passed` has passed.
+    pub(super) fn fire<A: Aggregate<State = S>>(
+        &mut self,
+        grid: &Grid,
+        aggregate: &A,
+        passed: i64,
+        mut result: impl FnMut(Window, A::Output),
+    ) {
+        // Windows without panes between two others are passed over.
+        let mut behind = self.due;
+        loop {
+            let panes = self.panes.as_slice();
+            let needed = |(pane, _): &&(i64, S)| grid.last_end(*pane) > behind;
+            let Some((pane, _)) = panes.iter().find(needed) else { break };
+            let end = grid.end_behind(behind.max(*pane));
+            if end - 1 > passed {
+                break;
+            }
+            self.give(grid, aggregate, end, &mut result);
+            behind = end;
+        }
+        let panes = self.panes.as_slice();
+        let over = panes.iter().take_while(|(pane, _)| grid.over_at(*pane) <= passed).count();
+        self.panes.remove_first(over);
+        self.due = self.next_due(grid, passed);
+        if self.panes.is_empty() {
+            self.mergers = None;
+        }
+    }
+
+    fn next_due(&self, grid: &Grid, passed: i64) -> i64 {
+        let panes = self.panes.as_slice();
+        let mut due = i64::MAX;
+        for (pane, _) in panes {
+            let (next, last) = (grid.next_end(*pane, passed), grid.last_end(*pane));
+            if next <= last {
+                due = next - 1;
+                break;
+            }
+        }
+        match panes.first() {
+            Some((pane, _)) if grid.lateness > 0 => due.min(grid.over_at(*pane)),
+            _ => due,
+        }
+    }
+
+    fn give<A: Aggregate<State = S>>(
+        &mut self,
+        grid: &Grid,
+        aggregate: &A,
+        end: i64,
+        result: &mut impl FnMut(Window, A::Output),
+    ) {
+        let window = Window { start: end - grid.size, end };
+        let panes = self.panes.as_slice();
+        let first = panes.partition_point(|(pane, _)| *pane < window.start);
+        let behind = panes.partition_point(|(pane, _)| *pane < window.end);
+        let merged = match &panes[first..behind] {
+            [] => return,
+            [(_, one)] => return result(window, aggregate.result(one)),
+            few if few.len() <= FEW_PANES || grid.lateness > 0 => merge_all(aggregate, few),
+            _ => self.merged(aggregate, window),
+        };
+        result(window, aggregate.result(&merged));
+    }
+
+    /// Merges the panes of a window, of which there is at least one, with the help of what was merged before.
+    fn merged<A: Aggregate<State = S>>(&mut self, aggregate: &A, window: Window) -> S {
+        let panes = self.panes.as_slice();
+        let at = |time: i64| panes.partition_point(|(pane, _)| *pane < time);
+        let mut mergers = self.mergers.take().filter(|mergers| mergers.end <= window.end);
+        if let Some(mergers) = &mut mergers {
+            for (_, pane) in &panes[at(mergers.end)..at(window.end)] {
+                match &mut mergers.newer {
+                    Some(newer) => aggregate.merge(newer, pane.clone()),
+                    None => mergers.newer = Some(pane.clone()),
+                }
+            }
+            mergers.end = window.end;
+            while mergers.older.last().is_some_and(|(pane, _)| *pane < window.start) {
+                mergers.older.pop();
+            }
+        }
+        // The older ones are used up: what was new is old now.
+        let mergers = mergers.filter(|mergers| !mergers.older.is_empty()).unwrap_or_else(|| {
+            let mut older: Vec<(i64, S)> = Vec::new();
+            for (start, pane) in panes[at(window.start)..at(window.end)].iter().rev() {
+                let mut merged = pane.clone();
+                if let Some((_, later)) = older.last() {
+                    aggregate.merge(&mut merged, later.clone());
+                }
+                older.push((*start, merged));
+            }
+            Box::new(Mergers { older, newer: None, end: window.end })
+        });
+        let (_, older) = mergers.older.last().expect("there is a pane");
+        let mut merged = older.clone();
+        if let Some(newer) = &mergers.newer {
+            aggregate.merge(&mut merged, newer.clone());
+        }
+        self.mergers = Some(mergers);
+        merged
+    }
+}
+
+/// Merges panes, of which there is at least one.
+fn merge_all<A: Aggregate>(aggregate: &A, panes: &[(i64, A::State)]) -> A::State {
+    let mut merged = panes[0].1.clone();
+    for (_, pane) in &panes[1..] {
+        aggregate.merge(&mut merged, pane.clone());
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::window::time::ByEvent;
+
+    /// The records in order, so that a merger in the wrong order shows. Counts what it does.
+    struct Lists;
+
+    impl Aggregate for Lists {
+        type Input = u32;
+        type State = Vec<u32>;
+        type Output = Vec<u32>;
+        fn create(&self, first: u32) -> Vec<u32> {
+            vec![first]
+        }
+        fn add(&self, state: &mut Vec<u32>, input: u32) {
+            state.push(input);
+        }
+        fn merge(&self, state: &mut Vec<u32>, other: Vec<u32>) {
+            state.extend(other);
+        }
+        fn result(&self, state: &Vec<u32>) -> Vec<u32> {
+            state.clone()
+        }
+    }
+
+    fn random(state: &mut u64) -> u64 {
+        *state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *state >> 33
+    }
+
+    /// Windows by definition: each is a list of its own. The watermark is that when the record came.
+    fn naive(grid: &Grid, records: &[(i64, u32, i64)]) -> Vec<(Window, Vec<u32>)> {
+        let mut found = Vec::new();
+        let times = records.iter().map(|(time, ..)| *time);
+        let (Some(first), Some(last)) = (times.clone().min(), times.max()) else { return found };
+        for start in first - grid.size..=last {
+            if (start - grid.offset).rem_euclid(grid.slide) != 0 {
+                continue;
+            }
+            let window = Window { start, end: start + grid.size };
+            let mut inside: Vec<(i64, u32)> = records
+                .iter()
+                .filter(|(time, _, passed)| {
+                    (window.start..window.end).contains(time) && window.end - 1 > *passed
+                })
+                .map(|(time, n, _)| (grid.pane_of(*time), *n))
+                .collect();
+            inside.sort_by_key(|(pane, _)| *pane);
+            if !inside.is_empty() {
+                found.push((window, inside.into_iter().map(|(_, n)| n).collect()));
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn windows_hold_what_their_definition_says_however_late_and_out_of_order_records_come() {
+        for seed in 0..400_u64 {
+            let mut state = seed;
+            let size = 1 + random(&mut state) as i64 % 40;
+            let slide = 1 + random(&mut state) as i64 % 20;
+            let grid = Grid::new(size, slide, random(&mut state) as i64 % 20 - 10, 0);
+            let mut panes = Panes::<Vec<u32>, ByEvent>::default();
+            let mut passed = i64::MIN;
+            let (mut records, mut found) = (Vec::new(), Vec::new());
+            let mut clock = -50;
+            for n in 0..200 {
+                clock += random(&mut state) as i64 % 4;
+                let time = clock - random(&mut state) as i64 % 10;
+                let given = panes.add(&grid, &Lists, time, n, passed, |_, _| unreachable!());
+                let naive_one = naive(&grid, &[(time, n, passed)]);
+                assert_eq!(given.is_err(), naive_one.is_empty(), "seed {seed}, record {n}");
+                records.push((time, n, passed));
+                if random(&mut state) % 4 == 0 {
+                    // Nothing is called before it is due, and then with what has passed since.
+                    passed = passed.max(clock - random(&mut state) as i64 % 12);
+                    if panes.event_due().is_some_and(|due| due <= passed) {
+                        panes.fire(&grid, &Lists, passed, |w, r| found.push((w, r)));
+                    }
+                }
+                if random(&mut state) % 50 == 0 {
+                    // As restored.
+                    panes.mergers = None;
+                }
+            }
+            while !panes.is_vacant() {
+                panes.fire(&grid, &Lists, i64::MAX, |w, r| found.push((w, r)));
+            }
+            found.sort_by_key(|(window, _)| *window);
+            let expected = naive(&grid, &records);
+            assert_eq!(found, expected, "seed {seed}: {grid:?}");
+        }
+    }
+
+    #[test]
+    fn a_window_of_many_panes_costs_few_mergers() {
+        struct Counting(std::cell::Cell<u64>);
+        impl Aggregate for Counting {
+            type Input = u64;
+            type State = u64;
+            type Output = u64;
+            fn create(&self, first: u64) -> u64 {
+                first
+            }
+            fn add(&self, state: &mut u64, input: u64) {
+                *state += input;
+            }
+            fn merge(&self, state: &mut u64, other: u64) {
+                self.0.set(self.0.get() + 1);
+                *state += other;
+            }
+            fn result(&self, state: &u64) -> u64 {
+                *state
+            }
+        }
+        let grid = Grid::new(1000, 10, 0, 0);
+        let counting = Counting(std::cell::Cell::new(0));
+        let mut panes = Panes::<u64, ByEvent>::default();
+        let mut results = 0_u64;
+        for time in 0..100_000 {
+            panes.add(&grid, &counting, time, 1, time - 1, |_, _| unreachable!()).unwrap();
+            if panes.event_due().is_some_and(|due| due <= time) {
+                panes.fire(&grid, &counting, time, |window, count| {
+                    assert_eq!(count as i64, window.end.min(1000), "{window:?}");
+                    results += 1;
+                });
+            }
+        }
+        assert_eq!(results, 10_000);
+        let mergers = counting.0.get();
+        assert!(mergers < 4 * results, "{mergers} for {results} windows of 100 panes");
+    }
+
+    #[test]
+    fn a_late_record_that_is_allowed_corrects_its_windows_at_once_until_it_is_too_late() {
+        let grid = Grid::new(10, 5, 0, 20);
+        let mut panes = Panes::<Vec<u32>, ByEvent>::default();
+        let mut found = Vec::new();
+        let add = |panes: &mut Panes<_, _>, time, n, passed| {
+            let mut results = Vec::new();
+            let late = panes.add(&grid, &Lists, time, n, passed, |w, r| results.push((w.end, r)));
+            (late.is_err(), results)
+        };
+        assert_eq!(add(&mut panes, 7, 1, 0), (false, vec![]));
+        assert_eq!(panes.event_due(), Some(9));
+        panes.fire(&grid, &Lists, 12, |w, r| found.push((w.end, r)));
+        assert_eq!(found, [(10, vec![1])], "the other window has not passed");
+        // Two windows hold it, one of which has passed.
+        assert_eq!(add(&mut panes, 8, 2, 12), (false, vec![(10, vec![1, 2])]));
+        assert_eq!(panes.event_due(), Some(14));
+        found.clear();
+        panes.fire(&grid, &Lists, 28, |w, r| found.push((w.end, r)));
+        assert_eq!(found, [(15, vec![1, 2])]);
+        // Nine is still allowed in the first window, that ended at 10: until 29.
+        assert_eq!(add(&mut panes, 9, 3, 28).1, [(10, vec![1, 2, 3]), (15, vec![1, 2, 3])]);
+        assert_eq!(add(&mut panes, 9, 4, 29).1, [(15, vec![1, 2, 3, 4])]);
+        assert_eq!(add(&mut panes, 9, 5, 34), (true, vec![]));
+        assert_eq!(panes.event_due(), Some(34));
+        panes.fire(&grid, &Lists, 34, |_, _| panic!("nothing is left to say"));
+        assert!(panes.is_vacant());
+    }
+}
