@@ -30,6 +30,11 @@ pub trait Aggregate: 'static {
 
     /// What the records so far come to.
     fn result(&self, state: &Self::State) -> Self::Output;
+
+    /// As [`Aggregate::result`], where the state stays for further results: what none of them needs may be dropped.
+    fn result_and_trim(&self, state: &mut Self::State) -> Self::Output {
+        self.result(state)
+    }
 }
 
 /// Emits what the records of each key come to so far.

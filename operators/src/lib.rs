@@ -7,6 +7,7 @@
 //! | [`aggregate`](RunningAggregate::aggregate)       | `KeyedStream` | one state of the aggregate for each key |
 //! | [`aggregate_changes`](RunningAggregate::aggregate_changes) | `KeyedStream` | the same                     |
 //! | [`window`](KeyedWindows::window)                 | `KeyedStream` | one state of the aggregate for each key and window that is open |
+//! | [`window_join`](WindowJoin::window_join)        | `KeyedStream` | the records of both sides in windows that are open |
 //! | [`window_all`](AllWindows::window_all)           | `Stream`      | one state of the aggregate for each window that is open |
 //!
 //! All of them are stateful, so each takes a name that is unique in the job: a checkpoint finds its state by it.
@@ -18,4 +19,9 @@ pub mod window;
 
 pub use aggregate::{Aggregate, Average, Count, Max, Min, RunningAggregate, Sum, Summand};
 pub use dedup::Dedup;
-pub use window::{AllWindowedStream, AllWindows, KeyedWindows, Window, WindowedStream, Windows};
+#[cfg(feature = "time-zones")]
+pub use window::NoSuchZone;
+pub use window::{
+    AllWindowedStream, AllWindows, KeyedWindows, Trigger, Window, WindowJoin, WindowJoined,
+    WindowedStream, Windows,
+};

@@ -25,7 +25,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::aggregate::Aggregate;
 use crate::few::Few;
-use crate::window::time::{Domain, Window};
+use crate::window::WindowState;
+use crate::window::time::{Domain, Moments, Window};
 
 /// Panes of a window that are merged anew each time.
 const FEW_PANES: usize = 4;
@@ -60,6 +61,15 @@ impl Grid {
     fn end_behind(&self, time: i64) -> i64 {
         let into = time.wrapping_sub(self.offset).wrapping_sub(self.size).rem_euclid(self.slide);
         time.saturating_add(self.slide - into)
+    }
+
+    /// The ends of the windows that hold a time, in order.
+    pub(super) fn ends_of(self, time: i64) -> impl Iterator<Item = i64> {
+        let last = time.saturating_add(self.size);
+        let ends = std::iter::successors(Some(self.end_behind(time)), move |end| {
+            end.checked_add(self.slide)
+        });
+        ends.take_while(move |end| *end <= last)
     }
 
     /// The end of the last window that holds a pane.
@@ -131,19 +141,20 @@ impl<S: Record, D: Domain> Scheduled for Panes<S, D> {
     }
 }
 
-impl<S: Record, D: Domain> Panes<S, D> {
-    /// Adds a record at `time`, when `passed` has passed. Gives windows that are late, but not too late, to `result`. Returns the
-    /// record if all its windows are too late, or if it is in none.
+impl<S: Record, D: Domain> WindowState<S, D> for Panes<S, D> {
+    type Spec = Grid;
+
     #[inline]
-    pub(super) fn add<A: Aggregate<State = S>>(
+    fn add<A: Aggregate<State = S>>(
         &mut self,
         grid: &Grid,
         aggregate: &A,
         time: i64,
         record: A::Input,
-        passed: i64,
+        at: Moments,
         mut result: impl FnMut(Window, A::Output),
     ) -> Result<(), A::Input> {
+        let passed = at.passed;
         let pane = grid.pane_of(time);
         let last_end = grid.last_end(pane);
         // Windows with gaps between them do not hold every record.
@@ -166,31 +177,14 @@ impl<S: Record, D: Domain> Panes<S, D> {
         Ok(())
     }
 
-    #[inline]
-    fn add_to_pane<A: Aggregate<State = S>>(&mut self, aggregate: &A, pane: i64, record: A::Input) {
-        if self.mergers.as_ref().is_some_and(|mergers| pane < mergers.end) {
-            self.mergers = None;
-        }
-        let panes = self.panes.as_mut_slice();
-        // Nearly always the last one.
-        let place = match panes.iter().rposition(|(start, _)| *start <= pane) {
-            Some(at) if panes[at].0 == pane => {
-                return aggregate.add(&mut panes[at].1, record);
-            }
-            Some(at) => at + 1,
-            None => 0,
-        };
-        self.panes.insert(place, (pane, aggregate.create(record)));
-    }
-
-    /// The state is due, when `passed` has passed.
-    pub(super) fn fire<A: Aggregate<State = S>>(
+    fn fire<A: Aggregate<State = S>>(
         &mut self,
         grid: &Grid,
         aggregate: &A,
-        passed: i64,
+        at: Moments,
         mut result: impl FnMut(Window, A::Output),
     ) {
+        let passed = at.passed;
         // Windows without panes between two others are passed over.
         let mut behind = self.due;
         loop {
@@ -211,6 +205,25 @@ impl<S: Record, D: Domain> Panes<S, D> {
         if self.panes.is_empty() {
             self.mergers = None;
         }
+    }
+}
+
+impl<S: Record, D: Domain> Panes<S, D> {
+    #[inline]
+    fn add_to_pane<A: Aggregate<State = S>>(&mut self, aggregate: &A, pane: i64, record: A::Input) {
+        if self.mergers.as_ref().is_some_and(|mergers| pane < mergers.end) {
+            self.mergers = None;
+        }
+        let panes = self.panes.as_mut_slice();
+        // Nearly always the last one.
+        let place = match panes.iter().rposition(|(start, _)| *start <= pane) {
+            Some(at) if panes[at].0 == pane => {
+                return aggregate.add(&mut panes[at].1, record);
+            }
+            Some(at) => at + 1,
+            None => 0,
+        };
+        self.panes.insert(place, (pane, aggregate.create(record)));
     }
 
     fn next_due(&self, grid: &Grid, passed: i64) -> i64 {
@@ -323,6 +336,10 @@ mod tests {
         }
     }
 
+    fn at(passed: i64) -> Moments {
+        Moments { passed, now: 0 }
+    }
+
     fn random(state: &mut u64) -> u64 {
         *state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -368,7 +385,7 @@ mod tests {
             for n in 0..200 {
                 clock += random(&mut state) as i64 % 4;
                 let time = clock - random(&mut state) as i64 % 10;
-                let given = panes.add(&grid, &Lists, time, n, passed, |_, _| unreachable!());
+                let given = panes.add(&grid, &Lists, time, n, at(passed), |_, _| unreachable!());
                 let naive_one = naive(&grid, &[(time, n, passed)]);
                 assert_eq!(given.is_err(), naive_one.is_empty(), "seed {seed}, record {n}");
                 records.push((time, n, passed));
@@ -376,7 +393,7 @@ mod tests {
                     // Nothing is called before it is due, and then with what has passed since.
                     passed = passed.max(clock - random(&mut state) as i64 % 12);
                     if panes.event_due().is_some_and(|due| due <= passed) {
-                        panes.fire(&grid, &Lists, passed, |w, r| found.push((w, r)));
+                        panes.fire(&grid, &Lists, at(passed), |w, r| found.push((w, r)));
                     }
                 }
                 if random(&mut state) % 50 == 0 {
@@ -385,7 +402,7 @@ mod tests {
                 }
             }
             while !panes.is_vacant() {
-                panes.fire(&grid, &Lists, i64::MAX, |w, r| found.push((w, r)));
+                panes.fire(&grid, &Lists, at(i64::MAX), |w, r| found.push((w, r)));
             }
             found.sort_by_key(|(window, _)| *window);
             let expected = naive(&grid, &records);
@@ -419,9 +436,9 @@ mod tests {
         let mut panes = Panes::<u64, ByEvent>::default();
         let mut results = 0_u64;
         for time in 0..100_000 {
-            panes.add(&grid, &counting, time, 1, time - 1, |_, _| unreachable!()).unwrap();
+            panes.add(&grid, &counting, time, 1, at(time - 1), |_, _| unreachable!()).unwrap();
             if panes.event_due().is_some_and(|due| due <= time) {
-                panes.fire(&grid, &counting, time, |window, count| {
+                panes.fire(&grid, &counting, at(time), |window, count| {
                     assert_eq!(count as i64, window.end.min(1000), "{window:?}");
                     results += 1;
                 });
@@ -439,25 +456,26 @@ mod tests {
         let mut found = Vec::new();
         let add = |panes: &mut Panes<_, _>, time, n, passed| {
             let mut results = Vec::new();
-            let late = panes.add(&grid, &Lists, time, n, passed, |w, r| results.push((w.end, r)));
+            let late =
+                panes.add(&grid, &Lists, time, n, at(passed), |w, r| results.push((w.end, r)));
             (late.is_err(), results)
         };
         assert_eq!(add(&mut panes, 7, 1, 0), (false, vec![]));
         assert_eq!(panes.event_due(), Some(9));
-        panes.fire(&grid, &Lists, 12, |w, r| found.push((w.end, r)));
+        panes.fire(&grid, &Lists, at(12), |w, r| found.push((w.end, r)));
         assert_eq!(found, [(10, vec![1])], "the other window has not passed");
         // Two windows hold it, one of which has passed.
         assert_eq!(add(&mut panes, 8, 2, 12), (false, vec![(10, vec![1, 2])]));
         assert_eq!(panes.event_due(), Some(14));
         found.clear();
-        panes.fire(&grid, &Lists, 28, |w, r| found.push((w.end, r)));
+        panes.fire(&grid, &Lists, at(28), |w, r| found.push((w.end, r)));
         assert_eq!(found, [(15, vec![1, 2])]);
         // Nine is still allowed in the first window, that ended at 10: until 29.
         assert_eq!(add(&mut panes, 9, 3, 28).1, [(10, vec![1, 2, 3]), (15, vec![1, 2, 3])]);
         assert_eq!(add(&mut panes, 9, 4, 29).1, [(15, vec![1, 2, 3, 4])]);
         assert_eq!(add(&mut panes, 9, 5, 34), (true, vec![]));
         assert_eq!(panes.event_due(), Some(34));
-        panes.fire(&grid, &Lists, 34, |_, _| panic!("nothing is left to say"));
+        panes.fire(&grid, &Lists, at(34), |_, _| panic!("nothing is left to say"));
         assert!(panes.is_vacant());
     }
 }

@@ -5,6 +5,8 @@
 //! | [`Windows::tumbling`]     | one behind the other, as long as each other                     | one state of the aggregate        |
 //! | [`Windows::sliding`]      | as long as each other, each beginning a slide after the last     | one a slide, shared by all windows |
 //! | [`Windows::session`]      | as long as records come, until a silence                        | one for each session              |
+//! | [`Windows::calendar`]     | one behind the other, as a function says                        | one for each window               |
+//! | [`Windows::global`]       | one for all time                                                | one                               |
 //!
 //! # Guarantee
 //! The result of a window is emitted once, when the watermark says that no record of it is expected any more: when it has
@@ -20,26 +22,52 @@
 //! themselves are not kept.
 
 mod aligned;
+mod join;
 mod session;
 mod time;
+mod trigger;
+mod triggered;
+#[cfg(feature = "time-zones")]
+mod zone;
 
+use std::cell::RefCell;
 use std::fmt;
+use std::marker::PhantomData;
+use std::rc::Rc;
 use std::time::Duration;
 
 use highwater::prelude::*;
 
+pub use join::{WindowJoin, WindowJoined};
 pub use time::Window;
+pub use trigger::Trigger;
+#[cfg(feature = "time-zones")]
+pub use zone::NoSuchZone;
 
 use crate::aggregate::Aggregate;
 use aligned::{Grid, Panes};
 use session::{Sessions, Silence};
-use time::{ByEvent, ByProcessing, Domain};
+use time::{ByEvent, ByProcessing, Domain, Moments};
+use triggered::{Assigner, Calendar, Plan, Triggered};
 
 /// Which windows there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Windows(Kind);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+impl fmt::Debug for Windows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Aligned { size, slide, offset } => {
+                write!(f, "windows of {size} ms every {slide} ms, from {offset} ms on")
+            }
+            Kind::Session { gap } => write!(f, "sessions with a gap of {gap} ms"),
+            Kind::Global => f.write_str("one window"),
+            Kind::Calendar(_) => f.write_str("windows by a calendar"),
+        }
+    }
+}
+
+#[derive(Clone)]
 enum Kind {
     /// Units: milliseconds, as everywhere below.
     Aligned {
@@ -50,6 +78,8 @@ enum Kind {
     Session {
         gap: i64,
     },
+    Global,
+    Calendar(Calendar),
 }
 
 /// Whole milliseconds, rounded up, at least one.
@@ -83,8 +113,22 @@ impl Windows {
         Self(Kind::Session { gap: millis(gap) })
     }
 
+    /// One window that holds everything and ends with the input. It is made for a [`Trigger`] that gives results before.
+    #[must_use]
+    pub fn global() -> Self {
+        Self(Kind::Global)
+    }
+
+    /// Windows one behind the other, of any lengths: `window` gives the one that holds a time, and must depend on nothing but that
+    /// time. Days and months where clocks are set twice a year are such windows; with the cargo
+    /// feature `time-zones`, `Windows::days` makes them.
+    #[must_use]
+    pub fn calendar(window: impl Fn(i64) -> Window + 'static) -> Self {
+        Self(Kind::Calendar(Rc::new(window)))
+    }
+
     /// Begins tumbling and sliding windows so much later: windows of a day with an offset of -2 hours begin at midnight where
-    /// clocks are two hours ahead of UTC. Sessions begin with a record, whatever the offset.
+    /// clocks are two hours ahead of UTC. Others do not change.
     ///
     /// Units: milliseconds.
     #[must_use]
@@ -94,7 +138,7 @@ impl Windows {
                 let offset = offset.rem_euclid(slide);
                 Self(Kind::Aligned { size, slide, offset })
             }
-            Kind::Session { .. } => self,
+            other => Self(other),
         }
     }
 }
@@ -158,11 +202,25 @@ impl<'scope, K: Key, V: Record> KeyedWindows<'scope, K, V> for KeyedStream<'scop
         windows: Windows,
         timestamp: impl Fn(&V) -> i64 + 'static,
     ) -> WindowedStream<'scope, K, V> {
-        WindowedStream { stream: self, windows, timestamp: Some(Box::new(timestamp)), lateness: 0 }
+        WindowedStream {
+            stream: self,
+            windows,
+            timestamp: Some(Box::new(timestamp)),
+            lateness: 0,
+            trigger: Trigger::at_end(),
+            alone: false,
+        }
     }
 
     fn window_by_processing_time(self, windows: Windows) -> WindowedStream<'scope, K, V> {
-        WindowedStream { stream: self, windows, timestamp: None, lateness: 0 }
+        WindowedStream {
+            stream: self,
+            windows,
+            timestamp: None,
+            lateness: 0,
+            trigger: Trigger::at_end(),
+            alone: false,
+        }
     }
 }
 
@@ -173,6 +231,9 @@ pub struct WindowedStream<'scope, K: Key, V: Record> {
     /// `None`: processing time.
     timestamp: Option<Timestamp<V>>,
     lateness: i64,
+    trigger: Trigger,
+    /// Whether windows may share nothing.
+    alone: bool,
 }
 
 impl<K: Key, V: Record> fmt::Debug for WindowedStream<'_, K, V> {
@@ -190,6 +251,13 @@ impl<'scope, K: Key, V: Record> WindowedStream<'scope, K, V> {
         self
     }
 
+    /// Gives results at other times than the end of a window, too.
+    #[must_use]
+    pub fn trigger(mut self, trigger: Trigger) -> Self {
+        self.trigger = trigger;
+        self
+    }
+
     /// Emits the key, the window and what its records come to, for every window that has a record. Late records are dropped.
     ///
     /// `name` is unique in the job, and identifies the state in checkpoints.
@@ -198,7 +266,12 @@ impl<'scope, K: Key, V: Record> WindowedStream<'scope, K, V> {
         name: &str,
         aggregate: A,
     ) -> Stream<'scope, (K, Window, A::Output)> {
-        let emit = Emit { result: |key: &K, window, result| (key.clone(), window, result), late };
+        let emit = Emit {
+            result: |key: &K, window, result, out: &mut ScheduledContext<'_, _>| {
+                out.emit((key.clone(), window, result));
+            },
+            late: |_: &K, _, _: &mut ScheduledContext<'_, _>| (),
+        };
         self.build(name, aggregate, emit)
     }
 
@@ -209,68 +282,137 @@ impl<'scope, K: Key, V: Record> WindowedStream<'scope, K, V> {
         aggregate: A,
     ) -> ResultsAndLate<'scope, K, V, A::Output> {
         let emit = Emit {
-            result: |key: &K, window, result| Either::Left((key.clone(), window, result)),
-            late: |key: &K, record| Some(Either::Right((key.clone(), record))),
+            result: |key: &K, window, result, out: &mut ScheduledContext<'_, _>| {
+                out.emit(Either::Left((key.clone(), window, result)));
+            },
+            late: |key: &K, record, out: &mut ScheduledContext<'_, _>| {
+                out.emit(Either::Right((key.clone(), record)));
+            },
         };
         self.build(name, aggregate, emit).split(|record| record)
+    }
+
+    /// Calls a function with each window that has a record and what its records come to. Late records are dropped.
+    pub fn aggregate_with<A: Aggregate<Input = V>, O: Record>(
+        self,
+        name: &str,
+        aggregate: A,
+        function: impl FnMut(&K, Window, A::Output, &mut ScheduledContext<'_, O>) + 'static,
+    ) -> Stream<'scope, O> {
+        let function = RefCell::new(function);
+        let emit = Emit {
+            result: move |key: &K, window, result, out: &mut ScheduledContext<'_, O>| {
+                (function.borrow_mut())(key, window, result, out);
+            },
+            late: |_: &K, _, _: &mut ScheduledContext<'_, O>| (),
+        };
+        self.build(name, aggregate, emit)
+    }
+
+    /// Calls a function with all records of each window: for what cannot be [aggregated](WindowedStream::aggregate) as records
+    /// come. All of them are kept until the window is over. Late records are dropped.
+    ///
+    /// Records are in the order in which they came, pane by pane where windows slide.
+    pub fn process<O: Record>(
+        self,
+        name: &str,
+        function: impl FnMut(&K, Window, Vec<V>, &mut ScheduledContext<'_, O>) + 'static,
+    ) -> Stream<'scope, O> {
+        let all = Elements { evict: |_: &mut Vec<V>| (), element: PhantomData };
+        self.aggregate_with(name, all, function)
+    }
+
+    /// As [`WindowedStream::process`], with an evictor: with each result, `evict` removes records that no later result is to see
+    /// either, before the function sees what is left.
+    ///
+    /// # Examples
+    /// Each record with the two before it:
+    /// ```
+    /// use std::num::NonZeroU64;
+    ///
+    /// use highwater::prelude::*;
+    /// use highwater_operators::{KeyedWindows, Trigger, Windows};
+    ///
+    /// fn last_three<'a>(values: KeyedStream<'a, String, u64>) -> Stream<'a, Vec<u64>> {
+    ///     values
+    ///         .window_by_processing_time(Windows::global())
+    ///         .trigger(Trigger::at_end().every_records(NonZeroU64::MIN))
+    ///         .process_evicting(
+    ///             "last-three",
+    ///             |values| drop(values.drain(..values.len().saturating_sub(3))),
+    ///             |_, _, values, out| out.emit(values),
+    ///         )
+    /// }
+    /// ```
+    pub fn process_evicting<O: Record>(
+        mut self,
+        name: &str,
+        evict: impl Fn(&mut Vec<V>) + 'static,
+        function: impl FnMut(&K, Window, Vec<V>, &mut ScheduledContext<'_, O>) + 'static,
+    ) -> Stream<'scope, O> {
+        // Panes that windows share cannot be evicted from.
+        self.alone = true;
+        self.aggregate_with(name, Elements { evict, element: PhantomData }, function)
     }
 
     fn build<A, O, R, L>(self, name: &str, aggregate: A, emit: Emit<R, L>) -> Stream<'scope, O>
     where
         A: Aggregate<Input = V>,
         O: Record,
-        R: Fn(&K, Window, A::Output) -> O + Copy + 'static,
-        L: Fn(&K, V) -> Option<O> + Copy + 'static,
+        R: Fn(&K, Window, A::Output, &mut ScheduledContext<'_, O>) + 'static,
+        L: Fn(&K, V, &mut ScheduledContext<'_, O>) + 'static,
     {
-        let Self { stream, windows, timestamp, lateness } = self;
-        match (windows.0, timestamp) {
-            (Kind::Aligned { size, slide, offset }, Some(timestamp)) => {
-                let grid = Grid::new(size, slide, offset, lateness);
+        let Self { stream, windows, timestamp, lateness, trigger, alone } = self;
+        match timestamp {
+            Some(timestamp) => {
                 let at = move |record: &V, _: i64| timestamp(record);
-                build::<_, _, _, _, ByEvent, Panes<A::State, ByEvent>, _, _>(
-                    stream, name, grid, aggregate, at, emit,
-                )
+                let logic = Logic { aggregate, at, emit, domain: PhantomData::<fn() -> ByEvent> };
+                logic.build(stream, name, windows.0, trigger, lateness, alone)
             }
-            (Kind::Aligned { size, slide, offset }, None) => {
-                let grid = Grid::new(size, slide, offset, lateness);
-                build::<_, _, _, _, ByProcessing, Panes<A::State, ByProcessing>, _, _>(
-                    stream,
-                    name,
-                    grid,
-                    aggregate,
-                    |_, now| now,
-                    emit,
-                )
-            }
-            (Kind::Session { gap }, Some(timestamp)) => {
-                let silence = Silence { gap, lateness };
-                let at = move |record: &V, _: i64| timestamp(record);
-                build::<_, _, _, _, ByEvent, Sessions<A::State, ByEvent>, _, _>(
-                    stream, name, silence, aggregate, at, emit,
-                )
-            }
-            (Kind::Session { gap }, None) => {
-                let silence = Silence { gap, lateness };
-                build::<_, _, _, _, ByProcessing, Sessions<A::State, ByProcessing>, _, _>(
-                    stream,
-                    name,
-                    silence,
-                    aggregate,
-                    |_, now| now,
-                    emit,
-                )
+            None => {
+                let at = |_: &V, now: i64| now;
+                let domain = PhantomData::<fn() -> ByProcessing>;
+                let logic = Logic { aggregate, at, emit, domain };
+                logic.build(stream, name, windows.0, trigger, lateness, alone)
             }
         }
     }
 }
 
-/// Late records are dropped.
-fn late<K, V, O>(_key: &K, _record: V) -> Option<O> {
-    None
+/// All records.
+struct Elements<V, E> {
+    evict: E,
+    element: PhantomData<fn() -> V>,
 }
 
-/// What is emitted for a result, and for a late record.
-#[derive(Clone, Copy)]
+impl<V: Record, E: Fn(&mut Vec<V>) + 'static> Aggregate for Elements<V, E> {
+    type Input = V;
+    type State = Vec<V>;
+    type Output = Vec<V>;
+
+    fn create(&self, first: V) -> Vec<V> {
+        vec![first]
+    }
+
+    fn add(&self, state: &mut Vec<V>, input: V) {
+        state.push(input);
+    }
+
+    fn merge(&self, state: &mut Vec<V>, other: Vec<V>) {
+        state.extend(other);
+    }
+
+    fn result(&self, state: &Vec<V>) -> Vec<V> {
+        state.clone()
+    }
+
+    fn result_and_trim(&self, state: &mut Vec<V>) -> Vec<V> {
+        (self.evict)(state);
+        state.clone()
+    }
+}
+
+/// What is done with a result, and with a late record.
 struct Emit<R, L> {
     result: R,
     late: L,
@@ -278,105 +420,113 @@ struct Emit<R, L> {
 
 /// The windows of one key.
 trait WindowState<S, D>: Scheduled {
-    /// Where windows are.
-    type Spec: Copy + 'static;
+    /// Which windows there are.
+    type Spec: Clone + 'static;
 
-    /// Adds a record; see [`Panes::add`].
+    /// Adds a record at `time`. Gives windows that are late, but not too late, to `result`. Returns the record if all its windows
+    /// are too late, or if it is in none.
     fn add<A: Aggregate<State = S>>(
         &mut self,
         spec: &Self::Spec,
         aggregate: &A,
         time: i64,
         record: A::Input,
-        passed: i64,
+        at: Moments,
         result: impl FnMut(Window, A::Output),
     ) -> Result<(), A::Input>;
 
-    /// The state is due, when `passed` has passed.
+    /// The state is due.
     fn fire<A: Aggregate<State = S>>(
         &mut self,
         spec: &Self::Spec,
         aggregate: &A,
-        passed: i64,
+        at: Moments,
         result: impl FnMut(Window, A::Output),
     );
 }
 
-macro_rules! window_state {
-    ($state:ident, $spec:ident) => {
-        impl<S: Record, D: Domain> WindowState<S, D> for $state<S, D> {
-            type Spec = $spec;
-
-            #[inline]
-            fn add<A: Aggregate<State = S>>(
-                &mut self,
-                spec: &$spec,
-                aggregate: &A,
-                time: i64,
-                record: A::Input,
-                passed: i64,
-                result: impl FnMut(Window, A::Output),
-            ) -> Result<(), A::Input> {
-                $state::add(self, spec, aggregate, time, record, passed, result)
-            }
-
-            #[inline]
-            fn fire<A: Aggregate<State = S>>(
-                &mut self,
-                spec: &$spec,
-                aggregate: &A,
-                passed: i64,
-                result: impl FnMut(Window, A::Output),
-            ) {
-                $state::fire(self, spec, aggregate, passed, result);
-            }
-        }
-    };
+/// What the operator does. `at` gives the time of a record, from the record and what the clock says.
+struct Logic<A, T, R, L, D> {
+    aggregate: A,
+    at: T,
+    emit: Emit<R, L>,
+    domain: PhantomData<fn() -> D>,
 }
 
-window_state!(Panes, Grid);
-window_state!(Sessions, Silence);
-
-/// Builds the operator. `at` gives the time of a record, from the record and what the clock says.
-fn build<'scope, K, V, A, O, D, W, R, L>(
-    stream: KeyedStream<'scope, K, V>,
-    name: &str,
-    spec: W::Spec,
-    aggregate: A,
-    at: impl Fn(&V, i64) -> i64 + 'static,
-    emit: Emit<R, L>,
-) -> Stream<'scope, O>
-where
-    K: Key,
-    V: Record,
-    A: Aggregate<Input = V>,
-    O: Record,
-    D: Domain,
-    W: WindowState<A::State, D>,
-    R: Fn(&K, Window, A::Output) -> O + Copy + 'static,
-    L: Fn(&K, V) -> Option<O> + Copy + 'static,
-{
-    let aggregate = std::rc::Rc::new(aggregate);
-    let firing = std::rc::Rc::clone(&aggregate);
-    stream.process_scheduled(
-        name,
-        Value::<W>::new("windows"),
-        move |key, record, windows, context| {
-            let (passed, time) = (D::passed(context), at(&record, context.now()));
-            let result = |window, result| context.emit((emit.result)(key, window, result));
-            if let Err(record) = windows.add(&spec, &*aggregate, time, record, passed, result)
-                && let Some(late) = (emit.late)(key, record)
-            {
-                context.emit(late);
+impl<A: Aggregate, T, R, L, D: Domain> Logic<A, T, R, L, D> {
+    fn build<'scope, K: Key, O: Record>(
+        self,
+        stream: KeyedStream<'scope, K, A::Input>,
+        name: &str,
+        kind: Kind,
+        trigger: Trigger,
+        lateness: i64,
+        alone: bool,
+    ) -> Stream<'scope, O>
+    where
+        T: Fn(&A::Input, i64) -> i64 + 'static,
+        R: Fn(&K, Window, A::Output, &mut ScheduledContext<'_, O>) + 'static,
+        L: Fn(&K, A::Input, &mut ScheduledContext<'_, O>) + 'static,
+    {
+        let plain = trigger == Trigger::default() && !alone;
+        let plan = |assigner| Plan { assigner, trigger, lateness };
+        match kind {
+            Kind::Aligned { size, slide, offset } => {
+                let grid = Grid::new(size, slide, offset, lateness);
+                if plain {
+                    return self.run::<K, O, Panes<A::State, D>>(stream, name, grid);
+                }
+                self.run::<K, O, Triggered<_, D>>(stream, name, plan(Assigner::Aligned(grid)))
             }
-        },
-        move |key, timer, windows, context| {
-            let passed = D::passed_at(timer, context);
-            windows.fire(&spec, &*firing, passed, |window, result| {
-                context.emit((emit.result)(key, window, result));
-            });
-        },
-    )
+            Kind::Session { gap } if plain => {
+                let silence = Silence { gap, lateness };
+                self.run::<K, O, Sessions<A::State, D>>(stream, name, silence)
+            }
+            Kind::Session { gap } => {
+                self.run::<K, O, Triggered<_, D>>(stream, name, plan(Assigner::Session(gap)))
+            }
+            Kind::Global => self.run::<K, O, Triggered<_, D>>(stream, name, plan(Assigner::Global)),
+            Kind::Calendar(calendar) => {
+                let assigner = Assigner::Calendar(calendar);
+                self.run::<K, O, Triggered<_, D>>(stream, name, plan(assigner))
+            }
+        }
+    }
+
+    fn run<'scope, K: Key, O: Record, W: WindowState<A::State, D>>(
+        self,
+        stream: KeyedStream<'scope, K, A::Input>,
+        name: &str,
+        spec: W::Spec,
+    ) -> Stream<'scope, O>
+    where
+        T: Fn(&A::Input, i64) -> i64 + 'static,
+        R: Fn(&K, Window, A::Output, &mut ScheduledContext<'_, O>) + 'static,
+        L: Fn(&K, A::Input, &mut ScheduledContext<'_, O>) + 'static,
+    {
+        let logic = Rc::new((self, spec));
+        let firing = Rc::clone(&logic);
+        stream.process_scheduled(
+            name,
+            Value::<W>::new("windows"),
+            move |key, record, windows, context| {
+                let (logic, spec) = &*logic;
+                let at = D::at(None, context);
+                let time = (logic.at)(&record, at.now);
+                let result = |window, result| (logic.emit.result)(key, window, result, context);
+                if let Err(late) = windows.add(spec, &logic.aggregate, time, record, at, result) {
+                    (logic.emit.late)(key, late, context);
+                }
+            },
+            move |key, timer, windows, context| {
+                let (logic, spec) = &*firing;
+                let at = D::at(Some(timer), context);
+                windows.fire(spec, &logic.aggregate, at, |window, result| {
+                    (logic.emit.result)(key, window, result, context);
+                });
+            },
+        )
+    }
 }
 
 /// What the records of all keys come to, in windows, without keys: added up in two steps, so that few records go to the one worker
@@ -471,9 +621,9 @@ impl<'scope, D: Record> AllWindowedStream<'scope, D> {
     ) -> Stream<'scope, (Window, A::Output)> {
         let Self { stream, windows, timestamp, lateness } = self;
         let merging = Merging(aggregate.clone());
-        let parts = match windows.0 {
+        let parts = match &windows.0 {
             Kind::Aligned { size, slide, offset } => {
-                let grid = Grid::new(size, slide, offset, 0);
+                let grid = Grid::new(*size, *slide, *offset, 0);
                 stream.map_batches(move |records, out| {
                     for record in records.drain(..) {
                         let pane = grid.pane_of(timestamp(&record));
@@ -484,14 +634,12 @@ impl<'scope, D: Record> AllWindowedStream<'scope, D> {
                     }
                 })
             }
-            Kind::Session { .. } => {
-                stream.map(move |record| (timestamp(&record), aggregate.create(record)))
-            }
+            _ => stream.map(move |record| (timestamp(&record), aggregate.create(record))),
         };
         let keyed = parts.into_keyed(|part| ((), part));
         let timestamp: Timestamp<(i64, A::State)> = Box::new(|(time, _)| *time);
-        WindowedStream { stream: keyed, windows, timestamp: Some(timestamp), lateness }
-            .aggregate(name, merging)
-            .map(|((), window, result)| (window, result))
+        let mut windowed = keyed.window(windows, timestamp);
+        windowed.lateness = lateness;
+        windowed.aggregate(name, merging).map(|((), window, result)| (window, result))
     }
 }

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::aggregate::Aggregate;
 use crate::few::Few;
-use crate::window::time::{Domain, Window};
+use crate::window::WindowState;
+use crate::window::time::{Domain, Moments, Window};
 
 /// How sessions end, and how late their records may be. Units: milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -63,18 +64,19 @@ impl<S: Record, D: Domain> Scheduled for Sessions<S, D> {
     }
 }
 
-impl<S: Record, D: Domain> Sessions<S, D> {
-    /// Adds a record at `time`, when `passed` has passed. Gives a session that is late, but not too late, to `result`. Returns the
-    /// record if it is too late, and no session that it meets is not.
-    pub(super) fn add<A: Aggregate<State = S>>(
+impl<S: Record, D: Domain> WindowState<S, D> for Sessions<S, D> {
+    type Spec = Silence;
+
+    fn add<A: Aggregate<State = S>>(
         &mut self,
         silence: &Silence,
         aggregate: &A,
         time: i64,
         record: A::Input,
-        passed: i64,
+        at: Moments,
         mut result: impl FnMut(Window, A::Output),
     ) -> Result<(), A::Input> {
+        let passed = at.passed;
         let Silence { gap, lateness } = *silence;
         let mut end = time.saturating_add(gap);
         let sessions = self.sessions.as_slice();
@@ -109,14 +111,14 @@ impl<S: Record, D: Domain> Sessions<S, D> {
         Ok(())
     }
 
-    /// The state is due, when `passed` has passed.
-    pub(super) fn fire<A: Aggregate<State = S>>(
+    fn fire<A: Aggregate<State = S>>(
         &mut self,
         silence: &Silence,
         aggregate: &A,
-        passed: i64,
+        at: Moments,
         mut result: impl FnMut(Window, A::Output),
     ) {
+        let passed = at.passed;
         let due = std::mem::replace(&mut self.due, i64::MAX);
         let mut at = 0;
         while let Some(session) = self.sessions.as_slice().get(at) {
@@ -148,16 +150,25 @@ mod tests {
 
     fn add(state: &mut State, silence: Silence, time: i64, passed: i64) -> (bool, Vec<(i64, u64)>) {
         let mut results = Vec::new();
-        let late = state.add(&silence, &Count::<()>::new(), time, (), passed, |w, n| {
-            results.push((w.end, n));
-        });
+        let late = state.add(
+            &silence,
+            &Count::<()>::new(),
+            time,
+            (),
+            Moments { passed, now: 0 },
+            |w, n| {
+                results.push((w.end, n));
+            },
+        );
         (late.is_err(), results)
     }
 
     fn fire(state: &mut State, silence: Silence, passed: i64) -> Vec<(i64, i64, u64)> {
         let mut results = Vec::new();
         assert!(state.event_due().is_some_and(|due| due <= passed), "nothing is due");
-        state.fire(&silence, &Count::<()>::new(), passed, |w, n| results.push((w.start, w.end, n)));
+        state.fire(&silence, &Count::<()>::new(), Moments { passed, now: 0 }, |w, n| {
+            results.push((w.start, w.end, n))
+        });
         results
     }
 

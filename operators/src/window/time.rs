@@ -15,15 +15,22 @@ pub struct Window {
     pub end: i64,
 }
 
+/// What has passed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moments {
+    /// The last millisecond that has passed, in the time that windows count in.
+    pub(super) passed: i64,
+    /// What the clock says.
+    pub(super) now: i64,
+}
+
 /// What time it is for windows: by the watermark or by the clock.
 pub(super) trait Domain: Clone + fmt::Debug + Send + 'static {
     /// When a state is due that wants to be looked at as soon as `due` has passed.
     fn event_due(due: i64) -> Option<i64>;
     fn processing_due(due: i64) -> Option<i64>;
-    /// The last millisecond that has passed.
-    fn passed<O>(context: &ScheduledContext<'_, O>) -> i64;
-    /// As [`Domain::passed`], of a state that is due.
-    fn passed_at<O>(timer: Timer, context: &ScheduledContext<'_, O>) -> i64;
+    /// What has passed. `timer`: what a state is due for, if it is.
+    fn at<O>(timer: Option<Timer>, context: &ScheduledContext<'_, O>) -> Moments;
 }
 
 /// Event time.
@@ -40,12 +47,8 @@ impl Domain for ByEvent {
         None
     }
     #[inline]
-    fn passed<O>(context: &ScheduledContext<'_, O>) -> i64 {
-        context.watermark()
-    }
-    #[inline]
-    fn passed_at<O>(_timer: Timer, context: &ScheduledContext<'_, O>) -> i64 {
-        context.watermark()
+    fn at<O>(_timer: Option<Timer>, context: &ScheduledContext<'_, O>) -> Moments {
+        Moments { passed: context.watermark(), now: context.now() }
     }
 }
 
@@ -60,13 +63,9 @@ impl Domain for ByProcessing {
     fn processing_due(due: i64) -> Option<i64> {
         Some(due.saturating_add(1))
     }
-    fn passed<O>(context: &ScheduledContext<'_, O>) -> i64 {
-        context.now() - 1
-    }
-    fn passed_at<O>(timer: Timer, context: &ScheduledContext<'_, O>) -> i64 {
-        match timer.domain {
-            TimeDomain::EventTime => i64::MAX,
-            TimeDomain::ProcessingTime => context.now() - 1,
-        }
+    fn at<O>(timer: Option<Timer>, context: &ScheduledContext<'_, O>) -> Moments {
+        let now = context.now();
+        let ended = timer.is_some_and(|timer| timer.domain == TimeDomain::EventTime);
+        Moments { passed: if ended { i64::MAX } else { now - 1 }, now }
     }
 }
