@@ -54,6 +54,9 @@ pub struct Args {
     /// How often each side of a comparison is run.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
+    /// The slide of windows of a second, in milliseconds: a second if not given.
+    #[arg(long)]
+    pub slide: Option<u64>,
     /// How long to measure, in seconds.
     #[arg(long)]
     pub seconds: Option<u64>,
@@ -100,6 +103,22 @@ pub enum Workload {
     Idle,
     /// Whether memory stays bounded before a slow sink.
     Memory,
+    /// A count and a sum for each key and second of event time.
+    Window,
+    /// All events of an auction house.
+    NexmarkQ0,
+    /// Its bids in another currency.
+    NexmarkQ1,
+    /// Its bids for some auctions.
+    NexmarkQ2,
+    /// Sellers joined with their auctions.
+    NexmarkQ3,
+    /// Auctions with the most bids, in sliding windows.
+    NexmarkQ5,
+    /// The highest bids, in tumbling windows.
+    NexmarkQ7,
+    /// New sellers: a join of windows.
+    NexmarkQ8,
 }
 
 /// How a job is made to fail.
@@ -194,6 +213,7 @@ impl Args {
             ("--keys", self.keys),
             ("--load", self.load),
             ("--rate", self.rate),
+            ("--slide", self.slide),
             ("--seconds", self.seconds),
             ("--workers", self.workers.map(|workers| workers as u64)),
             ("--processes", Some(self.processes as u64)),

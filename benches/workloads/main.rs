@@ -8,17 +8,25 @@ mod args;
 mod backpressure;
 mod compare;
 mod counting;
+#[path = "../../examples/nexmark/events.rs"]
+#[allow(dead_code, reason = "some queries are measured, not all")]
+mod events;
 mod histogram;
 mod idle;
 mod keyed_count;
 mod large_state;
 mod latency;
 mod memory;
+#[path = "../../examples/nexmark/queries.rs"]
+#[allow(dead_code, reason = "some queries are measured, not all")]
+mod nexmark_queries;
 mod progress;
+mod query;
 mod raw;
 mod recovery;
 mod recovery_kill;
 mod report;
+mod window;
 
 use std::process::ExitCode;
 
@@ -47,6 +55,14 @@ fn main() -> ExitCode {
         Some(Workload::LargeState) => large_state::run(&args),
         Some(Workload::Idle) => idle::run(&args),
         Some(Workload::Memory) => memory::run(&args),
+        Some(Workload::Window) => window::run(&args),
+        Some(Workload::NexmarkQ0) => query::nexmark(&args, "q0"),
+        Some(Workload::NexmarkQ1) => query::nexmark(&args, "q1"),
+        Some(Workload::NexmarkQ2) => query::nexmark(&args, "q2"),
+        Some(Workload::NexmarkQ3) => query::nexmark(&args, "q3"),
+        Some(Workload::NexmarkQ5) => query::nexmark(&args, "q5"),
+        Some(Workload::NexmarkQ7) => query::nexmark(&args, "q7"),
+        Some(Workload::NexmarkQ8) => query::nexmark(&args, "q8"),
     };
     match measured {
         Ok(value) if value.is_null() => ExitCode::SUCCESS, // A process that has reported to its parent.
@@ -64,7 +80,12 @@ fn main() -> ExitCode {
 /// Runs the workloads once on few records.
 fn smoke(args: &Args) -> Measured {
     let small = Args { records: Some(200_000), keys: Some(1_000), ..args.clone() };
+    let few = Args { records: Some(100_000), ..args.clone() };
+    for query in nexmark_queries::QUERIES {
+        query::nexmark(&few, query)?;
+    }
     Ok(serde_json::json!({
+        "window": window::run(&Args { records: Some(20_000), ..small.clone() })?,
         "keyed-count": keyed_count::run(&small)?,
         "raw-timely-keyed-count": raw::run(&small)?,
     }))

@@ -34,6 +34,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use highwater::prelude::*;
@@ -123,8 +124,8 @@ impl Windows {
     /// time. Days and months where clocks are set twice a year are such windows; with the cargo
     /// feature `time-zones`, `Windows::days` makes them.
     #[must_use]
-    pub fn calendar(window: impl Fn(i64) -> Window + 'static) -> Self {
-        Self(Kind::Calendar(Rc::new(window)))
+    pub fn calendar(window: impl Fn(i64) -> Window + Send + Sync + 'static) -> Self {
+        Self(Kind::Calendar(Arc::new(window)))
     }
 
     /// Begins tumbling and sliding windows so much later: windows of a day with an offset of -2 hours begin at midnight where

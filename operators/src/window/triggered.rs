@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ use crate::window::time::{Domain, Moments, Window};
 use crate::window::trigger::Trigger;
 
 /// Gives the window of a time.
-pub(super) type Calendar = Rc<dyn Fn(i64) -> Window>;
+pub(super) type Calendar = Arc<dyn Fn(i64) -> Window + Send + Sync>;
 
 /// Which windows a record is in.
 #[derive(Clone)]
