@@ -6,8 +6,13 @@
 //! drops a stale one. So nothing has to be found in the middle of the queue when a key waits for another time.
 //!
 //! Stale entries go when their time comes; [`DueQueue::overgrown`] says when there are too many to wait for that.
+//!
+//! # Ordering
+//! Keys that wait for one time are taken in the order of their hashes, which is that of the table: one after the other they are
+//! near each other in memory. In the order in which they came, a window of many keys takes two to three times as long to end. Keys that begin to wait for a time while it is
+//! being taken come next.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use crate::state::Key;
 
@@ -18,13 +23,35 @@ const AHEAD: usize = 64;
 
 /// Keys by the time that they wait for.
 pub(crate) struct DueQueue<K> {
-    /// At one time in the order in which they came.
-    by_time: BTreeMap<i64, VecDeque<(u64, K)>>,
+    by_time: BTreeMap<i64, Keys<K>>,
     entries: usize,
     /// Keys that wait.
     waiting: usize,
     /// Entries that may be taken before others have to be brought near.
     near: usize,
+}
+
+/// The keys that wait for one time.
+struct Keys<K> {
+    /// From the end.
+    list: Vec<(u64, K)>,
+    /// Whether it is in order, but for what was added since.
+    ordered: bool,
+}
+
+impl<K> Default for Keys<K> {
+    fn default() -> Self {
+        Self { list: Vec::new(), ordered: false }
+    }
+}
+
+impl<K> Keys<K> {
+    fn order(&mut self) {
+        if !self.ordered {
+            self.list.sort_unstable_by_key(|(hash, _)| std::cmp::Reverse(*hash));
+            self.ordered = true;
+        }
+    }
 }
 
 impl<K> Default for DueQueue<K> {
@@ -50,7 +77,7 @@ impl<K: Key> DueQueue<K> {
         if let Some(time) = after {
             self.waiting += 1;
             self.entries += 1;
-            self.by_time.entry(time).or_default().push_back((hash, key.clone()));
+            self.by_time.entry(time).or_default().list.push((hash, key.clone()));
         }
     }
 
@@ -62,8 +89,9 @@ impl<K: Key> DueQueue<K> {
         if time > until {
             return None;
         }
-        let (hash, key) = first.get_mut().pop_front().expect("no time is without entries");
-        if first.get().is_empty() {
+        first.get_mut().order();
+        let (hash, key) = first.get_mut().list.pop().expect("no time is without entries");
+        if first.get().list.is_empty() {
             first.remove();
             self.near = 0;
         }
@@ -84,8 +112,10 @@ impl<K: Key> DueQueue<K> {
             self.near -= 1;
             return;
         }
-        let first = self.by_time.first_key_value().into_iter().flat_map(|(_, keys)| keys);
-        hashes.extend(first.take(AHEAD).map(|(hash, _)| *hash));
+        if let Some(mut first) = self.by_time.first_entry() {
+            first.get_mut().order();
+            hashes.extend(first.get().list.iter().rev().take(AHEAD).map(|(hash, _)| *hash));
+        }
         self.near = hashes.len().saturating_sub(1);
     }
 
@@ -97,10 +127,10 @@ impl<K: Key> DueQueue<K> {
     /// Drops stale entries: those whose key does not wait for their time.
     pub(crate) fn weed(&mut self, mut waits_for: impl FnMut(u64, &K) -> Option<i64>) {
         self.by_time.retain(|time, keys| {
-            keys.retain(|(hash, key)| waits_for(*hash, key) == Some(*time));
-            !keys.is_empty()
+            keys.list.retain(|(hash, key)| waits_for(*hash, key) == Some(*time));
+            !keys.list.is_empty()
         });
-        self.entries = self.by_time.values().map(VecDeque::len).sum();
+        self.entries = self.by_time.values().map(|keys| keys.list.len()).sum();
         self.near = 0;
     }
 }
