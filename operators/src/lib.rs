@@ -7,10 +7,20 @@
 //! | [`aggregate`](RunningAggregate::aggregate)       | `KeyedStream` | one state of the aggregate for each key |
 //! | [`aggregate_changes`](RunningAggregate::aggregate_changes) | `KeyedStream` | the same                     |
 //!
+//! | [`join`](JoinByKey::join)                        | `KeyedStream` | all records of both sides, or by TTL   |
+//! | [`join_of_changes`](JoinChanges::join_of_changes) | `KeyedStream` | what is not retracted, of both sides  |
+//! | [`interval_join`](IntervalJoin::interval_join)   | `KeyedStream` | what an interval behind the watermark holds |
+//! | [`temporal_join`](TemporalJoin::temporal_join)   | `KeyedStream` | the versions that may be asked for     |
+//! | [`broadcast_join`](BroadcastJoin::broadcast_join) | `Stream`     | a table, on every worker               |
+//!
 //! All of them are stateful, so each takes a name that is unique in the job: a checkpoint finds its state by it.
 
 pub mod aggregate;
+pub mod change;
 pub mod dedup;
+pub mod join;
 
 pub use aggregate::{Aggregate, Average, Count, Max, Min, RunningAggregate, Sum, Summand};
+pub use change::{Change, net};
 pub use dedup::Dedup;
+pub use join::{BroadcastJoin, IntervalJoin, JoinByKey, JoinChanges, TemporalJoin};
