@@ -140,6 +140,9 @@ pub trait Summand: Record {
     /// Adds a number. Saturates.
     fn add(self, total: &mut Self::Total);
 
+    /// Takes a number away again that was added. Saturates.
+    fn take(self, total: &mut Self::Total);
+
     /// The total divided by `count`, which is not 0.
     fn mean(total: &Self::Total, count: u64) -> f64;
 }
@@ -155,6 +158,10 @@ macro_rules! integers {
 
             fn add(self, total: &mut $total) {
                 *total = total.saturating_add(<$total>::from(self));
+            }
+
+            fn take(self, total: &mut $total) {
+                *total = total.saturating_sub(<$total>::from(self));
             }
 
             fn mean(total: &$total, count: u64) -> f64 {
@@ -178,6 +185,10 @@ macro_rules! floats {
 
             fn add(self, total: &mut f64) {
                 *total += f64::from(self);
+            }
+
+            fn take(self, total: &mut f64) {
+                *total -= f64::from(self);
             }
 
             fn mean(total: &f64, count: u64) -> f64 {
@@ -252,7 +263,7 @@ aggregates! {
 
 /// The state of [`Count`].
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Counted(u64);
+pub struct Counted(pub(crate) u64);
 
 impl<T: Record> Aggregate for Count<T> {
     type Input = T;
@@ -345,8 +356,8 @@ impl<T: Record + Ord> Aggregate for Max<T> {
 /// The state of [`Average`].
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Averaged<T> {
-    total: T,
-    count: u64,
+    pub(crate) total: T,
+    pub(crate) count: u64,
 }
 
 impl<T: Summand> Aggregate for Average<T> {

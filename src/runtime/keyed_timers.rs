@@ -32,7 +32,6 @@ use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::CapabilityTrait;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
-use timely::scheduling::Activator;
 
 use crate::connect::Record;
 use crate::format::shape::EntryShape;
@@ -40,7 +39,7 @@ use crate::format::{SectionHeader, SectionKind};
 use crate::ids::{Epoch, Name};
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{
-    AlarmControl, Contribution, SectionPart, SectionTask, WorkerContext, event_section,
+    Alarm, AlarmControl, Contribution, SectionPart, SectionTask, WorkerContext, event_section,
 };
 use crate::runtime::keyed::{Session, frozen_sections, native_part, watermark_section};
 use crate::runtime::outgoing::Outgoing;
@@ -236,25 +235,6 @@ pub(crate) fn timer_headers<K: Key>(operator: &Name) -> [SectionHeader; 3] {
             EntryShape::of_values(shape_of::<i64>()),
         ),
     ]
-}
-
-/// When the operator wants to be called again.
-struct Alarm {
-    wake_at: Cell<Option<Duration>>,
-    activator: Activator,
-}
-
-impl AlarmControl for Alarm {
-    fn tick(&self, now: Duration) {
-        if self.wake_at.get().is_some_and(|at| at <= now) {
-            self.wake_at.set(None);
-            self.activator.activate();
-        }
-    }
-
-    fn deadline(&self) -> Option<Duration> {
-        self.wake_at.get()
-    }
 }
 
 /// What an operator with timers is made of: its state, restored already, and its functions.

@@ -21,6 +21,7 @@ use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Side, apart, both};
+use crate::sort::Waiting;
 
 /// Joins a keyed stream with the versions of another.
 ///
@@ -155,7 +156,9 @@ where
                 Side::Left(left) => {
                     let time = left_time(&left);
                     if time > context.watermark() {
-                        wait(lefts, time, left, context);
+                        if let Some(timer) = lefts.or_insert_with(Waiting::new).add(time, left) {
+                            context.register_event_timer(timer);
+                        }
                     } else if let Some(late) = late {
                         context.emit(late(key, left));
                     } else {
@@ -177,7 +180,7 @@ where
             move |key, timer, (lefts, rights), context| {
                 let watermark = context.watermark();
                 if lefts.get().is_some_and(|lefts| lefts.first <= watermark)
-                    && let Some(mut waiting) = lefts.take()
+                    && let Some(waiting) = lefts.get_mut()
                 {
                     let valid = rights.get();
                     for (time, left) in waiting.take_until(watermark) {
@@ -185,9 +188,9 @@ where
                         let result = pair_at_timer(key, &left, valid);
                         result.into_iter().for_each(|out| context.emit(out));
                     }
-                    if !waiting.records.is_empty() {
-                        context.register_event_timer(waiting.first);
-                        lefts.set(waiting);
+                    match waiting.timer() {
+                        Some(timer) => context.register_event_timer(timer),
+                        None => drop(lefts.take()),
                     }
                 }
                 if rights.get().is_some_and(|rights| rights.tidy_at == Some(timer.time))
@@ -205,42 +208,6 @@ where
 
 fn aside<K: Key, L: Record, O: Record>(key: &K, left: L) -> Side<O, (K, L)> {
     Side::Right((key.clone(), left))
-}
-
-/// The left records of a key that wait for the watermark. Never empty.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Waiting<L> {
-    /// As they came.
-    records: Vec<(i64, L)>,
-    /// The least of their times. There is a timer at it.
-    first: i64,
-}
-
-fn wait<K: Key, L: Record, O: Record>(
-    lefts: &mut ValueState<'_, K, Waiting<L>>,
-    time: i64,
-    left: L,
-    context: &mut TimerContext<'_, K, O>,
-) {
-    let lefts =
-        lefts.or_insert_with(|| Waiting { records: Vec::with_capacity(1), first: i64::MAX });
-    if time < lefts.first || lefts.records.is_empty() {
-        // The timer at the time that was the first finds nothing to do, or something by chance.
-        lefts.first = time;
-        context.register_event_timer(time);
-    }
-    lefts.records.push((time, left));
-}
-
-impl<L> Waiting<L> {
-    /// Takes what waits no longer, by time and then as it came.
-    fn take_until(&mut self, watermark: i64) -> impl Iterator<Item = (i64, L)> {
-        self.records.sort_by_key(|(time, _)| *time);
-        let over = self.records.partition_point(|(time, _)| *time <= watermark);
-        self.first = self.records.get(over).map_or(i64::MAX, |(time, _)| *time);
-        let rest = self.records.split_off(over);
-        std::mem::replace(&mut self.records, rest).into_iter()
-    }
 }
 
 /// The versions of a key. Never empty.
