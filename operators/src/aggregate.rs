@@ -6,6 +6,8 @@ use std::marker::PhantomData;
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::change::Change;
+
 /// Folds the records of a key into a state, and reads a result off it.
 ///
 /// All functions must depend on their arguments only: after a restart they are called again, on the state of the
@@ -50,7 +52,7 @@ pub trait Aggregate: 'static {
 /// use highwater::ids::Name;
 /// use highwater::job::{JobHandle, execute};
 /// use highwater::prelude::*;
-/// use highwater_operators::{Max, RunningAggregate, Sum};
+/// use highwater_operators::{Change, Max, RunningAggregate, Sum, net};
 ///
 /// let (totals, records) = (Collect::new(), Collect::new());
 /// let (seen_totals, seen_records) = (totals.handle(), records.handle());
@@ -66,26 +68,21 @@ pub trait Aggregate: 'static {
 /// let tea = |seen: (String, u128)| (seen.0 == "tea").then_some(seen.1);
 /// let totals: Vec<u128> = seen_totals.committed().into_iter().filter_map(tea).collect();
 /// assert_eq!(totals, [3, 7, 8]);
-/// let milk_and_tea = seen_records.committed();
-/// assert!(milk_and_tea.contains(&("tea".to_owned(), Some(3), 4)));
-/// assert!(milk_and_tea.contains(&("milk".to_owned(), None, 9)));
-/// assert_eq!(milk_and_tea.len(), 3); // The last sale changes no record.
+/// let records = seen_records.committed();
+/// assert!(records.contains(&Change::Insert(("tea".to_owned(), 3))));
+/// assert!(records.contains(&Change::Retract(("tea".to_owned(), 3))));
+/// assert_eq!(records.len(), 4); // The last sale changes no record.
+/// let largest: Vec<_> = net(records).into_keys().collect();
+/// assert_eq!(largest, [("milk".to_owned(), 9), ("tea".to_owned(), 4)]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait RunningAggregate<'scope, K: Key, A: Aggregate>: Sized {
     /// Emits the key and the result so far, for every record.
     fn aggregate(self, name: &str, aggregate: A) -> Stream<'scope, (K, A::Output)>;
 
-    /// Emits the key, the result that no longer holds (`None` for the first record of a key) and the one that now
-    /// does, for every record that changes it.
-    ///
-    /// Whoever adds the new result of each change and takes the old one away has, at every moment, the current
-    /// result of every key once.
-    fn aggregate_changes(
-        self,
-        name: &str,
-        aggregate: A,
-    ) -> Stream<'scope, (K, Option<A::Output>, A::Output)>
+    /// Emits [`Change`]s that come, at every moment, to the current result of every key once: for every record that
+    /// changes the result, the old one is retracted, if there was one, and the new one inserted.
+    fn aggregate_changes(self, name: &str, aggregate: A) -> Stream<'scope, Change<(K, A::Output)>>
     where
         A::Output: PartialEq;
 }
@@ -111,11 +108,7 @@ impl<'scope, K: Key, A: Aggregate> RunningAggregate<'scope, K, A>
         })
     }
 
-    fn aggregate_changes(
-        self,
-        name: &str,
-        aggregate: A,
-    ) -> Stream<'scope, (K, Option<A::Output>, A::Output)>
+    fn aggregate_changes(self, name: &str, aggregate: A) -> Stream<'scope, Change<(K, A::Output)>>
     where
         A::Output: PartialEq,
     {
@@ -133,9 +126,13 @@ impl<'scope, K: Key, A: Aggregate> RunningAggregate<'scope, K, A>
                     (None, new)
                 }
             };
-            if old.as_ref() != Some(&new) {
-                out.emit((key.clone(), old, new));
+            if old.as_ref() == Some(&new) {
+                return;
             }
+            if let Some(old) = old {
+                out.emit(Change::Retract((key.clone(), old)));
+            }
+            out.emit(Change::Insert((key.clone(), new)));
         })
     }
 }
@@ -153,6 +150,9 @@ pub trait Summand: Record {
 
     /// Adds another total. Saturates.
     fn add_total(total: &mut Self::Total, other: &Self::Total);
+
+    /// Takes a number away again that was added. Saturates.
+    fn take(self, total: &mut Self::Total);
 
     /// The total divided by `count`, which is not 0.
     fn mean(total: &Self::Total, count: u64) -> f64;
@@ -173,6 +173,10 @@ macro_rules! integers {
 
             fn add_total(total: &mut $total, other: &$total) {
                 *total = total.saturating_add(*other);
+            }
+
+            fn take(self, total: &mut $total) {
+                *total = total.saturating_sub(<$total>::from(self));
             }
 
             fn mean(total: &$total, count: u64) -> f64 {
@@ -200,6 +204,10 @@ macro_rules! floats {
 
             fn add_total(total: &mut f64, other: &f64) {
                 *total += *other;
+            }
+
+            fn take(self, total: &mut f64) {
+                *total -= f64::from(self);
             }
 
             fn mean(total: &f64, count: u64) -> f64 {
@@ -274,7 +282,7 @@ aggregates! {
 
 /// The state of [`Count`].
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Counted(u64);
+pub struct Counted(pub(crate) u64);
 
 impl<T: Record> Aggregate for Count<T> {
     type Input = T;
@@ -383,8 +391,8 @@ impl<T: Record + Ord> Aggregate for Max<T> {
 /// The state of [`Average`].
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Averaged<T> {
-    total: T,
-    count: u64,
+    pub(crate) total: T,
+    pub(crate) count: u64,
 }
 
 impl<T: Summand> Aggregate for Average<T> {

@@ -54,8 +54,8 @@ pub trait Dedup<'scope, D: Record>: Sized {
     ///
     /// Nearness is to what was *emitted*: of records at 0, 8 and 16 with `within` 10 ms, those at 0 and 16 are.
     ///
-    /// State: for each key the timestamps of what was emitted in the last `within` before the watermark. What is
-    /// older goes when the key is next seen; a key that never comes again keeps its last entry.
+    /// State: for each key the timestamps of what was emitted in the last `within` before the watermark, each with a timer
+    /// that removes it; a key that never comes again leaves nothing.
     fn dedup_within<K: Key>(
         self,
         name: &str,
@@ -83,18 +83,30 @@ impl<'scope, D: Record> Dedup<'scope, D> for Stream<'scope, D> {
         key: impl Fn(&D) -> K + 'static,
     ) -> Stream<'scope, D> {
         let within = milliseconds(within);
-        let emitted = Value::<Vec<i64>>::new("emitted");
-        self.key_by(key).process(name, emitted, move |_key, record, emitted, out| {
-            let emitted = emitted.or_default();
-            let at = timestamp(&record);
-            if emitted.iter().any(|before| before.abs_diff(at) <= within) {
-                return;
-            }
-            let watermark = out.watermark();
-            emitted.retain(|before| !forgotten(*before, within, watermark));
-            emitted.push(at);
-            out.emit(record);
-        })
+        self.key_by(key).process_with_timers(
+            name,
+            Value::<Vec<i64>>::new("emitted"),
+            move |_key, record, emitted, context| {
+                let at = timestamp(&record);
+                let near = |before: &i64| before.abs_diff(at) <= within;
+                if emitted.get().is_some_and(|emitted| emitted.iter().any(near)) {
+                    return;
+                }
+                context.emit(record);
+                if !forgotten(at, within, context.watermark()) {
+                    emitted.or_insert_with(|| Vec::with_capacity(1)).push(at);
+                    context.register_event_timer(at.saturating_add_unsigned(within));
+                }
+            },
+            move |_key, _timer, state, context| {
+                let Some(emitted) = state.get_mut() else { return };
+                let watermark = context.watermark();
+                emitted.retain(|before| !forgotten(*before, within, watermark));
+                if emitted.is_empty() {
+                    state.take();
+                }
+            },
+        )
     }
 }
 

@@ -14,6 +14,9 @@ use crate::format::{FormatError, SectionHeader, codec};
 use crate::ids::{InvalidName, Name};
 use crate::job::stream::Stream;
 use crate::protocol::layers::{Layer, Selection};
+use crate::protocol::watermark::event_coordinate;
+use crate::runtime::assign::{assign, assigned_header};
+use crate::runtime::board::ASSIGNERS;
 use crate::runtime::channel::ChannelSpec;
 use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log};
 use crate::runtime::context::WorkerContext;
@@ -96,6 +99,8 @@ struct BuildState {
     exchanges: usize,
     channels: Vec<Name>,
     sources: u32,
+    /// Operators that assign event time.
+    assigners: u32,
 }
 
 /// Reads a keyed state out of parts, and out of files that are opened to be read. Returns the layers that it may be built on.
@@ -430,6 +435,28 @@ impl<'scope> Job<'scope> {
         let Stream { inner, job, origins, channel } = stream;
         let inner = timed(inner, origins.clone(), &self.context, name, shown, logic);
         let origins = origins.iter().map(|origin| origin.held_at(held_at)).collect();
+        Stream { inner, job, origins, channel }
+    }
+
+    pub(crate) fn add_assigner<D: Record>(
+        &self,
+        stream: Stream<'scope, D>,
+        name: &str,
+        event_time: EventTime<D>,
+    ) -> Stream<'scope, D> {
+        let name = self.name(name);
+        let restored = self.restored_events(&assigned_header(&name));
+        let restored = restored.into_iter().min().unwrap_or(i64::MIN);
+        let number = {
+            let mut state = self.state.borrow_mut();
+            state.assigners += 1;
+            ASSIGNERS + state.assigners - 1
+        };
+        let Stream { inner, job, origins, channel } = stream;
+        let heads = origins.clone();
+        let inner = assign(inner, heads, &self.context, &name, number, restored, event_time);
+        let event = event_coordinate(restored);
+        let origins = origins.iter().map(|origin| origin.reset_to(event)).collect();
         Stream { inner, job, origins, channel }
     }
 

@@ -49,7 +49,7 @@ pub use crate::runtime::kinds::{
     AggregateFunction, Aggregating, AggregatingState, List, ListState, Map, MapKey, MapState,
     Reducing, ReducingState, Value, ValueState,
 };
-pub use crate::runtime::lifetime::{Forever, Ttl};
+pub use crate::runtime::lifetime::{Forever, Lifetime, Ttl};
 pub use crate::runtime::operator_state::{
     Broadcast, BroadcastState, BroadcastStates, BroadcastView, OperatorList, OperatorListState,
     OperatorStates, UnionList,

@@ -8,6 +8,7 @@ use crate::ids::Name;
 use crate::job::Job;
 use crate::job::builder::BuildError;
 use crate::job::stream::{KeyedStream, Stream};
+use crate::runtime::event_time::EventTime;
 use crate::runtime::keyed::Context;
 use crate::runtime::operator::{
     BroadcastProcess, Kept, KeyedBroadcastProcess, Logic, Process, operator,
@@ -63,6 +64,57 @@ impl<'scope, D: Record> Stream<'scope, D> {
         let (watermark, shown) = job.restored_watermark(&name);
         let kept = job.restored_operator_state(&name, &states, &mut BTreeSet::from([watermark]));
         job.add_operator::<D, (), O, _>((self, None), &name, shown, Process::<S, F> { kept, logic })
+    }
+
+    /// Gives the records another event time, whatever they had: `event_time` says what it is and how far behind the latest
+    /// record the watermark stays. Records keep their order, and stay on their worker.
+    ///
+    /// Each worker has a watermark generator of its own, for whatever reaches it, and the watermark is the least of all
+    /// workers'. A worker that no record reaches holds it back until the end of the input, unless the strategy has an
+    /// [idle timeout](crate::prelude::WatermarkStrategy::with_idle_timeout): then it follows the others. Event time does not go back over
+    /// a restart: `name`, which is unique in the job, identifies the watermark in checkpoints.
+    ///
+    /// # Examples
+    /// ```
+    /// use highwater::config::JobConfig;
+    /// use highwater::ids::Name;
+    /// use highwater::job::{JobHandle, execute};
+    /// use highwater::prelude::*;
+    ///
+    /// let collect = Collect::new();
+    /// let seen = collect.handle();
+    /// let config = JobConfig::new(Name::new("lines")?);
+    /// execute(config, &JobHandle::default(), move |job| {
+    ///     let lines = ["8 b", "3 a", "17 c"].map(str::to_owned).to_vec();
+    ///     job.source("lines", Collection::new(lines))
+    ///         .flat_map(|line| {
+    ///             let (time, what) = line.split_once(' ')?;
+    ///             Some((time.parse::<i64>().ok()?, what.to_owned()))
+    ///         })
+    ///         .assign_timestamps("times", EventTime::monotonic(|(time, _)| *time))
+    ///         .key_by(|_| ())
+    ///         .process_with_timers(
+    ///             "in-order",
+    ///             Map::<i64, String>::new("waiting"),
+    ///             |(), (time, what), waiting, context| {
+    ///                 waiting.insert(time, what);
+    ///                 context.register_event_timer(time);
+    ///             },
+    ///             |(), timer, waiting, context| {
+    ///                 waiting.remove(&timer.time).into_iter().for_each(|what| context.emit(what));
+    ///             },
+    ///         )
+    ///         .sink("out", collect.clone());
+    ///     Ok(())
+    /// })?;
+    /// let mut whats = seen.committed();
+    /// whats.sort();
+    /// assert_eq!(whats, ["a", "b", "c"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn assign_timestamps(self, name: &str, event_time: EventTime<D>) -> Self {
+        self.job.clone().add_assigner(self, name, event_time)
     }
 
     /// Puts a second stream beside this one, of which every worker gets every record: settings, rules, a table to look things

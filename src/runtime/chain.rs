@@ -40,6 +40,11 @@ impl Origin {
         Self { restored_event: self.restored_event.min(event), ..self.clone() }
     }
 
+    /// The same head, for what is behind an operator whose event time is its own and was `event` in the checkpoint.
+    pub(crate) fn reset_to(&self, event: i64) -> Self {
+        Self { restored_event: event, ..self.clone() }
+    }
+
     /// The last epoch that every gate behind this origin has opened.
     pub(crate) fn limit(&self) -> Epoch {
         self.gates.borrow().iter().map(|gate| gate.get()).min().unwrap_or(Epoch(u64::MAX))
@@ -168,6 +173,11 @@ impl<B> Gate<B> {
     /// Holds a batch back.
     pub(crate) fn hold(&mut self, time: Time, batch: B) {
         self.waiting.push_back((time, batch));
+    }
+
+    /// Whether anything is held back.
+    pub(crate) fn holds(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Whether the barrier of the open epoch has passed all inputs. At end of input it never does: there is no

@@ -167,6 +167,25 @@ pub(crate) trait AlarmControl {
     fn deadline(&self) -> Option<Duration>;
 }
 
+/// When the operator wants to be called again.
+pub(crate) struct Alarm {
+    pub(crate) wake_at: Cell<Option<Duration>>,
+    pub(crate) activator: Activator,
+}
+
+impl AlarmControl for Alarm {
+    fn tick(&self, now: Duration) {
+        if self.wake_at.get().is_some_and(|at| at <= now) {
+            self.wake_at.set(None);
+            self.activator.activate();
+        }
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        self.wake_at.get()
+    }
+}
+
 /// A sink instance, as the driver sees it.
 pub(crate) trait SinkControl {
     /// The checkpoint is complete: commit everything up to it.

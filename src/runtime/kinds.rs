@@ -228,7 +228,8 @@ impl<K: Key, T: StateValue, L: Lifetime> ListState<'_, K, T, L> {
     /// Adds an element at the end.
     #[inline]
     pub fn append(&mut self, element: T) {
-        self.cell.or_insert_with(Vec::new).push(element);
+        // Most lists of a large state have one element: no room for more before there are two.
+        self.cell.or_insert_with(|| Vec::with_capacity(1)).push(element);
     }
 
     /// The elements, in order.

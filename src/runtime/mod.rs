@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+pub(crate) mod assign;
 pub(crate) mod attempt;
 pub(crate) mod backend;
 pub(crate) mod batch;

@@ -27,6 +27,7 @@ use crate::format::shape::EntryShape;
 use crate::format::{SectionHeader, SectionKind, codec};
 use crate::ids::{Epoch, KeyGroup, Name};
 use crate::protocol::watermark::{SplitState, SplitWatermarks, event_coordinate};
+use crate::runtime::board::SOURCES;
 use crate::runtime::chain::Origin;
 use crate::runtime::context::{
     Contribution, SectionPart, SectionTask, SourceControl, WorkerContext,
@@ -432,7 +433,7 @@ where
         watermarks.advance(now);
         let mut status = watermarks.status();
         if status.idle
-            && let Some(watermark) = self.context.shared.board.idle_target()
+            && let Some(watermark) = self.context.shared.board.idle_target(SOURCES)
         {
             watermarks.follow(watermark);
             status = watermarks.status();

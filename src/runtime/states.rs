@@ -142,8 +142,15 @@ impl<D: Kind> Descriptor<D> {
     /// that says more.
     #[must_use]
     pub fn ttl(self, ttl: impl Into<Ttl>) -> Descriptor<D, Ttl> {
+        self.lifetime(ttl.into())
+    }
+
+    /// Says how long the state lives: [`Forever`], which it does unless told otherwise, or a [`Ttl`]. For code that is
+    /// generic over the two.
+    #[must_use]
+    pub fn lifetime<L: Lifetime>(self, lifetime: L) -> Descriptor<D, L> {
         let Self { name, version, kind, lifetime: Forever, steps, by_name } = self;
-        Descriptor { name, version, kind, lifetime: ttl.into(), steps, by_name }
+        Descriptor { name, version, kind, lifetime, steps, by_name }
     }
 }
 

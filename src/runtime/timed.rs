@@ -35,7 +35,6 @@ use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::CapabilityTrait;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
-use timely::scheduling::Activator;
 
 use crate::connect::Record;
 use crate::format::SectionHeader;
@@ -44,7 +43,7 @@ use crate::format::shape::EntryShape;
 use crate::ids::{Epoch, Name};
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{
-    AlarmControl, Contribution, SectionPart, SectionTask, WorkerContext, event_section,
+    Alarm, AlarmControl, Contribution, SectionPart, SectionTask, WorkerContext, event_section,
 };
 use crate::runtime::keyed::{Session, native_part, watermark_section};
 use crate::runtime::operator::FrozenOperator;
@@ -154,25 +153,6 @@ pub(crate) fn held_header(operator: &Name) -> SectionHeader {
         type_name: "i64".to_owned(),
         type_version: 1,
         shape: EntryShape::of_values(shape_of::<i64>()),
-    }
-}
-
-/// When the operator wants to be called again.
-struct Alarm {
-    wake_at: Cell<Option<Duration>>,
-    activator: Activator,
-}
-
-impl AlarmControl for Alarm {
-    fn tick(&self, now: Duration) {
-        if self.wake_at.get().is_some_and(|at| at <= now) {
-            self.wake_at.set(None);
-            self.activator.activate();
-        }
-    }
-
-    fn deadline(&self) -> Option<Duration> {
-        self.wake_at.get()
     }
 }
 

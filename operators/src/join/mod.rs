@@ -1,0 +1,58 @@
+//! Joins of two streams.
+//!
+//! | join                                                  | pairs                                             | emits             | keeps                         |
+//! |-------------------------------------------------------|---------------------------------------------------|-------------------|-------------------------------|
+//! | [`join`](JoinByKey::join)                              | all records of a key                               | at once           | all of both sides, or by TTL  |
+//! | [`join_of_changes`](JoinChanges::join_of_changes)      | the same, of records that may be retracted         | at once           | what is not retracted         |
+//! | [`interval_join`](IntervalJoin::interval_join)         | records of a key that are near in event time       | at once           | as far as the interval reaches |
+//! | [`temporal_join`](TemporalJoin::temporal_join)         | a record and the version that was valid at its time | at the watermark | the versions that may be asked for |
+//! | [`broadcast_join`](BroadcastJoin::broadcast_join)      | a record and the newest entry of a small table     | at once           | the table, on every worker    |
+//!
+//! The two sides of a keyed join are keyed streams of one key type; each has a channel of its own, and neither waits for the
+//! other. The functions that make a result of a pair get references, so that nothing is cloned but what they take.
+
+pub mod broadcast;
+pub mod by_key;
+pub mod interval;
+pub mod temporal;
+
+pub use broadcast::{BroadcastJoin, BroadcastJoined};
+pub use by_key::{Join, JoinByKey, JoinChanges, JoinOfChanges};
+pub use interval::{IntervalJoin, IntervalJoined};
+pub use temporal::{TemporalJoin, TemporalJoined};
+
+use highwater::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// A record of one of two streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Side<L, R> {
+    /// Of the left one.
+    Left(L),
+    /// Of the right one.
+    Right(R),
+}
+
+/// Two streams as one.
+fn both<'scope, K: Key, L: Record, R: Record>(
+    left: KeyedStream<'scope, K, L>,
+    right: KeyedStream<'scope, K, R>,
+) -> KeyedStream<'scope, K, Side<L, R>> {
+    let left = left.map_values(|_, record| Side::Left(record));
+    left.union(right.map_values(|_, record| Side::Right(record)))
+}
+
+/// One stream as two.
+fn apart<'scope, L: Record, R: Record>(
+    both: Stream<'scope, Side<L, R>>,
+) -> (Stream<'scope, L>, Stream<'scope, R>) {
+    let left = both.clone().flat_map(|record| match record {
+        Side::Left(record) => Some(record),
+        Side::Right(_) => None,
+    });
+    let right = both.flat_map(|record| match record {
+        Side::Left(_) => None,
+        Side::Right(record) => Some(record),
+    });
+    (left, right)
+}

@@ -1,0 +1,171 @@
+//! Aggregates and top-N of records that come and go, held to the suite that all operators are.
+
+use std::collections::BTreeMap;
+
+use highwater::prelude::*;
+use highwater_operators::{
+    Average, Change, Count, Max, Min, RetractingAggregate, RunningAggregate, Sum, Top, TopOfAll,
+    TopOfChanges, net,
+};
+
+use conformance::{Event, checked_case, same};
+
+mod conformance;
+
+/// Every record is inserted, and half of them are retracted.
+fn come_and_go(events: Stream<'_, Event>) -> Stream<'_, Change<Event>> {
+    events.flat_map(|event| {
+        let insert = Change::Insert(event);
+        if goes(&event) { vec![insert, Change::Retract(event)] } else { vec![insert] }
+    })
+}
+
+fn goes(event: &Event) -> bool {
+    event.value.is_multiple_of(2)
+}
+
+/// Small, so that equal ones come and go.
+fn amount(event: &Event) -> i64 {
+    (event.value >> 8) as i64 % 8 - 3
+}
+
+/// The amounts of each key that are not retracted.
+fn stay(events: &[Event]) -> BTreeMap<u64, Vec<i64>> {
+    let mut all: BTreeMap<u64, Vec<i64>> = BTreeMap::new();
+    for event in events.iter().filter(|event| !goes(event)) {
+        all.entry(event.key).or_default().push(amount(event));
+    }
+    all
+}
+
+fn amounts(events: Stream<'_, Event>) -> KeyedStream<'_, u64, Change<i64>> {
+    come_and_go(events).into_keyed(|change| change.keyed(|event| (event.key, amount(&event))))
+}
+
+/// The results of all aggregates as one stream: key, which aggregate, and a thousand times its result.
+type Result3 = (u64, u8, i128);
+
+fn all_aggregates(events: Stream<'_, Event>) -> Stream<'_, Change<Result3>> {
+    let keyed = amounts(events);
+    let each = |kind: u8| move |(key, n): (u64, i128)| (key, kind, n * 1000);
+    let count = keyed.clone().aggregate_of_changes("count", Count::new());
+    let count = count.map(move |c| c.map(|(key, n)| each(0)((key, i128::from(n)))));
+    let sum = keyed.clone().aggregate_of_changes("sum", Sum::new());
+    let sum = sum.map(move |c| c.map(each(1)));
+    let min = keyed.clone().aggregate_of_changes("min", Min::new());
+    let min = min.map(move |c| c.map(|(key, n)| each(2)((key, i128::from(n)))));
+    let max = keyed.clone().aggregate_of_changes("max", Max::new());
+    let max = max.map(move |c| c.map(|(key, n)| each(3)((key, i128::from(n)))));
+    let mean = keyed.aggregate_of_changes("mean", Average::new());
+    let mean = mean.map(|c| c.map(|(key, n)| (key, 4, (n * 1000.0) as i128)));
+    count.union(sum).union(min).union(max).union(mean)
+}
+
+#[test]
+fn aggregates_of_changes_come_to_those_of_what_is_left() {
+    checked_case(
+        "aggregates_of_changes_come_to_those_of_what_is_left",
+        all_aggregates,
+        |events, changes| {
+            let mut expected: BTreeMap<Result3, i64> = BTreeMap::new();
+            for (key, amounts) in stay(events) {
+                let sum: i128 = amounts.iter().copied().map(i128::from).sum();
+                let mean = (sum as f64 / amounts.len() as f64 * 1000.0) as i128;
+                let thousand = |n: Option<&i64>| n.copied().map_or(0, i128::from) * 1000;
+                expected.insert((key, 0, amounts.len() as i128 * 1000), 1);
+                expected.insert((key, 1, sum * 1000), 1);
+                expected.insert((key, 2, thousand(amounts.iter().min())), 1);
+                expected.insert((key, 3, thousand(amounts.iter().max())), 1);
+                expected.insert((key, 4, mean), 1);
+            }
+            same(expected.into_iter().collect(), net(changes).into_iter().collect())
+        },
+    )
+    .keys(12)
+    .run();
+}
+
+/// The `n` greatest of what `records` has of each key.
+fn greatest<T: Ord + Clone>(records: Vec<(u64, T)>, n: usize) -> Vec<(u64, T)> {
+    let mut by_key: BTreeMap<u64, Vec<T>> = BTreeMap::new();
+    for (key, record) in records {
+        by_key.entry(key).or_default().push(record);
+    }
+    let first = |(key, mut all): (u64, Vec<T>)| {
+        all.sort_by(|one, other| other.cmp(one));
+        all.truncate(n);
+        all.into_iter().map(move |record| (key, record))
+    };
+    by_key.into_iter().flat_map(first).collect()
+}
+
+/// What changes come to, each record as often as it is there.
+fn current<T: Ord + Clone>(changes: Vec<Change<T>>) -> Vec<T> {
+    let repeated = |(record, times): (T, i64)| {
+        std::iter::repeat_n(record, usize::try_from(times).unwrap_or(usize::MAX))
+    };
+    net(changes).into_iter().flat_map(repeated).collect()
+}
+
+#[test]
+fn the_top_of_each_key_comes_to_its_greatest_records() {
+    checked_case(
+        "the_top_of_each_key_comes_to_its_greatest_records",
+        |events| events.into_keyed(|event| (event.key, event.value)).top("top", 3, |value| *value),
+        |events, changes| {
+            let all = events.iter().map(|event| (event.key, event.value)).collect();
+            same(greatest(all, 3), current(changes))
+        },
+    )
+    .run();
+}
+
+#[test]
+fn the_top_of_all_comes_to_the_greatest_records_of_the_stream() {
+    checked_case(
+        "the_top_of_all_comes_to_the_greatest_records_of_the_stream",
+        |events| events.top_of_all("top", 7, |event| event.value),
+        |events, changes| {
+            let all = events.iter().map(|event| (0, event.value)).collect();
+            let found = current(changes).into_iter().map(|event| (0, event.value)).collect();
+            same(greatest(all, 7), found)
+        },
+    )
+    .run();
+}
+
+#[test]
+fn the_top_of_changes_comes_to_the_greatest_of_what_is_left() {
+    checked_case(
+        "the_top_of_changes_comes_to_the_greatest_of_what_is_left",
+        |events| amounts(events).top_of_changes("top", 4, |amount| *amount),
+        |events, changes| {
+            let all = stay(events).into_iter();
+            let all = all.flat_map(|(key, amounts)| amounts.into_iter().map(move |n| (key, n)));
+            same(greatest(all.collect(), 4), current(changes))
+        },
+    )
+    .run();
+}
+
+#[test]
+fn the_top_of_running_counts_follows_them() {
+    checked_case(
+        "the_top_of_running_counts_follows_them",
+        |events| {
+            events
+                .into_keyed(|event| (event.key, ()))
+                .aggregate_changes("counts", Count::new())
+                .into_keyed(|change| change.keyed(|(key, count)| (0, (count, key))))
+                .top_of_changes("top", 3, |counted| *counted)
+        },
+        |events, changes| {
+            let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
+            events.iter().for_each(|event| *counts.entry(event.key).or_default() += 1);
+            let all = counts.into_iter().map(|(key, count)| (0, (count, key))).collect();
+            same(greatest(all, 3), current(changes))
+        },
+    )
+    .keys(9)
+    .run();
+}
