@@ -239,9 +239,18 @@ pub(crate) fn timer_headers<K: Key>(operator: &Name) -> [SectionHeader; 3] {
 }
 
 /// When the operator wants to be called again.
-struct Alarm {
-    wake_at: Cell<Option<Duration>>,
+pub(crate) struct Alarm {
+    pub(crate) wake_at: Cell<Option<Duration>>,
     activator: Activator,
+}
+
+impl Alarm {
+    /// An alarm that the driver knows of.
+    pub(crate) fn new(context: &WorkerContext, activator: Activator) -> Rc<Self> {
+        let alarm = Rc::new(Self { wake_at: Cell::new(None), activator });
+        context.alarms.borrow_mut().push(Rc::clone(&alarm) as Rc<dyn AlarmControl>);
+        alarm
+    }
 }
 
 impl AlarmControl for Alarm {
@@ -422,8 +431,7 @@ where
     let participant = context.participant(name.clone());
     // The end of the job may be put off after timers have stopped for it.
     context.origin(activator.clone());
-    let alarm = Rc::new(Alarm { wake_at: Cell::new(None), activator: activator.clone() });
-    context.alarms.borrow_mut().push(Rc::clone(&alarm) as Rc<dyn AlarmControl>);
+    let alarm = Alarm::new(&context, activator.clone());
     let restored = Origin::restored_event(&origins);
     let mode = context.config().checkpoints.mode;
     let mut gate = Gate::new(mode, context.shared.first_epoch, origins);

@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+pub mod async_function;
+pub(crate) mod async_io;
 pub(crate) mod attempt;
 pub(crate) mod backend;
 pub(crate) mod batch;

@@ -1,0 +1,180 @@
+//! Async I/O, held to the suite that all operators are.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use highwater::job::{AsyncFunction, AsyncSettings, Blocking, Futures};
+use highwater::prelude::*;
+use highwater::testing::work;
+
+use conformance::{Event, case, checked_case, same};
+
+mod conformance;
+
+/// Answers with the event, after as long as it says.
+fn echo() -> Blocking<Event, Event> {
+    Blocking::new(3, |event: Event| {
+        work(Duration::from_micros(event.value % 3_000));
+        Ok(event)
+    })
+}
+
+#[test]
+fn every_record_is_answered_once_in_any_order() {
+    case(
+        "every_record_is_answered_once_in_any_order",
+        |events| events.async_map("echo", echo(), AsyncSettings::unordered().capacity(7)),
+        <[Event]>::to_vec,
+    )
+    .run();
+}
+
+#[test]
+fn ordered_answers_of_a_key_keep_the_order_of_its_records() {
+    checked_case(
+        "ordered_answers_of_a_key_keep_the_order_of_its_records",
+        |events| {
+            let echo = Blocking::new(3, |(_, event): (u64, Event)| {
+                work(Duration::from_micros(event.value % 3_000));
+                Ok(event)
+            });
+            events
+                .key_by(|event| event.key)
+                .async_map_values("echo", echo, AsyncSettings::ordered().capacity(5))
+                .process("count", Value::<u64>::new("count"), |_, event, count, out| {
+                    *count.or_default() += 1;
+                    out.emit((event, *count.or_default()));
+                })
+        },
+        |events, mut answers| {
+            answers.sort_by_key(|(event, count)| (event.key, *count));
+            let mut last: BTreeMap<(u64, u64), u64> = BTreeMap::new();
+            for (event, count) in &answers {
+                let before = last.insert((event.key, event.split), event.index);
+                if before.is_some_and(|before| before > event.index) {
+                    return Err(format!("{event:?}, number {count} of its key, was overtaken"));
+                }
+            }
+            same(events.to_vec(), answers.into_iter().map(|(event, _)| event).collect())
+        },
+    )
+    .run();
+}
+
+#[test]
+fn no_answer_is_late_that_was_not_late_as_a_record() {
+    checked_case(
+        "no_answer_is_late_that_was_not_late_as_a_record",
+        |events| {
+            events
+                .async_map("echo", echo(), AsyncSettings::unordered().capacity(9))
+                .key_by(|event| event.key)
+                .process("watch", Value::<()>::new("nothing"), |_, event, _, out| {
+                    out.emit((event, event.time <= out.watermark()));
+                })
+        },
+        |events, answers| {
+            if let Some((late, _)) = answers.iter().find(|(_, late)| *late) {
+                return Err(format!("{late:?} is late"));
+            }
+            same(events.to_vec(), answers.into_iter().map(|(event, _)| event).collect())
+        },
+    )
+    .out_of_order(70)
+    .run();
+}
+
+/// Fails at a third of the records once, and at a ninth always; takes longer than it may at another third, once.
+fn shaky() -> impl AsyncFunction<Event, Output = (Event, bool)> {
+    let asked = Arc::new(Mutex::new(BTreeMap::<Event, u32>::new()));
+    let call = move |event: Event| {
+        let mut asked = asked.lock().expect("no call panics");
+        let times = asked.entry(event).or_default();
+        *times += 1;
+        match (event.value % 9, *times) {
+            (0, _) => Err(ConnectError::new("always")),
+            (1 | 2, 1) => Err(ConnectError::new("at first")),
+            (3..6, 1) => {
+                work(Duration::from_millis(30));
+                Ok((event, true))
+            }
+            _ => Ok((event, true)),
+        }
+    };
+    Blocking::new(2, call).or_else(|event, _| vec![(*event, false)])
+}
+
+#[test]
+fn failures_and_time_outs_are_tried_again_and_end_in_a_stand_in() {
+    checked_case(
+        "failures_and_time_outs_are_tried_again_and_end_in_a_stand_in",
+        |events| {
+            let ms = Duration::from_millis;
+            let settings = AsyncSettings::ordered().capacity(4).timeout(ms(20));
+            events.async_map("shaky", shaky(), settings.retries(2, ms(1), ms(2)))
+        },
+        |events, answers| {
+            // Under the simulator time passes between any two steps, so that any request may time out.
+            if let Some(wrong) = answers.iter().find(|(event, ok)| *ok && event.value % 9 == 0) {
+                return Err(format!("{wrong:?} was answered"));
+            }
+            same(events.to_vec(), answers.into_iter().map(|(event, _)| event).collect())
+        },
+    )
+    .run();
+}
+
+/// Ready when it is polled for the third time.
+struct Third(u8);
+
+impl Future for Third {
+    type Output = ();
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<()> {
+        self.0 += 1;
+        if self.0 == 3 {
+            return std::task::Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    }
+}
+
+struct Unpark(std::thread::Thread);
+
+impl std::task::Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// An async runtime in as few lines as one can be: a thread for each future.
+fn spawn(mut future: highwater::job::RequestFuture) {
+    std::thread::spawn(move || {
+        let waker = std::task::Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = std::task::Context::from_waker(&waker);
+        while future.as_mut().poll(&mut context).is_pending() {
+            std::thread::park();
+        }
+    });
+}
+
+#[test]
+fn futures_answer_as_calls_do() {
+    case(
+        "futures_answer_as_calls_do",
+        |events| {
+            let answers = Futures::new(spawn, |event: Event| async move {
+                Third(0).await;
+                Ok(event)
+            });
+            events.async_map("futures", answers, AsyncSettings::unordered().capacity(8))
+        },
+        <[Event]>::to_vec,
+    )
+    .run();
+}
