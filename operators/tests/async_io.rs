@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use highwater::job::{AsyncFunction, AsyncSettings, Blocking, Futures};
+use highwater::job::{Answer, AsyncContext, Blocking, Futures};
 use highwater::prelude::*;
 use highwater::testing::work;
+use highwater_operators::{LookupCache, LookupJoin};
 
 use conformance::{Event, case, checked_case, same};
 
@@ -177,4 +178,45 @@ fn futures_answer_as_calls_do() {
         <[Event]>::to_vec,
     )
     .run();
+}
+
+#[test]
+fn a_lookup_join_gives_every_record_what_is_known_of_its_key() {
+    let known = |key: u64| (0..key % 3).map(move |n| key * 10 + n);
+    case(
+        "a_lookup_join_gives_every_record_what_is_known_of_its_key",
+        move |events| {
+            let rows = Blocking::new(2, move |key: u64| {
+                work(Duration::from_micros(key * 300));
+                Ok(known(key).collect::<Vec<_>>())
+            });
+            let cache = LookupCache::entries(3).time_to_live(Duration::from_millis(40));
+            let settings = AsyncSettings::unordered().capacity(6);
+            events.left_lookup_join("rows", |event| event.key, Rows(rows), cache, settings)
+        },
+        move |events| {
+            let joined = events.iter().flat_map(|event| {
+                let rows: Vec<Option<u64>> = known(event.key).map(Some).collect();
+                let rows = if rows.is_empty() { vec![None] } else { rows };
+                rows.into_iter().map(|row| (*event, row))
+            });
+            joined.collect()
+        },
+    )
+    .run();
+}
+
+/// All rows of one answer apart.
+struct Rows(Blocking<u64, Vec<u64>>);
+
+impl AsyncFunction<u64> for Rows {
+    type Output = u64;
+
+    fn open(&mut self, context: &AsyncContext) -> Result<(), ConnectError> {
+        self.0.open(context)
+    }
+
+    fn ask(&mut self, key: &u64, answer: Answer<u64>) {
+        self.0.ask(key, answer.map(|rows| Ok(rows?.concat())));
+    }
 }

@@ -30,7 +30,7 @@ impl<'scope, D: Record> Stream<'scope, D> {
     /// use std::time::Duration;
     /// use highwater::config::JobConfig;
     /// use highwater::ids::Name;
-    /// use highwater::job::{AsyncFunction, AsyncSettings, Blocking, JobHandle, execute};
+    /// use highwater::job::{Blocking, JobHandle, execute};
     /// use highwater::prelude::*;
     ///
     /// let collect = Collect::new();
