@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use highwater::job::{Answer, AsyncContext, Blocking, Futures};
+use highwater::config::JobConfig;
+use highwater::ids::Name;
+use highwater::job::{Answer, AsyncContext, Blocking, Futures, JobHandle, execute};
 use highwater::prelude::*;
 use highwater::testing::work;
 use highwater_operators::{LookupCache, LookupJoin};
@@ -219,4 +221,28 @@ impl AsyncFunction<u64> for Rows {
     fn ask(&mut self, key: &u64, answer: Answer<u64>) {
         self.0.ask(key, answer.map(|rows| Ok(rows?.concat())));
     }
+}
+
+#[test]
+fn a_key_that_is_in_the_cache_is_not_asked_about() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (collect, keys) = (Collect::new(), Arc::clone(&asked));
+    let joined = collect.handle();
+    let mut config = JobConfig::new(Name::new("cache").expect("a constant name"));
+    config.workers = 1;
+    execute(config, &JobHandle::default(), move |job| {
+        let keys = Arc::clone(&keys);
+        let rows = Blocking::new(1, move |key: u64| {
+            keys.lock().expect("no call panics").push(key);
+            Ok(key + 100)
+        });
+        let settings = AsyncSettings::ordered().capacity(1);
+        job.source("numbers", Collection::new((0..60_u64).collect()))
+            .lookup_join("rows", |n| n % 4, rows, LookupCache::entries(4), settings)
+            .sink("out", collect.clone());
+        Ok(())
+    })
+    .expect("nothing goes wrong");
+    assert_eq!(*asked.lock().expect("no call panics"), [0, 1, 2, 3]);
+    assert_eq!(joined.committed(), (0..60).map(|n| (n, n % 4 + 100)).collect::<Vec<_>>());
 }

@@ -150,7 +150,7 @@ fn late_events_are_told_and_are_no_part_of_a_match() {
         move |events| detect(&events, &specs),
         move |events, found| {
             // Which events are late depends on the run. Of the others, all is found.
-            for number in 0..specs_again.len() {
+            for (number, spec) in specs_again.iter().enumerate() {
                 let of_this = found.iter().filter(|(of, _, _)| *of == number);
                 let late: Vec<Event> = of_this
                     .clone()
@@ -162,7 +162,7 @@ fn late_events_are_told_and_are_no_part_of_a_match() {
                 if on_time.len() + late.len() != events.len() {
                     return Err("an event was told to be late twice".to_owned());
                 }
-                let spec = std::slice::from_ref(&specs_again[number]);
+                let spec = std::slice::from_ref(spec);
                 let found = of_this.filter(|(_, kind, _)| *kind < 2);
                 let found = found.map(|(_, kind, events)| (0, *kind, events.clone())).collect();
                 same(expected(spec, &on_time), found)?;

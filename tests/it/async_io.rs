@@ -13,17 +13,23 @@ const CAPACITY: usize = 5;
 
 /// Answers nothing before it is told to, and everything at once from then on.
 #[derive(Clone, Default)]
-struct Withheld(Arc<Mutex<(bool, Vec<(u64, Answer<u64>)>)>>);
+struct Withheld(Arc<Mutex<Asked>>);
+
+#[derive(Default)]
+struct Asked {
+    answers: bool,
+    under_way: Vec<(u64, Answer<u64>)>,
+}
 
 impl Withheld {
     fn under_way(&self) -> usize {
-        self.0.lock().unwrap().1.len()
+        self.0.lock().unwrap().under_way.len()
     }
 
     fn answer(&self) {
         let mut state = self.0.lock().unwrap();
-        state.0 = true;
-        for (record, answer) in state.1.drain(..) {
+        state.answers = true;
+        for (record, answer) in state.under_way.drain(..) {
             answer.complete([record]);
         }
     }
@@ -34,10 +40,10 @@ impl AsyncFunction<(u64, u64)> for Withheld {
 
     fn ask(&mut self, (_, record): &(u64, u64), answer: Answer<u64>) {
         let mut state = self.0.lock().unwrap();
-        if state.0 {
+        if state.answers {
             answer.complete([*record]);
         } else {
-            state.1.push((*record, answer));
+            state.under_way.push((*record, answer));
         }
     }
 }
