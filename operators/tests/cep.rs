@@ -127,7 +127,7 @@ fn bounded(seeds: std::ops::Range<u64>, count: usize) -> Vec<Spec> {
 
 #[test]
 fn detections_survive_everything() {
-    let specs = bounded(0..50, 3);
+    let specs = bounded(0..50, 2);
     let specs_again = specs.clone();
     checked_case(
         "detections_survive_everything",

@@ -93,7 +93,9 @@ fn a_full_operator_stops_the_source_and_checkpoints_go_on_while_nothing_is_answe
 
 #[test]
 fn what_is_under_way_when_a_job_stops_is_asked_again_at_any_parallelism() {
-    let (scratch, collect, records) = (Scratch::new(), Collect::new(), 9_000);
+    // More than a source that is not stopped by flow control would have read when it is: the end of the input would wait for
+    // the answers.
+    let (scratch, collect, records) = (Scratch::new(), Collect::new(), RECORDS);
     for workers in [2, 3, 1] {
         let function = Withheld::default();
         let job = start(&scratch, workers, records, &function, &collect);
