@@ -19,14 +19,18 @@
 //! | [`top_of_changes`](TopOfChanges::top_of_changes) | `KeyedStream` | what is not retracted                  |
 //! | [`sort_by_time`](SortByTime::sort_by_time)       | `KeyedStream` | what the watermark has not reached     |
 //! | [`limit_rate`](LimitRate::limit_rate)            | `KeyedStream` | what it holds back                     |
+//! | [`lookup_join`](LookupJoin::lookup_join), [`left_lookup_join`](LookupJoin::left_lookup_join) | `Stream` | the records under way; a cache, in no checkpoint |
+//! | [`detect`](Detect::detect)                       | `KeyedStream` | the partial matches of each key        |
 //!
 //! All of them are stateful, so each takes a name that is unique in the job: a checkpoint finds its state by it.
 
 pub mod aggregate;
+pub mod cep;
 pub mod change;
 pub mod dedup;
 mod few;
 pub mod join;
+pub mod lookup;
 pub mod rate_limit;
 pub mod retract;
 pub mod sort;
@@ -34,9 +38,11 @@ pub mod top;
 pub mod window;
 
 pub use aggregate::{Aggregate, Average, Count, Max, Min, RunningAggregate, Sum, Summand};
+pub use cep::{Detect, Detected, Matched, Pattern, Skip, Unfinished};
 pub use change::{Change, net};
 pub use dedup::Dedup;
 pub use join::{BroadcastJoin, IntervalJoin, JoinByKey, JoinChanges, TemporalJoin};
+pub use lookup::{LookupCache, LookupJoin};
 pub use rate_limit::{LimitRate, Rate};
 pub use retract::{Retract, RetractingAggregate};
 pub use sort::SortByTime;

@@ -186,17 +186,7 @@ impl<'scope> Job<'scope> {
             format!("{kind}-{}", state.exchanges)
         };
         let name = self.name(name.unwrap_or(&automatic));
-        let headers = log_headers::<D>(&name);
-        let [records, least] = &headers;
-        let held = [least, records].map(|header| self.restorable(header));
-        let restored = match held[1] {
-            None => RestoredLog::default(),
-            Some(restored) => read_log(restored, &headers, placement, &self.context)
-                .unwrap_or_else(|error| {
-                    self.error(error);
-                    RestoredLog::default()
-                }),
-        };
+        let restored = self.restored_log(&name, placement);
         let checkpoints = &self.context.config().checkpoints;
         let own = checkpoints.channel_alignment_timeouts.get(&name);
         let general = match placement {
@@ -212,6 +202,22 @@ impl<'scope> Job<'scope> {
             _ => None,
         };
         ChannelSpec { name, alignment_timeout, group_of, restored }
+    }
+
+    /// What a checkpoint holds of records on their way, in a channel or an operator.
+    pub(super) fn restored_log<D: Record>(
+        &self,
+        name: &Name,
+        placement: &Placement<D>,
+    ) -> RestoredLog<D> {
+        let headers = log_headers::<D>(name);
+        let [records, least] = &headers;
+        let held = [least, records].map(|header| self.restorable(header));
+        let Some(restored) = held[1] else { return RestoredLog::default() };
+        read_log(restored, &headers, placement, &self.context).unwrap_or_else(|error| {
+            self.error(error);
+            RestoredLog::default()
+        })
     }
 
     /// What is wrong with the job, once it is built.

@@ -209,13 +209,13 @@ impl Conversion {
         for section in sections() {
             let header = &section.header;
             let name = format!("{}/{}", header.operator, header.state);
-            if header.kind == SectionKind::ChannelLog
-                && manifest.kind == ManifestKind::Checkpoint
-                && section.entries > 0
-            {
-                problems.insert(format!(
-                    "{name} holds records on their way; take a savepoint, which does not, and convert that"
-                ));
+            // Those of an operator that asks the outside world are in savepoints as well.
+            if header.kind == SectionKind::ChannelLog && section.entries > 0 {
+                let remedy = match manifest.kind {
+                    ManifestKind::Checkpoint => "take a savepoint, and convert that",
+                    ManifestKind::Savepoint => "take one with --drain, and convert that",
+                };
+                problems.insert(format!("{name} holds records on their way; {remedy}"));
             }
             if !is_keyed(header) {
                 continue;

@@ -22,6 +22,7 @@
 //!
 //! The function is called once for each worker and attempt, and must build the same dataflow each time.
 
+mod async_io;
 pub mod bootstrap;
 mod builder;
 pub mod convert;
@@ -38,6 +39,10 @@ pub use crate::format::record::SavepointInfo;
 pub use operators::{BroadcastConnected, KeyedBroadcastConnected};
 pub use stream::{KeyedStream, Stream};
 
+pub use crate::runtime::async_function::{
+    Answer, AsyncContext, AsyncFunction, AsyncSettings, Blocking, Futures, OrElse, RequestFuture,
+    RequestThreads,
+};
 pub use crate::runtime::counters::{
     Balance, ChannelStatus, Checkpoints, CompletedCheckpoint, Counters, StateMemory,
 };

@@ -13,7 +13,6 @@
 //! # Failure
 //! A crash takes back what was not in the checkpoint, and the replay repeats it.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -118,8 +117,7 @@ pub(crate) fn assign<'scope, D: Record>(
     let activator = scope.activator_for(builder.operator_info().address);
     let context = Rc::clone(context);
     let participant = context.participant(name.clone());
-    let alarm = Rc::new(Alarm { wake_at: Cell::new(None), activator: activator.clone() });
-    context.alarms.borrow_mut().push(Rc::clone(&alarm) as _);
+    let alarm = Alarm::new(&context, activator.clone());
     let mode = context.config().checkpoints.mode;
     let mut gate = Gate::<Vec<D>>::new(mode, context.shared.first_epoch, origins);
     let EventTime { strategy, timestamp } = event_time;

@@ -170,7 +170,16 @@ pub(crate) trait AlarmControl {
 /// When the operator wants to be called again.
 pub(crate) struct Alarm {
     pub(crate) wake_at: Cell<Option<Duration>>,
-    pub(crate) activator: Activator,
+    activator: Activator,
+}
+
+impl Alarm {
+    /// An alarm that the driver knows of.
+    pub(crate) fn new(context: &WorkerContext, activator: Activator) -> Rc<Self> {
+        let alarm = Rc::new(Self { wake_at: Cell::new(None), activator });
+        context.alarms.borrow_mut().push(Rc::clone(&alarm) as Rc<dyn AlarmControl>);
+        alarm
+    }
 }
 
 impl AlarmControl for Alarm {

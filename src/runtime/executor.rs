@@ -2,7 +2,8 @@
 //!
 //! Worker threads never block on I/O: they hand tasks over bounded crossbeam channels to these threads, and find the
 //! results in their mailbox. Three lanes keep a slow one from delaying the others. Under the simulator there are no
-//! threads: tasks wait in their lanes until the holder of the baton runs one.
+//! threads: tasks wait in their lanes until the holder of the baton runs one. What operators ask of the outside world has
+//! threads of its own, as many as the program says; only the simulator has a lane for it.
 //!
 //! # Failure
 //! Tasks run user code: serialization, pre-commits, commits. A panic of one is caught and reported, and ends the
@@ -32,6 +33,9 @@ pub(crate) enum Lane {
     Coordination,
     /// Committing sink transactions.
     Commits,
+    /// What operators ask of the outside world, under the simulator.
+    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "only the simulator has it"))]
+    Requests,
 }
 
 /// Tasks that may wait in a lane before a worker has to keep them itself.
@@ -44,7 +48,7 @@ const SNAPSHOT_NICE: i32 = 5;
 /// Runs tasks. One for each attempt.
 pub(crate) enum Executor {
     Threads { lanes: Mutex<Option<[Sender<Task>; 3]>>, threads: Mutex<Vec<(Lane, JoinHandle<()>)>> },
-    Inline { lanes: [Mutex<VecDeque<Task>>; 3] },
+    Inline { lanes: [Mutex<VecDeque<Task>>; 4] },
 }
 
 impl Executor {
@@ -103,8 +107,9 @@ impl Executor {
         match self {
             Self::Threads { lanes, .. } => {
                 let lanes = locked(lanes);
-                let Some(lanes) = &*lanes else { return Err(task) };
-                lanes[lane as usize].try_send(task).map_err(|error| match error {
+                let sender = lanes.as_ref().and_then(|lanes| lanes.get(lane as usize));
+                let Some(sender) = sender else { return Err(task) };
+                sender.try_send(task).map_err(|error| match error {
                     TrySendError::Full(task) | TrySendError::Disconnected(task) => task,
                 })
             }
@@ -113,6 +118,11 @@ impl Executor {
                 Ok(())
             }
         }
+    }
+
+    /// Whether there are no threads: a simulator runs the tasks.
+    pub(crate) fn is_simulated(&self) -> bool {
+        matches!(self, Self::Inline { .. })
     }
 
     /// Number of tasks that are kept in a lane.
@@ -150,7 +160,8 @@ impl Executor {
                 }
             }
             Self::Inline { lanes } => {
-                for lane in lanes {
+                // Nobody waits for the answers to requests any more.
+                for lane in &lanes[..Lane::Requests as usize] {
                     loop {
                         let task = locked(lane).pop_front();
                         let Some(task) = task else { break };

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 pub(crate) mod assign;
+pub mod async_function;
+pub(crate) mod async_io;
 pub(crate) mod attempt;
 pub(crate) mod backend;
 pub(crate) mod batch;

@@ -24,7 +24,6 @@
 //! A timer is in the checkpoint until it has fired in an epoch that the checkpoint holds. Restored, what is overdue fires
 //! at once.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -43,7 +42,7 @@ use crate::format::shape::EntryShape;
 use crate::ids::{Epoch, Name};
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{
-    Alarm, AlarmControl, Contribution, SectionPart, SectionTask, WorkerContext, event_section,
+    Alarm, Contribution, SectionPart, SectionTask, WorkerContext, event_section,
 };
 use crate::runtime::keyed::{Session, native_part, watermark_section};
 use crate::runtime::operator::FrozenOperator;
@@ -285,8 +284,7 @@ where
     let participant = context.participant(name.clone());
     // The end of the job may be put off after timers have stopped for it.
     context.origin(activator.clone());
-    let alarm = Rc::new(Alarm { wake_at: Cell::new(None), activator: activator.clone() });
-    context.alarms.borrow_mut().push(Rc::clone(&alarm) as Rc<dyn AlarmControl>);
+    let alarm = Alarm::new(&context, activator.clone());
     let restored = Origin::restored_event(&origins);
     let mode = context.config().checkpoints.mode;
     let mut gate = Gate::new(mode, context.shared.first_epoch, origins);

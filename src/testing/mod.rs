@@ -55,6 +55,10 @@
 //!
 //! Not simulated: sockets, several processes of one attempt, real files.
 //!
+//! # Async I/O
+//! What [`async_map`](crate::job::Stream::async_map) asks for has no threads here: calls that block, and the polling of futures, are tasks
+//! that the simulator runs in any order. [`work`] in such a call lets time pass, so that it may time out.
+//!
 //! # Random jobs
 //! [`jobs`] draws the dataflow from the seed as well, and checks it against an oracle.
 //!

@@ -598,7 +598,8 @@ impl Turns for Life {
         let Some(seat) = current() else { return };
         while count > 0 {
             count -= 1;
-            let waiting: Vec<(Lane, usize)> = [Lane::Snapshots, Lane::Coordination, Lane::Commits]
+            let lanes = [Lane::Snapshots, Lane::Coordination, Lane::Commits, Lane::Requests];
+            let waiting: Vec<(Lane, usize)> = lanes
                 .into_iter()
                 .map(|lane| (lane, executor.waiting(lane)))
                 .filter(|(_, tasks)| *tasks > 0)
@@ -609,8 +610,12 @@ impl Turns for Life {
             let (lane, place) = {
                 let mut state = self.world.state();
                 let (lane, tasks) = state.random.pick(&waiting);
-                // The other lanes have one thread.
-                let threads = if lane == Lane::Snapshots { threads } else { 1 };
+                let threads = match lane {
+                    Lane::Snapshots => threads,
+                    Lane::Coordination | Lane::Commits => 1,
+                    // The outside world answers in any order.
+                    Lane::Requests => tasks,
+                };
                 let place = state.random.below(tasks.min(threads) as u64);
                 state.tasks += 1;
                 state.trace.event(5, &[lane as u64, place]);

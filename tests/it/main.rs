@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod async_io;
 mod at_least_once;
 mod bootstrap;
 mod build_errors;

@@ -389,14 +389,14 @@ mod tests {
                 let naive_one = naive(&grid, &[(time, n, passed)]);
                 assert_eq!(given.is_err(), naive_one.is_empty(), "seed {seed}, record {n}");
                 records.push((time, n, passed));
-                if random(&mut state) % 4 == 0 {
+                if random(&mut state).is_multiple_of(4) {
                     // Nothing is called before it is due, and then with what has passed since.
                     passed = passed.max(clock - random(&mut state) as i64 % 12);
                     if panes.event_due().is_some_and(|due| due <= passed) {
                         panes.fire(&grid, &Lists, at(passed), |w, r| found.push((w, r)));
                     }
                 }
-                if random(&mut state) % 50 == 0 {
+                if random(&mut state).is_multiple_of(50) {
                     // As restored.
                     panes.mergers = None;
                 }

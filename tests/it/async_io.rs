@@ -1,0 +1,137 @@
+//! Async I/O as a program sees it: what is under way neither stops checkpoints nor grows, and nothing of it is lost.
+
+use std::sync::{Arc, Mutex};
+
+use highwater::job::{Answer, Blocking};
+use highwater::prelude::*;
+
+use crate::support::{Background, Scratch, assert_same, run, running_counts, wait_until};
+
+const RECORDS: u64 = 60_000;
+const KEYS: u64 = 7;
+const CAPACITY: usize = 5;
+
+/// Answers nothing before it is told to, and everything at once from then on.
+#[derive(Clone, Default)]
+struct Withheld(Arc<Mutex<Asked>>);
+
+#[derive(Default)]
+struct Asked {
+    answers: bool,
+    under_way: Vec<(u64, Answer<u64>)>,
+}
+
+impl Withheld {
+    fn under_way(&self) -> usize {
+        self.0.lock().unwrap().under_way.len()
+    }
+
+    fn answer(&self) {
+        let mut state = self.0.lock().unwrap();
+        state.answers = true;
+        for (record, answer) in state.under_way.drain(..) {
+            answer.complete([record]);
+        }
+    }
+}
+
+impl AsyncFunction<(u64, u64)> for Withheld {
+    type Output = u64;
+
+    fn ask(&mut self, (_, record): &(u64, u64), answer: Answer<u64>) {
+        let mut state = self.0.lock().unwrap();
+        if state.answers {
+            answer.complete([*record]);
+        } else {
+            state.under_way.push((*record, answer));
+        }
+    }
+}
+
+fn start(
+    scratch: &Scratch,
+    workers: usize,
+    records: u64,
+    function: &Withheld,
+    sink: &Collect<(u64, u64)>,
+) -> Background {
+    let (function, sink) = (function.clone(), sink.clone());
+    let mut config = scratch.config(workers);
+    config.flow.in_flight_bytes_max = 64 << 10;
+    Background::start(config, move |job| {
+        job.source("numbers", Generator::new(records, |n| n))
+            .key_by(|n| n % KEYS)
+            .async_map_values("ask", function.clone(), AsyncSettings::ordered().capacity(CAPACITY))
+            .process("count", Value::<u64>::new("count"), |key, _, count, out| {
+                *count.or_default() += 1;
+                out.emit((*key, *count.or_default()));
+            })
+            .sink("out", sink.clone());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_full_operator_stops_the_source_and_checkpoints_go_on_while_nothing_is_answered() {
+    let (scratch, collect, function) = (Scratch::new(), Collect::new(), Withheld::default());
+    let job = start(&scratch, 1, RECORDS, &function, &collect);
+    job.wait_for_checkpoints(5);
+    wait_until("the operator is full", || function.under_way() == CAPACITY);
+    let read = job.handle.counters().source_records();
+    let checkpoints = job.handle.counters().checkpoints().completed.len();
+    job.wait_for_checkpoints(checkpoints + 5);
+    assert_eq!(job.handle.counters().source_records(), read, "the source has stopped");
+    assert!(read < RECORDS, "{read} records were read");
+    assert_eq!(function.under_way(), CAPACITY);
+    assert!(job.handle.counters().checkpoints().in_flight_records > 0);
+    assert!(collect.handle().committed().is_empty());
+    function.answer();
+    job.end().unwrap();
+    assert_same(running_counts(RECORDS, |n| n % KEYS), collect.handle().committed());
+    scratch.assert_directory_is_the_reachable_set();
+}
+
+#[test]
+fn what_is_under_way_when_a_job_stops_is_asked_again_at_any_parallelism() {
+    // More than a source that is not stopped by flow control would have read when it is: the end of the input would wait for
+    // the answers.
+    let (scratch, collect, records) = (Scratch::new(), Collect::new(), RECORDS);
+    for workers in [2, 3, 1] {
+        let function = Withheld::default();
+        let job = start(&scratch, workers, records, &function, &collect);
+        wait_until("requests are under way", || function.under_way() > 0);
+        job.wait_for_checkpoints(2);
+        job.handle.stop();
+        job.end().unwrap();
+        assert!(collect.handle().committed().is_empty(), "nothing was answered");
+        scratch.assert_directory_is_the_reachable_set();
+    }
+    let function = Withheld::default();
+    function.answer();
+    start(&scratch, 2, records, &function, &collect).end().unwrap();
+    assert_same(running_counts(records, |n| n % KEYS), collect.handle().committed());
+    scratch.assert_directory_is_the_reachable_set();
+}
+
+#[test]
+fn a_request_that_has_failed_for_good_fails_the_job_and_says_why() {
+    let scratch = Scratch::new();
+    let mut config = scratch.config(1);
+    config.restart = highwater::config::RestartStrategy::None;
+    let sink = Collect::new();
+    let failed = run(config, move |job| {
+        let function = Blocking::new(1, |n: u64| match n {
+            3 => Err(ConnectError::new("the server does not know 3")),
+            _ => Ok(n),
+        });
+        let settings =
+            AsyncSettings::unordered().retries(2, Default::default(), Default::default());
+        job.source("numbers", Collection::new((0..10).collect()))
+            .async_map("ask", function, settings)
+            .sink("out", sink.clone());
+        Ok(())
+    });
+    let text = format!("{:?}", failed.unwrap_err());
+    assert!(text.contains("failed 3 times") && text.contains("does not know 3"), "{text}");
+    assert!(text.contains("ask"), "it names the operator: {text}");
+}
