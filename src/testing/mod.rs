@@ -52,8 +52,9 @@
 //! | commit error | [`Simulation::commit_errors`], [`FaultSink`] | a commit fails, before or after its effect |
 //! | late, repeated control | [`Simulation::control_faults`] | what workers tell each other about checkpoints comes late or twice |
 //! | slowness | [`work`] | an operator takes its time |
+//! | state elsewhere | [`Simulation::varied_state`] | state is in RocksDB, on the heap, or now here, now there; copies on a local disk are used, lost and damaged; savepoints are taken and gone on from |
 //!
-//! Not simulated: sockets, several processes of one attempt, real files.
+//! Not simulated: sockets, several processes of one attempt, faults of real files.
 //!
 //! # Random jobs
 //! [`jobs`] draws the dataflow from the seed as well, and checks it against an oracle.
@@ -65,6 +66,7 @@
 mod control;
 mod faults;
 pub mod jobs;
+mod places;
 mod random;
 mod reduce;
 mod seeds;
