@@ -18,6 +18,7 @@ mod flow;
 mod incremental;
 mod lifecycle;
 mod local_recovery;
+mod matrix;
 mod operator_state;
 mod operators;
 mod rescale;
