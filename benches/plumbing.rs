@@ -6,8 +6,9 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use highwater::format::{FormatError, SectionOutput};
+use highwater::format::{FormatError, SectionOutput, codec};
 use highwater::ids::KeyGroup;
+use highwater::protocol::key_groups::key_group;
 use highwater::state::hash::stable_hash;
 use highwater::state::heap::HeapBackend;
 use highwater::state::{Key, Selection, SnapshotForm, StateBackend, StateValue, ValueTable};
@@ -42,6 +43,7 @@ fn main() {
     }
     freezing(scale);
     snapshots(scale);
+    codecs(scale);
     strings(scale);
 }
 
@@ -147,6 +149,81 @@ fn snapshots(scale: Scale) {
         });
         assert_eq!(table.len(), entries);
         elapsed
+    });
+}
+
+/// What a restore would gain if records without padding were kept as they are in memory: the local copies are the place where
+/// that could be done. Fixed rows of little-endian numbers are that image, taken apart safely.
+fn codecs(scale: Scale) {
+    const ROW: usize = 24;
+    let entries = scale.entries_max;
+    let mut table = filled(entries);
+    let per_entry = |time: Duration| time.as_nanos() as f64 / entries as f64;
+    let mut out = Blocks::default();
+    table.freeze(SnapshotForm::Plain).content.write(&mut out).expect("memory does not fail");
+    drop(table);
+    let mut rows = Vec::with_capacity(entries * ROW);
+    for (count, bytes) in &out.blocks {
+        let add = |(key, value): (u64, Value)| {
+            for number in [key, value.0, value.1] {
+                rows.extend_from_slice(&number.to_le_bytes());
+            }
+        };
+        codec::decode_entries(bytes, *count, add).expect("undamaged");
+    }
+    let bytes: usize = out.blocks.iter().map(|(_, bytes)| bytes.len()).sum();
+    let each = |total: usize| total as f64 / entries as f64;
+    println!("{:.1} bytes an entry in blocks, {:.1} in fixed rows", each(bytes), each(rows.len()));
+    let row = |row: &[u8; ROW]| {
+        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| row[8 * at + byte]));
+        (number(0), (number(1), number(2)))
+    };
+    report(&format!("checksum of blocks of {entries}, ns an entry"), scale, per_entry, || {
+        time(|| out.blocks.iter().fold(0, |sum, (_, bytes)| sum ^ crc32c::crc32c(bytes)))
+    });
+    report(&format!("checksum of fixed rows of {entries}, ns an entry"), scale, per_entry, || {
+        time(|| crc32c::crc32c(&rows))
+    });
+    report(&format!("decoding of blocks of {entries}, ns an entry"), scale, per_entry, || {
+        time(|| {
+            let mut sum = 0;
+            for (count, bytes) in &out.blocks {
+                let add = |(key, value): (u64, Value)| sum ^= key ^ value.0 ^ value.1;
+                codec::decode_entries(bytes, *count, add).expect("undamaged");
+            }
+            sum
+        })
+    });
+    report(&format!("decoding of fixed rows of {entries}, ns an entry"), scale, per_entry, || {
+        time(|| {
+            rows.as_chunks()
+                .0
+                .iter()
+                .map(row)
+                .fold(0, |sum, (key, value)| sum ^ key ^ value.0 ^ value.1)
+        })
+    });
+    let restore = |what: &str, fill: &mut dyn FnMut(&mut Table<u64, Value>)| {
+        report(&format!("restore of {entries} from {what}, ns an entry"), scale, per_entry, || {
+            let mut table =
+                HeapBackend.value_table::<u64, Value>(MAX_PARALLELISM, &(0..MAX_PARALLELISM));
+            let elapsed = time(|| fill(&mut table));
+            assert_eq!(table.len(), entries);
+            elapsed
+        });
+    };
+    let selection = Selection::whole(0..MAX_PARALLELISM);
+    restore("blocks", &mut |table| {
+        for (count, bytes) in &out.blocks {
+            table.restore_block(&selection, *count, bytes).expect("undamaged");
+        }
+    });
+    restore("fixed rows", &mut |table| {
+        for (key, value) in rows.as_chunks().0.iter().map(row) {
+            let hash = stable_hash(&key);
+            assert!(selection.groups.contains(&key_group(hash, MAX_PARALLELISM).0));
+            assert!(table.insert(hash, &key, value).is_none());
+        }
     });
 }
 

@@ -70,7 +70,15 @@ fn the_seeds_draw_every_kind_of_node_and_faults_where_it_hurts() {
         }
         let drained = outcome.faults.iter().filter(|fault| fault.contains("drain: true"));
         see("stops that drain", drained.count());
+        see("savepoints", outcome.savepoints);
+        see("bytes from local copies", outcome.restored.local as usize);
+        let local = outcome.faults.iter().filter(|fault| fault.starts_with("local-disk:"));
+        see("faults of the local disk", local.count());
         for restore in &outcome.restores {
+            see("restores of layers", usize::from(restore.layers > 0));
+            see("restores from savepoints", usize::from(restore.savepoint));
+            let moved = restore.savepoint && restore.workers_before != restore.workers;
+            see("those at another parallelism than theirs", usize::from(moved));
             let (before, workers) = (restore.workers_before, restore.workers);
             let records = restore.in_flight.values().sum::<u64>() as usize;
             let looping = restore.in_flight.iter().filter(|(name, _)| name.starts_with("loop"));
@@ -96,6 +104,11 @@ fn the_seeds_draw_every_kind_of_node_and_faults_where_it_hurts() {
         "route",
         "beside a broadcast",
         "union list",
+        "lists and maps",
+        "reducing and aggregating",
+        "event timers",
+        "processing timers",
+        "operator list",
         "loop",
         "loop in a loop",
         "join in a loop",
@@ -110,4 +123,26 @@ fn the_seeds_draw_every_kind_of_node_and_faults_where_it_hurts() {
     }
     assert!(seen["complete checkpoints"] > 1_000 && seen["crashes"] > 150, "{seen:?}");
     assert!(seen["records in channel logs"] > 1_000, "{seen:?}");
+}
+
+/// RocksDB is rarely drawn, so this looks for the seeds that do.
+#[cfg(feature = "rocksdb")]
+#[test]
+fn some_jobs_move_between_rocksdb_and_the_heap() {
+    use highwater::config::StateBackendKind::{Heap, RocksDb};
+    let (mut of_files, mut to_heap, mut from_savepoints) = (0, 0, 0);
+    for job in (0..2_000).map(RandomJob::draw).filter(RandomJob::may_use_rocksdb) {
+        let outcome = job.simulate();
+        job.check(&outcome);
+        for restore in &outcome.restores {
+            let files = restore.files > 0 && !restore.savepoint;
+            of_files += u64::from(files && restore.backend == RocksDb);
+            to_heap += u64::from(files && restore.backend == Heap);
+            from_savepoints += u64::from(restore.savepoint);
+        }
+        if of_files >= 4 && to_heap >= 2 && from_savepoints >= 1 {
+            return;
+        }
+    }
+    panic!("{of_files} restores of files, {to_heap} to the heap, {from_savepoints} of savepoints");
 }

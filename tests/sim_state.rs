@@ -66,6 +66,7 @@ where
         .crashes(random.below(5) as u32)
         .panics(random.pick(&[0, 0, 1, 2]))
         .stops(random.pick(&[0, 0, 0, 1, 2]))
+        .varied_state(true)
         .config(|config| config.checkpoints.mode = CheckpointMode::ExactlyOnce);
     let simulation = match random.below(4) {
         0 => simulation.storage_errors(random.pick(&[0.005, 0.05])),

@@ -16,6 +16,7 @@ const LOCK: &str = "lock";
 pub(crate) struct Instances {
     budget: Arc<Budget>,
     profile: Profile,
+    small_bytes: usize,
     directory: Directory,
 }
 
@@ -33,7 +34,13 @@ impl Instances {
         remove_left_behind(&parent)?;
         let name = format!("{}-{attempt}-{}", config.name, config.process);
         let directory = Directory::create(&parent, &name)?;
-        Ok(Self { budget: Budget::new(rocks.memory_bytes), profile, directory })
+        Ok(Self {
+            budget: Budget::new(rocks.memory_bytes),
+            profile,
+            // What is small stands alone on every backend.
+            small_bytes: config.checkpoints.incremental_bytes_min,
+            directory,
+        })
     }
 
     pub(crate) fn budget(&self) -> Arc<Budget> {
@@ -42,7 +49,9 @@ impl Instances {
 
     pub(crate) fn instance(&self, worker: usize, operator: &Name) -> Instance {
         let directory = self.directory.path.join(format!("{worker}-{operator}"));
-        Instance::new(Setup::new(directory, Arc::clone(&self.budget), self.profile))
+        let mut setup = Setup::new(directory, Arc::clone(&self.budget), self.profile);
+        setup.small_bytes = self.small_bytes;
+        Instance::new(setup)
     }
 }
 

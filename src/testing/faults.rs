@@ -2,12 +2,14 @@
 
 use super::Random;
 use super::reduce::{Fault, FaultKind, Reduction};
-use crate::runtime::driver::Request;
 
 /// Calls to storage that fail in a run, at the most.
 const STORAGE_ERRORS_MAX: u32 = 20;
 /// Commits that fail in a run, at the most.
 const COMMIT_ERRORS_MAX: u32 = 40;
+
+/// Calls to the local disk that fail in a run, at the most.
+const LOCAL_ERRORS_MAX: u32 = 60;
 
 /// A kind of moment at which something may go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,26 @@ pub(super) enum Death {
     },
 }
 
+/// What a job is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Stop {
+        drain: bool,
+    },
+    Cancel,
+    /// `stop`: as for a stop, whether it drains; `None`: the job goes on.
+    Savepoint {
+        stop: Option<bool>,
+    },
+}
+
+impl Asked {
+    /// Whether the job ends by it.
+    pub(super) fn ends(self) -> bool {
+        self != Self::Savepoint { stop: None }
+    }
+}
+
 /// What may go wrong, and what is planned to.
 #[derive(Clone, Debug)]
 pub(super) struct Faults {
@@ -69,6 +91,10 @@ pub(super) struct Faults {
     crashes_max: u32,
     /// Whether a job that is stopped may be drained.
     drains: bool,
+    /// Whether it may be asked for a savepoint instead.
+    savepoints: bool,
+    local_errors: f64,
+    local_errors_left: u32,
     /// Draws the deaths that are cruel on purpose.
     harsh: Option<Random>,
     reduction: Reduction,
@@ -93,6 +119,9 @@ impl Faults {
             stop: None,
             crashes_max: 0,
             drains: false,
+            savepoints: false,
+            local_errors: 0.0,
+            local_errors_left: LOCAL_ERRORS_MAX,
             harsh: None,
             reduction: Reduction::default(),
             counts: [0; FaultKind::ALL.len()],
@@ -115,6 +144,12 @@ impl Faults {
     /// Whether a job that is stopped may be drained.
     pub(super) fn drains(mut self, drains: bool) -> Self {
         self.drains = drains;
+        self
+    }
+
+    /// Whether stops may be savepoints, and how likely a call to the local disk fails.
+    pub(super) fn places(mut self, savepoints: bool, local_errors: f64) -> Self {
+        (self.savepoints, self.local_errors) = (savepoints, local_errors);
         self
     }
 
@@ -198,8 +233,8 @@ impl Faults {
         }
     }
 
-    /// A turn begins. Whether the job is asked to stop in it, and then whether at once.
-    pub(super) fn stops(&mut self) -> Option<Request> {
+    /// A turn begins. What the job is asked for in it.
+    pub(super) fn stops(&mut self) -> Option<Asked> {
         let left = self.stop.as_mut()?;
         *left -= 1;
         if *left > 0 {
@@ -209,8 +244,16 @@ impl Faults {
         self.stops -= 1;
         let cancel = self.random.chance(0.3);
         let drain = self.drains && self.random.fork(8).chance(0.5);
-        let request = if cancel { Request::Cancel } else { Request::Stop { drain } };
-        self.happens(FaultKind::Stop, &format!("{request:?}")).then_some(request)
+        let mut asked = if cancel { Asked::Cancel } else { Asked::Stop { drain } };
+        let mut savepoint = self.random.fork(9);
+        if self.savepoints && savepoint.chance(0.7) {
+            let stop = savepoint.chance(0.7).then_some(drain);
+            asked = Asked::Savepoint { stop };
+        }
+        if !asked.ends() && self.stops > 0 {
+            self.stop = Some(savepoint.scaled(1, 1500));
+        }
+        self.happens(FaultKind::Stop, &format!("{asked:?}")).then_some(asked)
     }
 
     /// Nothing goes wrong any more.
@@ -218,7 +261,7 @@ impl Faults {
         self.death = Death::Never;
         (self.panic, self.stop, self.freeze) = (None, None, None);
         (self.crashes_max, self.panics, self.stops) = (0, 0, 0);
-        (self.storage_errors, self.commit_errors) = (0.0, 0.0);
+        (self.storage_errors, self.commit_errors, self.local_errors) = (0.0, 0.0, 0.0);
     }
 
     fn plan_panic(&mut self) {
@@ -298,6 +341,14 @@ impl Faults {
             && self.random.chance(self.storage_errors);
         self.storage_errors_left -= u32::from(fails);
         fails && self.happens(FaultKind::StorageError, what)
+    }
+
+    pub(super) fn local_disk_fails(&mut self, what: &str) -> bool {
+        let fails = self.local_errors_left > 0
+            && self.local_errors > 0.0
+            && self.random.chance(self.local_errors);
+        self.local_errors_left -= u32::from(fails);
+        fails && self.happens(FaultKind::LocalDisk, what)
     }
 
     pub(super) fn commit_fails(&mut self) -> bool {

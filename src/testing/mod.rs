@@ -52,8 +52,9 @@
 //! | commit error | [`Simulation::commit_errors`], [`FaultSink`] | a commit fails, before or after its effect |
 //! | late, repeated control | [`Simulation::control_faults`] | what workers tell each other about checkpoints comes late or twice |
 //! | slowness | [`work`] | an operator takes its time |
+//! | state elsewhere | [`Simulation::varied_state`] | state is in RocksDB, on the heap, or now here, now there; copies on a local disk are used, lost and damaged; savepoints are taken and gone on from |
 //!
-//! Not simulated: sockets, several processes of one attempt, real files.
+//! Not simulated: sockets, several processes of one attempt, faults of real files.
 //!
 //! # Async I/O
 //! What [`async_map`](crate::job::Stream::async_map) asks for has no threads here: calls that block, and the polling of futures, are tasks
@@ -69,6 +70,7 @@
 mod control;
 mod faults;
 pub mod jobs;
+mod places;
 mod random;
 mod reduce;
 mod seeds;

@@ -36,10 +36,12 @@ pub(super) enum FaultKind {
     ControlDelay,
     /// Control frames come twice. All of them count as one.
     ControlTwice,
+    /// A call to the local disk fails, or what is on it is damaged.
+    LocalDisk,
 }
 
 impl FaultKind {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Crash,
         Self::Panic,
         Self::Stop,
@@ -47,6 +49,7 @@ impl FaultKind {
         Self::CommitError,
         Self::ControlDelay,
         Self::ControlTwice,
+        Self::LocalDisk,
     ];
 
     fn name(self) -> &'static str {
@@ -58,6 +61,7 @@ impl FaultKind {
             Self::CommitError => "commit-error",
             Self::ControlDelay => "late-control",
             Self::ControlTwice => "repeated-control",
+            Self::LocalDisk => "local-disk",
         }
     }
 }

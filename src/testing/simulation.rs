@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use super::Random;
 use super::faults::Faults;
+use super::places::Places;
 use super::reduce::{self, Fault};
 use super::world::World;
-use crate::config::{JobConfig, RestartStrategy};
+use crate::config::{JobConfig, RestartStrategy, RestoreFrom, StateBackendKind};
+use crate::format::record::SavepointInfo;
 use crate::format::{SectionHeader, SectionKind};
 use crate::ids::Name;
 use crate::job::execute::builder;
@@ -21,8 +23,9 @@ use crate::runtime::clock::Clock;
 use crate::runtime::context::Failure;
 use crate::runtime::counters::Counters;
 use crate::runtime::driver::Turns;
-use crate::storage::fault::FaultStorage;
-use crate::storage::{CheckpointStorage, JobStore, MemoryStorage};
+use crate::storage::fault::{FaultAction, FaultPoint, FaultStorage};
+use crate::storage::local_copy::RestoredBytes;
+use crate::storage::{CheckpointStorage, JobStore, LocalCopies, MemoryStorage};
 
 type Configure = Box<dyn Fn(&mut JobConfig)>;
 
@@ -42,6 +45,7 @@ pub struct Simulation {
     control_twice: f64,
     harsh: bool,
     drains: bool,
+    varied_state: bool,
     turns_max: u64,
     configure: Option<Configure>,
 }
@@ -68,6 +72,7 @@ impl Simulation {
             control_twice: 0.0,
             harsh: false,
             drains: false,
+            varied_state: false,
             turns_max: 60_000,
             configure: None,
         }
@@ -146,6 +151,27 @@ impl Simulation {
         self
     }
 
+    /// Whether the seed draws where state is kept: now and then in RocksDB, if the program was built with it, and on the heap
+    /// in another life; with copies on a local disk, which may fail, and whose files may be lost or damaged between
+    /// lives. And whether there are further
+    /// [stops](Self::stops), most of them by savepoints, from which the next life goes on.
+    #[must_use]
+    pub fn varied_state(mut self, varied: bool) -> Self {
+        self.varied_state = varied;
+        self
+    }
+
+    /// Whether the seed has drawn that some lives keep their state in RocksDB.
+    #[must_use]
+    pub fn may_use_rocksdb(&self) -> bool {
+        self.places(&Random::new(self.seed)).rocks
+    }
+
+    fn places(&self, random: &Random) -> Places {
+        let random = random.fork(6);
+        if self.varied_state { Places::draw(random) } else { Places::plain(random) }
+    }
+
     /// A job that takes more turns than this is taken for one that never ends.
     #[must_use]
     pub fn turns_max(mut self, turns: u64) -> Self {
@@ -169,8 +195,10 @@ impl Simulation {
         let random = Random::new(self.seed);
         let memory = MemoryStorage::new();
         let counters = Arc::new(Counters::default());
+        let places = self.places(&random);
         let faults = Faults::new(random.fork(1))
-            .often(self.crashes, self.panics, self.stops)
+            .places(places.savepoints, places.local_errors)
+            .often(self.crashes, self.panics, self.stops + places.stops)
             .harsh(self.harsh)
             .drains(self.drains)
             .reduced(reduce::current())
@@ -182,6 +210,7 @@ impl Simulation {
             Arc::clone(&counters),
             memory.clone(),
         );
+        world.keep_files(places.directory(), places.rocks);
         world.disturb_control(random.fork(5), self.control_delay, self.control_twice);
         let build = builder(build);
         let mut lives = Lives {
@@ -193,6 +222,9 @@ impl Simulation {
             crashes: Vec::new(),
             restores: Vec::new(),
             frozen: Vec::new(),
+            places,
+            savepoint: None,
+            savepoints: 0,
             simulation: self,
         };
         let mut result = lives.run(&build);
@@ -216,6 +248,10 @@ struct Lives {
     counters: Arc<Counters>,
     crashes: Vec<String>,
     restores: Vec<Restore>,
+    places: Places,
+    /// The last savepoint.
+    savepoint: Option<SavepointInfo>,
+    savepoints: usize,
     /// Processes that stand still.
     frozen: Vec<JoinHandle<std::thread::Result<Result<(), Failure>>>>,
 }
@@ -238,17 +274,30 @@ impl Lives {
         if let Some(configure) = &self.simulation.configure {
             configure(&mut config);
         }
-        self.restores.extend(self.restore(config.workers));
+        self.places.configure(&mut config);
+        let begun = self.savepoint().filter(|savepoint| self.places.begins_with(savepoint));
+        if let Some(savepoint) = &begun {
+            config.restore.from = RestoreFrom::Checkpoint(savepoint.path.display().to_string());
+        }
+        let restore = self.restore(&config, begun.is_some());
+        self.restores.extend(restore);
+        self.world.between_lives(|faults| self.places.damage(faults));
         let running = Running::default();
         let life = self.world.live(mortal, config.checkpoints.writer_threads, &running);
         let storage = FaultStorage::new(Arc::new(self.memory.clone()), {
             let life = Arc::clone(&life);
             move |point| life.storage_call(point)
         });
+        let local = Arc::clone(&life);
+        let copies = self.copies(&storage, move |point| local.local_call(point));
+        let storage: Arc<dyn CheckpointStorage> = match &copies {
+            Some(copies) => Arc::new(copies.clone()),
+            None => Arc::new(storage),
+        };
         let env = Environment {
             clock: Arc::clone(&life) as Arc<dyn Clock>,
-            storage: Arc::new(storage),
-            copies: None,
+            storage,
+            copies,
             counters: Arc::clone(&self.counters),
             turns: Some(Arc::clone(&life) as Arc<dyn Turns>),
             running,
@@ -279,8 +328,32 @@ impl Lives {
         }
     }
 
-    /// What a life of so many workers finds to restore.
-    fn restore(&self, workers: usize) -> Option<Restore> {
+    /// The store with its copies on the local disk, if there are any.
+    fn copies(
+        &self,
+        storage: &FaultStorage,
+        local: impl Fn(&FaultPoint) -> FaultAction + Send + Sync + 'static,
+    ) -> Option<LocalCopies> {
+        let copies = FaultStorage::new(Arc::new(self.places.copies.clone()?), local);
+        let (storage, counts) = (Arc::new(storage.clone()), self.counters.restore_counts());
+        Some(LocalCopies::new(storage, Some(Arc::new(copies)), Arc::clone(counts)))
+    }
+
+    /// The last savepoint, if it holds what the newest checkpoint does: then a life may begin with either.
+    fn savepoint(&mut self) -> Option<SavepointInfo> {
+        for savepoint in self.world.savepoints() {
+            self.savepoints += 1;
+            self.savepoint = Some(savepoint);
+        }
+        let savepoint = self.savepoint.clone()?;
+        let storage: Arc<dyn CheckpointStorage> = Arc::new(self.memory.clone());
+        let newest = JobStore::new(storage, self.config.name.clone()).newest().ok()??;
+        (newest == savepoint.epoch).then_some(savepoint)
+    }
+
+    /// What a life finds to restore.
+    fn restore(&self, config: &JobConfig, savepoint: bool) -> Option<Restore> {
+        let workers = config.workers;
         let storage: Arc<dyn CheckpointStorage> = Arc::new(self.memory.clone());
         let store = JobStore::new(storage, self.config.name.clone());
         let manifest = store.load(store.newest().ok()??).ok()?;
@@ -292,7 +365,18 @@ impl Lives {
                 *in_flight.entry(operator.to_string()).or_default() += section.entries;
             }
         }
-        Some(Restore { workers_before: manifest.parallelism as usize, workers, in_flight })
+        let parts = manifest.parts.iter();
+        let layers = parts.clone().map(|part| part.layers.len()).sum();
+        let files = parts.flat_map(|part| &part.natives).map(|native| native.files.len()).sum();
+        Some(Restore {
+            workers_before: manifest.parallelism as usize,
+            workers,
+            in_flight,
+            layers,
+            files,
+            savepoint,
+            backend: config.state.backend,
+        })
     }
 
     /// Lets the frozen lives go on to their end.
@@ -307,13 +391,18 @@ impl Lives {
     fn outcome(self, result: Result<(), JobError>) -> Outcome {
         let told = self.world.tell();
         reduce::happened(&told.faults);
+        let memory = self.memory.clone();
         let storage: Arc<dyn CheckpointStorage> = Arc::new(self.memory);
         let store = JobStore::new(storage, self.config.name.clone());
-        let leftovers = match store.unreachable() {
+        let mut leftovers = match store.unreachable() {
             Ok(leftovers) => leftovers.iter().map(ToString::to_string).collect(),
             Err(error) => vec![format!("storage cannot be audited: {error}")],
         };
+        leftovers.extend(self.places.leftovers(&memory));
         Outcome {
+            drawn: format!("{}; {:?}", self.places, self.config.checkpoints),
+            savepoints: self.savepoints,
+            restored: self.counters.restored_bytes(),
             seed: self.simulation.seed,
             result,
             crashes: self.crashes,
@@ -376,6 +465,14 @@ pub struct Restore {
     pub workers: usize,
     /// Records that the checkpoint found on their way, by the names of their channels; none are not listed.
     pub in_flight: BTreeMap<String, u64>,
+    /// Older parts that those of the checkpoint build on.
+    pub layers: usize,
+    /// Files of a backend that belong to it.
+    pub files: usize,
+    /// Whether a savepoint that holds the same was restored instead.
+    pub savepoint: bool,
+    /// What keeps the state from here on.
+    pub backend: StateBackendKind,
 }
 
 /// What came of a simulation.
@@ -412,6 +509,12 @@ pub struct Outcome {
     pub faults: Vec<String>,
     /// What each life of the process found to restore.
     pub restores: Vec<Restore>,
+    /// Savepoints that were completed, as far as later lives have heard of them.
+    pub savepoints: usize,
+    /// What restores have read from copies on the local disk, and from the store.
+    pub restored: RestoredBytes,
+    /// Where state was kept, and when checkpoints were taken, before the test changed it.
+    pub drawn: String,
     /// What happened, for people, if `HIGHWATER_TRACE` is set.
     lines: Vec<String>,
 }
@@ -424,10 +527,12 @@ impl Outcome {
     /// If not.
     pub fn check(&self) {
         if let Err(error) = &self.result {
-            panic!("the job failed: {error}; {:?}; crashes: {:?}", self.unexpected, self.crashes);
+            let Self { unexpected, crashes, drawn, .. } = self;
+            panic!("the job failed: {error}; {unexpected:?}; crashes: {crashes:?}; drawn: {drawn}");
         }
-        assert!(self.unexpected.is_empty(), "unexpected failures: {:?}", self.unexpected);
-        assert!(self.leftovers.is_empty(), "unreachable in storage: {:?}", self.leftovers);
+        let Self { unexpected, leftovers, drawn, .. } = self;
+        assert!(unexpected.is_empty(), "unexpected failures: {unexpected:?}; drawn: {drawn}");
+        assert!(leftovers.is_empty(), "unreachable in storage: {leftovers:?}; drawn: {drawn}");
     }
 
     /// Writes down what happened, if `HIGHWATER_TRACE` is set: to the file that it names.

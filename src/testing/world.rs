@@ -18,24 +18,30 @@
 //! The clock moves on with turns only. If nothing at all happens for many turns it jumps, so that a job that waits for
 //! a timeout does not need a million turns.
 
+mod calls;
+
 use std::cell::RefCell;
-use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crossbeam::channel::{Receiver, bounded};
+
 use super::Random;
 use super::control::ControlFaults;
-use super::faults::{Faults, Moment};
+use super::faults::{Asked, Faults, Moment};
 use super::reduce::{Fault, FaultKind};
 use super::trace::Trace;
 use crate::format::manifest::Manifest;
+use crate::format::record::SavepointInfo;
 use crate::runtime::attempt::Running;
 use crate::runtime::clock::Clock;
 use crate::runtime::context::Failure;
 use crate::runtime::counters::Counters;
-use crate::runtime::driver::{Delivery, Turns};
+use crate::runtime::driver::{Delivery, Request, Turns};
 use crate::runtime::executor::{Executor, Lane};
-use crate::storage::fault::{FaultAction, FaultOp, FaultPoint};
+use crate::runtime::savepoint::{AskedSavepoint, Asker};
+use crate::storage::fault::FaultAction;
 use crate::storage::{BlobPath, CheckpointStorage, MemoryStorage};
 
 /// What a failure that was put there on purpose says.
@@ -135,6 +141,13 @@ struct State {
     unexpected: Vec<String>,
     trace: Trace,
     control: Option<ControlFaults>,
+    /// A directory for real files: savepoints.
+    directory: Option<PathBuf>,
+    /// Answers to who has asked for savepoints.
+    savepoints: Vec<Receiver<Result<SavepointInfo, String>>>,
+    savepoints_asked: u64,
+    /// Calls about files of a backend are made, and are nobody's business: see [`is_beside`].
+    files_beside: bool,
 }
 
 /// What became of a run, beside its result.
@@ -177,6 +190,10 @@ impl World {
             unexpected: Vec::new(),
             trace: Trace::new(),
             control: None,
+            directory: None,
+            savepoints: Vec::new(),
+            savepoints_asked: 0,
+            files_beside: false,
         };
         let (state, quiet) = (Mutex::new(state), super::reduce::is_quiet());
         Arc::new(Self { state, lives: Condvar::new(), counters, storage, quiet })
@@ -188,6 +205,30 @@ impl World {
         let delay = if state.faults.allows(FaultKind::ControlDelay) { delay } else { 0.0 };
         let twice = if state.faults.allows(FaultKind::ControlTwice) { twice } else { 0.0 };
         state.control = (delay + twice > 0.0).then(|| ControlFaults::new(random, delay, twice));
+    }
+
+    /// Where real files go, and whether a backend has files in storage.
+    pub(super) fn keep_files(&self, directory: Option<PathBuf>, backend: bool) {
+        let mut state = self.state();
+        (state.directory, state.files_beside) = (directory, backend);
+    }
+
+    /// Changes what is not under the baton, between two lives.
+    pub(super) fn between_lives<R>(&self, change: impl FnOnce(&mut Faults) -> R) -> R {
+        change(&mut self.state().faults)
+    }
+
+    /// The savepoints that were completed since this was asked.
+    pub(super) fn savepoints(&self) -> Vec<SavepointInfo> {
+        let mut done = Vec::new();
+        self.state().savepoints.retain(|answer| match answer.try_recv() {
+            Ok(answer) => {
+                done.extend(answer);
+                false
+            }
+            Err(error) => error.is_empty(),
+        });
+        done
     }
 
     /// Whether anything has failed that nobody had injected.
@@ -288,6 +329,20 @@ fn panic_quietly() {
 }
 
 impl State {
+    fn request(&mut self, asked: Asked) -> Request {
+        let stop = match asked {
+            Asked::Stop { drain } => return Request::Stop { drain },
+            Asked::Cancel => return Request::Cancel,
+            Asked::Savepoint { stop } => stop,
+        };
+        let directory = self.directory.as_ref().expect("savepoints have a directory");
+        let to = directory.join(format!("savepoint-{}", self.savepoints_asked));
+        self.savepoints_asked += 1;
+        let (sender, answer) = bounded(1);
+        self.savepoints.push(answer);
+        Request::Savepoint(AskedSavepoint { to, stop, asker: Asker::Thread(sender) })
+    }
+
     fn kill(&mut self, life: usize, how: String) {
         self.trace.note(|| format!("life {life} is killed {how}"));
         self.trace.event(3, &[self.turns, life as u64]);
@@ -430,57 +485,6 @@ impl Life {
         }
         state
     }
-
-    /// What becomes of a call to storage.
-    pub(super) fn storage_call(&self, point: &FaultPoint) -> FaultAction {
-        let mut state = self.world.state();
-        let seat = current().map(|seat| seat.number);
-        let newest = state.is_newest(self.number);
-        if state.lives[self.number].killed.is_some() || self.is_aside(&state) {
-            return dead(state);
-        }
-        state.storage_calls += 1;
-        let path = point.path.as_ref().map_or("", BlobPath::as_str);
-        let calls = state.storage_calls;
-        state.trace.event(1, &[point.op as u64, calls]);
-        state.trace.text(path);
-        state.trace.note(|| format!("  {:?} {path}", point.op));
-        if !newest {
-            return FaultAction::Proceed;
-        }
-        let is_manifest = point.op == FaultOp::Create && path.ends_with("/manifest");
-        let moment = if is_manifest { Moment::Manifest } else { Moment::StorageCall };
-        let mut how = format!("at {:?} {path}", point.op);
-        if self.is_building(&state) {
-            how.push_str(", while the job is built");
-        }
-        if state.faults.dies(moment, &how) {
-            state = self.die(state, seat, how);
-            return match state.lives[self.number].killed {
-                Some(_) => dead(state),
-                None => FaultAction::Proceed,
-            };
-        }
-        if is_manifest {
-            state.manifest = point.path.clone();
-        }
-        // What goes wrong while a job is started ends it, as its operator would want: only a running one goes on.
-        let seats = &state.seats[state.lives[self.number].first_seat..];
-        let running = !seats.is_empty() && seats.iter().all(|seat| seat.built && !seat.left);
-        if !running
-            || matches!(point.op, FaultOp::Open | FaultOp::ReadAt)
-            || !state.faults.storage_fails(&format!("{:?} {path}", point.op))
-        {
-            return FaultAction::Proceed;
-        }
-        let action = match state.random.below(3) {
-            0 => FaultAction::FailIndeterminateAfterEffect,
-            1 => FaultAction::FailIndeterminateWithoutEffect,
-            _ => FaultAction::FailDeterminate(ErrorKind::StorageFull),
-        };
-        state.trace.note(|| format!("    {action:?}"));
-        action
-    }
 }
 
 impl Seat {
@@ -577,9 +581,10 @@ impl Turns for Life {
             state = self.die(state, Some(number), how);
             return state.lives[self.number].killed.is_none();
         }
-        if let Some(request) = state.faults.stops() {
-            state.lives[self.number].stopped = true;
-            state.trace.note(|| format!("{request:?} is requested"));
+        if let Some(asked) = state.faults.stops() {
+            state.lives[self.number].stopped |= asked.ends();
+            state.trace.note(|| format!("{asked:?} is requested"));
+            let request = state.request(asked);
             state.lives[self.number].running.request(request);
         }
         if state.faults.panics(Moment::Turn, &how) {
@@ -695,7 +700,9 @@ impl Life {
     /// Whether the calling thread runs beside the baton, in a life that others have taken the place of: it must not
     /// change anything any more.
     fn is_aside(&self, state: &State) -> bool {
-        !state.is_newest(self.number) && current().is_none()
+        // Threads that move files for a worker have no seat. It has the baton, and waits for them.
+        let has_baton = |holder: usize| state.seats[holder].life == self.number;
+        !state.is_newest(self.number) && current().is_none() && !state.holder.is_some_and(has_baton)
     }
 
     /// A turn of a worker of a life that was frozen.

@@ -19,6 +19,7 @@ mod flow;
 mod incremental;
 mod lifecycle;
 mod local_recovery;
+mod matrix;
 mod operator_state;
 mod operators;
 mod rescale;

@@ -53,7 +53,7 @@ enum Out {
 
 /// Which operators a job has.
 #[derive(Clone, Copy, Debug)]
-struct Pieces {
+pub struct Pieces {
     kinds: bool,
     windows: bool,
     packages: bool,
@@ -62,7 +62,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    const ALL: Self =
+    pub const ALL: Self =
         Self { kinds: true, windows: true, packages: true, partitions: true, lookup: true };
 
     fn draw(random: &mut Random) -> Self {
@@ -75,7 +75,7 @@ impl Pieces {
 
 /// A source without an end, until the test draws a line behind what was read.
 #[derive(Clone)]
-struct Line {
+pub struct Line {
     end: Arc<AtomicU64>,
     reached: Arc<AtomicU64>,
 }
@@ -89,7 +89,7 @@ impl Line {
         self.end.load(Ordering::SeqCst)
     }
 
-    fn draw(&self, more: u64) {
+    pub fn draw(&self, more: u64) {
         self.end.store(self.reached.load(Ordering::SeqCst) + more, Ordering::SeqCst);
     }
 
@@ -109,22 +109,22 @@ impl Line {
 
 /// What all runs of a job share.
 #[derive(Clone)]
-struct Case {
+pub struct Case {
     pieces: Pieces,
-    numbers: Line,
-    rules: Line,
+    pub numbers: Line,
+    pub rules: Line,
     /// Records that an operator lets pass in a millisecond; 0: any number.
-    per_millisecond: Arc<AtomicU64>,
-    fail: Arc<AtomicBool>,
+    pub per_millisecond: Arc<AtomicU64>,
+    pub fail: Arc<AtomicBool>,
     /// The last run: operators emit what they have kept back.
-    last: Arc<AtomicBool>,
+    pub last: Arc<AtomicBool>,
     /// Barriers overtake in the broadcast channel too, so that the copies of the rules are at records of their own.
     rules_overtaken: bool,
     sink: Collect<Out>,
 }
 
 impl Case {
-    fn new(pieces: Pieces) -> Self {
+    pub fn new(pieces: Pieces) -> Self {
         Self {
             pieces,
             numbers: Line::new(),
@@ -155,7 +155,7 @@ impl Case {
         }
     }
 
-    fn build(&self, job: &Job<'_>, max_parallelism: u16) {
+    pub fn build(&self, job: &Job<'_>, max_parallelism: u16) {
         let times = EventTime::monotonic(|n: &u64| *n as i64);
         let numbers = job.source_with("numbers", self.numbers.read(None), times);
         let mut outs = Vec::new();
@@ -341,7 +341,7 @@ impl Case {
 
     /// Compares what came out with what should, when the last run was on so many workers.
     #[track_caller]
-    fn check(&self, workers: usize) {
+    pub fn check(&self, workers: usize) {
         let end = self.numbers.end();
         let found = self.sink.handle().committed();
         let unsound: Vec<&Out> =
@@ -424,7 +424,7 @@ fn window_end(n: u64) -> i64 {
 
 /// How a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub enum End {
     /// By its final checkpoint.
     Stop,
     /// At its newest checkpoint, with records behind it that are lost.
@@ -534,6 +534,12 @@ fn run_and_end(
         let checkpoints = counters.checkpoints();
         checkpoints.completed.len() >= 2 && (!unaligned || checkpoints.in_flight_records > 0)
     });
+    end_job(job, end, case, to)
+}
+
+/// Ends a job that restarts after nothing if it is to fail. Returns where to go on from.
+#[track_caller]
+pub fn end_job(job: Background, end: End, case: &Case, to: PathBuf) -> RestoreFrom {
     let mut from = RestoreFrom::Newest;
     match end {
         End::Stop => job.handle.stop(),

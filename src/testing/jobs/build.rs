@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::item::{Item, Stamp};
-use super::{Kind, Node, oracle};
+use super::{Kind, Node, oracle, state};
 use crate::config::CheckpointMode;
 use crate::connect::Collect;
 use crate::ids::KeyGroup;
@@ -118,6 +118,11 @@ fn operator<'scope>(
             beside(job, node, named(0, inputs.remove(0)), broadcast)
         }
         Kind::Claims => claims(job, node, named(0, inputs.remove(0))),
+        Kind::Every { lists } => state::every(job, node, *lists, named(0, inputs.remove(0))),
+        Kind::Timers { event, delay } => {
+            state::timers(node, *event, *delay, named(0, inputs.remove(0)))
+        }
+        Kind::Listed => state::listed(job, node, named(0, inputs.remove(0))),
         Kind::Loop { rounds, body } => {
             let (rounds, round, left) = (*rounds, own.clone(), own.clone());
             let entered = inputs.remove(0).map(move |item| {
@@ -150,7 +155,7 @@ fn begin(node: &Node, item: &Item) {
     }
 }
 
-fn arrive(node: &Node, side: usize, item: Item) -> Item {
+pub(super) fn arrive(node: &Node, side: usize, item: Item) -> Item {
     begin(node, &item);
     oracle::arrived(node, side, item)
 }
@@ -288,15 +293,15 @@ fn claims<'scope>(job: &Job<'scope>, node: &Node, input: Items<'scope>) -> Items
 
 /// What a keyed operator knows of a key.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Seen {
-    count: u64,
+pub(super) struct Seen {
+    pub(super) count: u64,
     /// Of all records, in their order.
     digest: u64,
     watermark: Option<i64>,
 }
 
 impl Seen {
-    fn check_time(&mut self, item: &Item, watermark: i64, exact: bool) {
+    pub(super) fn check_time(&mut self, item: &Item, watermark: i64, exact: bool) {
         let before = self.watermark.replace(watermark).unwrap_or(i64::MIN);
         // At least once a snapshot may hold records from behind its barrier, and so what they saw.
         assert!(
@@ -306,7 +311,7 @@ impl Seen {
         assert!(item.time > watermark, "LATE: {item:?} of {} at {watermark}", item.time);
     }
 
-    fn stamp(&mut self, operator: u64, key: u64, mut item: Item) -> Item {
+    pub(super) fn stamp(&mut self, operator: u64, key: u64, mut item: Item) -> Item {
         self.count += 1;
         self.digest = oracle::digest(self.digest, &item);
         let (path, lane) = (item.path, item.lane);

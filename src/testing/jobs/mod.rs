@@ -14,6 +14,9 @@
 //!   and the digests are those of the records in the order of their counts.
 //! * **Operator state**: counts in a broadcast state and those of partitions in a union list are held to the same, and a key
 //!   that looks at a broadcast state never sees less of it than before.
+//!   What kinds of keyed state know of a key agrees, and what an operator list holds in the last checkpoint is every
+//!   record once.
+//! * **Timers**: a record that waits for one is let go once, by a timer that is due, or at the end of input.
 //! * **Event time**: no record is late in a keyed operator that is not in or behind a loop, since event time grows in
 //!   every split, and the watermark that a key sees never goes back.
 //! * **Order**: records of one split that take the same way, under the same keys, keep their order, where nothing
@@ -24,6 +27,7 @@
 mod build;
 mod item;
 mod oracle;
+mod state;
 
 pub use item::Item;
 pub use oracle::Verdict;
@@ -36,6 +40,7 @@ use std::time::Duration;
 use super::{FaultSink, Outcome, Random, Simulation, fewer};
 use crate::config::{CheckpointMode, JobConfig};
 use crate::connect::Collect;
+use crate::format::{SectionHeader, SectionKind};
 use crate::ids::Name;
 use crate::job::Job;
 
@@ -86,6 +91,20 @@ pub(super) enum Kind {
     Beside,
     /// Counts the records of each partition, in a union list.
     Claims,
+    /// Counts the records of each key, in states of several kinds that have to agree.
+    Every {
+        /// Which kinds: lists and maps, or reducing and aggregating ones. Those that expire are with both.
+        lists: bool,
+    },
+    /// Keeps records back until a timer fires.
+    Timers {
+        /// Of event time, or of processing time.
+        event: bool,
+        /// For how long. Units: milliseconds.
+        delay: u64,
+    },
+    /// Keeps all that it has seen, in an operator list.
+    Listed,
     /// Lets records go round.
     Loop {
         /// How often, at the most.
@@ -124,6 +143,9 @@ impl Node {
                 | Kind::Route
                 | Kind::Beside
                 | Kind::Claims
+                | Kind::Every { .. }
+                | Kind::Timers { .. }
+                | Kind::Listed
                 | Kind::Loop { .. }
         );
         exchanges.then(|| match self.kind {
@@ -175,6 +197,11 @@ impl Node {
             Kind::Route => "route",
             Kind::Beside => "beside a broadcast",
             Kind::Claims => "union list",
+            Kind::Every { lists: true } => "lists and maps",
+            Kind::Every { lists: false } => "reducing and aggregating",
+            Kind::Timers { event: true, .. } => "event timers",
+            Kind::Timers { event: false, .. } => "processing timers",
+            Kind::Listed => "operator list",
             Kind::Loop { .. } => "loop",
             Kind::Sink => "sink",
         }
@@ -251,7 +278,7 @@ impl Draft {
 
     /// Whether the order of what comes out of a node is promised, if that of what goes in is.
     fn keeps_order(kind: &Kind) -> bool {
-        !matches!(kind, Kind::Rebalance | Kind::Loop { .. })
+        !matches!(kind, Kind::Rebalance | Kind::Loop { .. } | Kind::Timers { .. } | Kind::Listed)
     }
 
     /// The nodes that nobody reads.
@@ -282,7 +309,9 @@ impl Draft {
 
     fn straight_behind(&self, id: u64) -> bool {
         let node = self.nodes.iter().find(|node| node.id == id);
-        node.is_some_and(|node| node.straight && !matches!(node.kind, Kind::Loop { .. }))
+        node.is_some_and(|node| {
+            node.straight && !matches!(node.kind, Kind::Loop { .. } | Kind::Timers { .. })
+        })
     }
 
     fn kind(&mut self, depth: u32) -> Kind {
@@ -360,6 +389,31 @@ impl Draft {
         }
     }
 
+    /// Further operators with state, each on top of any node, like those before.
+    fn more_state(&mut self) {
+        let behind = |kind: &Kind| !matches!(kind, Kind::Sink);
+        let all: Vec<u64> =
+            self.nodes.iter().filter(|node| behind(&node.kind)).map(|node| node.id).collect();
+        for _ in 0..self.random.pick(&[0, 1, 1, 2]) {
+            let kind = match self.random.below(5) {
+                0 | 1 => Kind::Every { lists: self.random.chance(0.5) },
+                2 | 3 => {
+                    let event = self.random.chance(0.5);
+                    Kind::Timers { event, delay: self.random.scaled(1, 200) }
+                }
+                _ => Kind::Listed,
+            };
+            let fires = matches!(kind, Kind::Timers { .. });
+            let input = self.random.pick(&all);
+            let mut node = self.node(kind, vec![input]);
+            // Records are processed as their timers fire.
+            node.ordered &= !fires;
+            let id = node.id;
+            self.nodes.push(node);
+            self.sink(id);
+        }
+    }
+
     fn sink(&mut self, input: u64) {
         let node = self.node(Kind::Sink, vec![input]);
         self.nodes.push(Node { slow_us: 0, ..node });
@@ -390,6 +444,8 @@ impl RandomJob {
             if at_least_once { CheckpointMode::AtLeastOnce } else { CheckpointMode::ExactlyOnce };
         draft.random = Random::new(seed).fork(202);
         draft.operator_state();
+        draft.random = Random::new(seed).fork(203);
+        draft.more_state();
         let sinks = draft.nodes.iter().filter(|node| matches!(node.kind, Kind::Sink));
         let targets = sinks.map(|node| (node.id, Collect::new())).collect();
         let mut job = Self { seed, mode, nodes: Arc::new(draft.nodes), targets: Arc::new(targets) };
@@ -451,9 +507,11 @@ impl RandomJob {
         kinds
     }
 
-    /// Whether any source has event time.
+    /// Whether any source has event time, or a timer waits for some.
     fn is_timed(&self) -> bool {
-        self.nodes.iter().any(|node| matches!(node.kind, Kind::Source { timed: true, .. }))
+        let timed =
+            |kind: &Kind| matches!(kind, Kind::Source { timed: true, .. } | Kind::Timers { .. });
+        self.nodes.iter().any(|node| timed(&node.kind))
     }
 
     /// A simulated machine for this job, with faults of all kinds, as the seed draws them.
@@ -466,7 +524,8 @@ impl RandomJob {
             .panics(random.pick(&[0, 0, 1, 2]))
             .stops(random.pick(&[0, 0, 0, 1, 2]))
             .harsh(random.chance(0.6))
-            .drains(!self.is_timed());
+            .drains(!self.is_timed())
+            .varied_state(true);
         match random.below(5) {
             0 => simulation = simulation.storage_errors(random.pick(&[0.005, 0.05])),
             1 => simulation = simulation.commit_errors(random.pick(&[0.02, 0.2])),
@@ -513,6 +572,12 @@ impl RandomJob {
         }
     }
 
+    /// Whether lives of the simulation may keep their state in RocksDB.
+    #[must_use]
+    pub fn may_use_rocksdb(&self) -> bool {
+        self.simulation().may_use_rocksdb()
+    }
+
     /// Simulates the job, with faults of all kinds.
     #[must_use]
     pub fn simulate(&self) -> Outcome {
@@ -551,7 +616,33 @@ impl RandomJob {
         outcome.write_trace();
         outcome.check();
         let verdict = self.verdict();
-        assert!(verdict.is_good(), "{verdict}");
+        assert!(verdict.is_good(), "{verdict}\ndrawn: {}", outcome.drawn);
+        self.check_lists(outcome);
+    }
+
+    /// The operator lists of the last checkpoint hold each record once.
+    fn check_lists(&self, outcome: &Outcome) {
+        let listed = |node: &&Node| matches!(node.kind, Kind::Listed);
+        let newest = outcome.store.newest().expect("memory can be read");
+        let manifest = newest.map(|epoch| outcome.store.load(epoch).expect("it is the newest"));
+        let Some(manifest) = manifest else { return };
+        let oracle = self.oracle();
+        for node in self.nodes.iter().filter(listed) {
+            let name = format!("listed-{}", node.id);
+            let sections = manifest.parts.iter().flat_map(|part| &part.sections);
+            let is_it = |header: &SectionHeader| {
+                header.kind == SectionKind::OperatorList && header.operator.as_str() == name
+            };
+            let held: u64 =
+                sections.filter(|section| is_it(&section.header)).map(|s| s.entries).sum();
+            let total = oracle.total(node.id, 0);
+            let exact = self.mode == CheckpointMode::ExactlyOnce;
+            assert!(
+                held == total || !exact && held > total,
+                "LOSS or DUP: {name} holds {held} of {total}; drawn: {}",
+                outcome.drawn
+            );
+        }
     }
 }
 

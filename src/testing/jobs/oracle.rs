@@ -58,7 +58,13 @@ pub(super) fn stateless(node: &Node, mut item: Item, out: &mut Vec<Item>) {
 pub(super) fn arrived(node: &Node, side: usize, mut item: Item) -> Item {
     item.pass(node.id, side as u64);
     match node.kind {
-        Kind::Keyed { .. } | Kind::Route | Kind::Broadcast | Kind::Beside | Kind::Claims => {
+        Kind::Keyed { .. }
+        | Kind::Route
+        | Kind::Broadcast
+        | Kind::Beside
+        | Kind::Claims
+        | Kind::Every { .. }
+        | Kind::Timers { .. } => {
             let lane = mix(side as u64, item.key, 1);
             item.part(node.id, lane);
         }
@@ -138,6 +144,11 @@ impl Oracle {
         oracle
     }
 
+    /// How many records an operator sees of a key.
+    pub(super) fn total(&self, operator: u64, key: u64) -> u64 {
+        self.totals.get(&(operator, key)).copied().unwrap_or_default()
+    }
+
     /// Number of records that all nodes have processed.
     pub(super) fn steps(&self) -> usize {
         self.steps
@@ -157,14 +168,18 @@ impl Oracle {
                     stateless(node, item, &mut out);
                 }
             }
-            Kind::Beside | Kind::Claims => {
+            Kind::Beside
+            | Kind::Claims
+            | Kind::Every { .. }
+            | Kind::Timers { .. }
+            | Kind::Listed => {
                 for (side, items) in inputs.into_iter().enumerate() {
                     for item in items {
                         let operator = counter(node, side);
-                        let key = if matches!(node.kind, Kind::Claims) {
-                            item.key % PARTITIONS
-                        } else {
-                            item.key
+                        let key = match node.kind {
+                            Kind::Claims => item.key % PARTITIONS,
+                            Kind::Listed => 0,
+                            _ => item.key,
                         };
                         *self.totals.entry((operator, key)).or_default() += 1;
                         out.push(arrived(node, side, item));
@@ -282,7 +297,7 @@ impl Oracle {
         }
         for ((operator, key), stamps) in seen {
             let what = format!("operator {operator}, key {key}");
-            let total = self.totals.get(&(operator, key)).copied().unwrap_or_default();
+            let total = self.total(operator, key);
             let counts: BTreeSet<u64> = stamps.iter().map(|(stamp, _)| stamp.count).collect();
             let records: BTreeSet<(u64, (u64, u64, u64))> =
                 stamps.iter().map(|(stamp, place)| (stamp.path, *place)).collect();
