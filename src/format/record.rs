@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::FormatError;
 use super::block::{self, BlockKind};
-use crate::ids::{Attempt, Epoch, Name};
+use crate::ids::{Attempt, Epoch, Lineage, Name};
 
 /// What is known of a job across all its attempts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,40 @@ pub struct JobRecord {
     /// The first checkpoint that was announced as complete, or restored from. `None`: there never was one, so
     /// starting from nothing loses nothing.
     pub first_completed: Option<Epoch>,
+}
+
+/// The checkpoints and savepoints from elsewhere that a job has taken over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimedRecord {
+    /// In the order in which they were taken over; of each place the last one.
+    pub claimed: Vec<Claimed>,
+}
+
+/// A checkpoint or savepoint from elsewhere that a job has taken over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claimed {
+    /// What the user gave, independent of the current directory.
+    pub given: String,
+    /// The attempt that has taken it over.
+    pub by: Attempt,
+    /// The lineage that begins with it: a checkpoint of this lineage makes it superfluous.
+    pub lineage: Lineage,
+    /// The store that its files are in.
+    pub location: String,
+    /// If that is the store of a job: the newest attempt that was there.
+    pub newest_attempt: Option<Attempt>,
+    /// The job that it is of.
+    pub job: Name,
+    /// The checkpoint that it is.
+    pub epoch: Epoch,
+    /// The attempt that took it.
+    pub attempt: Attempt,
+    /// When. Units: milliseconds since 1970.
+    pub triggered_unix_ms: u64,
+    /// What it needs beside its manifest: blobs of the store. None any more once it is released.
+    pub blobs: Vec<String>,
+    /// Whether it is dealt with: deleted, or found to be somebody else's.
+    pub released: bool,
 }
 
 /// What became of one checkpoint.
@@ -250,6 +284,24 @@ impl JobRecord {
     }
 }
 
+impl ClaimedRecord {
+    /// The record as one checked block.
+    ///
+    /// # Errors
+    /// [`FormatError::Encode`].
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        block::encode_value(BlockKind::Claimed, self)
+    }
+
+    /// Reads what [`ClaimedRecord::encode`] made.
+    ///
+    /// # Errors
+    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        block::decode_value(BlockKind::Claimed, bytes)
+    }
+}
+
 impl CheckpointRecord {
     /// The record as one checked block.
     ///
@@ -303,6 +355,28 @@ mod tests {
         assert_eq!(JobRecord::decode(&bytes).unwrap(), record);
         every_prefix_is_refused(&bytes, JobRecord::decode);
         mutations_never_decode_to_something_else(&bytes, &record, JobRecord::decode);
+    }
+
+    #[test]
+    fn a_record_of_what_was_taken_over_comes_back_or_is_refused() {
+        let claimed = Claimed {
+            given: "/save/point".to_owned(),
+            by: Attempt(3),
+            lineage: Lineage(1 << 60),
+            location: "/save/point".to_owned(),
+            newest_attempt: Some(Attempt(2)),
+            job: Name::new("job").unwrap(),
+            epoch: Epoch(9),
+            attempt: Attempt(2),
+            triggered_unix_ms: 1_700_000_000_000,
+            blobs: vec!["2-0.part".to_owned()],
+            released: false,
+        };
+        let record = ClaimedRecord { claimed: vec![claimed] };
+        let bytes = record.encode().unwrap();
+        assert_eq!(ClaimedRecord::decode(&bytes).unwrap(), record);
+        every_prefix_is_refused(&bytes, ClaimedRecord::decode);
+        mutations_never_decode_to_something_else(&bytes, &record, ClaimedRecord::decode);
     }
 
     #[test]

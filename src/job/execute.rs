@@ -16,8 +16,7 @@ use crate::network::{self, MeshSetup, Secret};
 use crate::protocol::key_groups::MAX_PARALLELISM_LIMIT;
 use crate::protocol::plan;
 use crate::runtime::attempt::{
-    Build, Environment, Running, Start, announce, claim, delete_if_cancelled, follow, run_attempt,
-    run_in_place,
+    Build, Environment, Running, delete_if_cancelled, run_attempt, run_in_place,
 };
 use crate::runtime::clock::SystemClock;
 use crate::runtime::context::{Failure, FailureKind, WorkerContext};
@@ -25,6 +24,7 @@ use crate::runtime::counters::Counters;
 use crate::runtime::describe;
 use crate::runtime::driver::Request;
 use crate::runtime::savepoint::{AskedSavepoint, Asker};
+use crate::runtime::start::{Start, announce, claim, follow};
 use crate::runtime::time::Time;
 use crate::storage::local_copy::check_local;
 use crate::storage::memory::MemoryStorage;

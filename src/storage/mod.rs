@@ -38,6 +38,7 @@ pub use local_copy::LocalCopies;
 pub use memory::MemoryStorage;
 #[cfg(feature = "s3")]
 pub use object::ObjectStorage;
+pub(crate) use place::is_same;
 pub use place::{absolute, is_url, open, open_existing};
 
 /// A blob's place, relative to the root of the store.

@@ -6,6 +6,7 @@
 mod at_least_once;
 mod bootstrap;
 mod build_errors;
+mod claim;
 mod concurrency;
 mod convert;
 mod event_time;

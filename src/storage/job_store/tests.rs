@@ -15,6 +15,7 @@ use crate::ids::KeyGroup;
 use crate::storage::MemoryStorage;
 use crate::storage::fault::{FaultAction, FaultOp, FaultStorage};
 
+mod claimed;
 mod pins;
 
 const OLD: Duration = Duration::from_secs(3600);
