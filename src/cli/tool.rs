@@ -89,8 +89,8 @@ enum SavepointCommand {
 
 #[derive(Debug, Args)]
 struct SavepointArgs {
-    /// The directory to write, as the job's process of worker 0 sees it; it must not exist
-    #[arg(long, value_name = "DIR")]
+    /// The directory to write, as the job's process of worker 0 sees it, or s3://bucket/prefix; it must not exist
+    #[arg(long, value_name = "DIR|URL")]
     to: PathBuf,
     /// How long to wait
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = super::parse_duration)]

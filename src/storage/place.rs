@@ -46,6 +46,14 @@ pub fn absolute(place: &Path) -> io::Result<PathBuf> {
     if is_url(place) { Ok(place.to_owned()) } else { std::path::absolute(place) }
 }
 
+/// Refuses the URL of what no program of this version keeps anything in.
+pub(super) fn check(place: &Path) -> Result<(), StorageError> {
+    match url(place) {
+        Some(url) if !url.starts_with("s3://") => Err(unknown(url)),
+        _ => Ok(()),
+    }
+}
+
 /// Whether two stores are in the same place, as far as their names tell.
 pub(crate) fn is_same(
     one: &Arc<dyn CheckpointStorage>,
