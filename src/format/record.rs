@@ -200,8 +200,21 @@ pub struct SavepointRequest {
     pub to: PathBuf,
     /// `Some`: the job ends with it; `true`: after event time has moved to its end.
     pub stop: Option<bool>,
+    /// What its keyed state is written as.
+    pub format: SavepointFormat,
     /// After this nobody waits for an answer. Units: milliseconds since 1970.
     pub expires_unix_ms: u64,
+}
+
+/// What the keyed state of a savepoint is written as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SavepointFormat {
+    /// Entry by entry, as no backend in particular has them: every program can read it.
+    #[default]
+    Canonical,
+    /// As checkpoints are: the files of a backend that has any, and layers. Less is written, and what is on the same file
+    /// system is linked and not copied.
+    Native,
 }
 
 /// What became of a [`SavepointRequest`].
@@ -228,6 +241,8 @@ pub struct SavepointInfo {
     pub entries: u64,
     /// Units: bytes of all parts.
     pub bytes: u64,
+    /// Number of files of backends in it. Without any, no backend is needed to read it.
+    pub native_files: u64,
 }
 
 impl SavepointRequest {
@@ -384,6 +399,7 @@ mod tests {
         let request = SavepointRequest {
             to: PathBuf::from("/save/point"),
             stop: Some(true),
+            format: SavepointFormat::Native,
             expires_unix_ms: 1_700_000_000_000,
         };
         let bytes = request.encode().unwrap();
@@ -397,6 +413,7 @@ mod tests {
             parallelism: 2,
             entries: 10,
             bytes: 1000,
+            native_files: 3,
         };
         for result in [Ok(info), Err("no space left".to_owned())] {
             let answer = SavepointAnswer { unix_ms: 1_700_000_000_000, result };

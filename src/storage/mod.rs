@@ -275,6 +275,12 @@ pub trait CheckpointStorage: Send + Sync + fmt::Debug {
         paths.iter().try_for_each(|path| self.delete(path))
     }
 
+    /// Makes `to`, on the local disk, another name of a blob of that size, and says whether it did. A store that is not on the
+    /// same file system does not. Whoever asks makes the directory of `to` durable.
+    fn link(&self, _path: &BlobPath, _size_bytes: u64, _to: &std::path::Path) -> bool {
+        false
+    }
+
     /// Removes what dead writers left (temporary files), none of them younger than `age`.
     ///
     /// # Errors

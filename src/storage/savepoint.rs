@@ -28,7 +28,7 @@ use super::{
 };
 use crate::format::FormatError;
 use crate::format::manifest::{Manifest, ManifestKind, PartPlace};
-use crate::format::record::SavepointInfo;
+use crate::format::record::{SavepointFormat, SavepointInfo};
 
 /// Says that somebody writes a savepoint here, where there are no directories.
 const DRAFT: &str = "draft";
@@ -118,29 +118,34 @@ impl Draft {
 
     /// Copies all that a checkpoint is made of; its manifest need not be published yet. Returns the savepoint's manifest.
     ///
+    /// Of a native one a file is linked if both are on one file system. It is not read then, so what is damaged already is
+    /// found when it is restored.
+    ///
     /// # Errors
     /// [`SavepointError`]; the draft is then to be dropped.
     pub fn copy(
         &mut self,
         store: &JobStore,
         manifest: &Manifest,
+        format: SavepointFormat,
     ) -> Result<Manifest, SavepointError> {
+        let links = format == SavepointFormat::Native;
         let mut copied = manifest.clone();
         copied.kind = ManifestKind::Savepoint;
         for part in &mut copied.parts {
             if let PartPlace::Blob { path, bytes, crc32c } = &mut part.place {
                 let name = format!("{}-{}.part", manifest.attempt, part.worker);
-                self.copy_blob(store, path, &name, (*bytes, *crc32c))?;
+                self.copy_blob(store, path, &name, (*bytes, *crc32c), links)?;
                 *path = name;
             }
             for layer in &mut part.layers {
                 let name = file_name(&layer.path);
-                self.copy_blob(store, &layer.path, &name, (layer.bytes, layer.crc32c))?;
+                self.copy_blob(store, &layer.path, &name, (layer.bytes, layer.crc32c), links)?;
                 layer.path = name;
             }
             for file in part.natives.iter_mut().flat_map(|image| &mut image.files) {
                 let name = file_name(&file.path);
-                self.copy_blob(store, &file.path, &name, (file.bytes, file.crc32c))?;
+                self.copy_blob(store, &file.path, &name, (file.bytes, file.crc32c), links)?;
                 file.path = name;
             }
         }
@@ -154,10 +159,19 @@ impl Draft {
         from: &str,
         name: &str,
         expected: (u64, u32),
+        links: bool,
     ) -> Result<(), SavepointError> {
         let to = BlobPath::new(name)
             .map_err(|error| self.target(StorageOp::Write, error.to_string()))?;
         if self.written.contains(&to) {
+            return Ok(());
+        }
+        if links
+            && !place::is_url(&self.to)
+            && let Ok(source) = BlobPath::new(from)
+            && store.storage().link(&source, expected.0, &self.to.join(name))
+        {
+            self.written.push(to);
             return Ok(());
         }
         self.copy_new(store, from, &to, expected)
@@ -240,6 +254,8 @@ impl Draft {
         }
         self.finished = true;
         self.remove_mark();
+        let natives = manifest.parts.iter().flat_map(|part| &part.natives);
+        let native_files = natives.map(|image| image.files.len() as u64);
         Ok(SavepointInfo {
             path: self.path().to_owned(),
             job: manifest.job.clone(),
@@ -247,6 +263,7 @@ impl Draft {
             parallelism: manifest.parallelism,
             entries: manifest.entries(),
             bytes: manifest.size_bytes(),
+            native_files: native_files.sum(),
         })
     }
 

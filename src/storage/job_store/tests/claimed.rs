@@ -32,7 +32,7 @@ fn elsewhere(directory: &Path) -> (JobStore, Claim) {
 
 fn savepoint(of: &JobStore, epoch: Epoch, to: &Path) {
     let mut draft = Draft::create(to).unwrap();
-    let copied = draft.copy(of, &of.load(epoch).unwrap()).unwrap();
+    let copied = draft.copy(of, &of.load(epoch).unwrap(), SavepointFormat::Native).unwrap();
     draft.finish(&copied).unwrap();
 }
 
