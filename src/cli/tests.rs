@@ -297,7 +297,7 @@ fn the_printed_configuration_says_where_each_value_comes_from() {
 
 #[test]
 fn wrong_values_are_named_in_the_form_in_which_they_were_given() {
-    let cases: [(&[&str], &str); 24] = [
+    let cases: [(&[&str], &str); 26] = [
         (&["-w", "0"], "--workers: it must be at least 1"),
         (&["-w", "two"], "--workers: `two` is not a whole number: write for example `4`"),
         (&["-n", "-1"], "--processes: `-1` is not a whole number"),

@@ -165,13 +165,18 @@ fn a_native_savepoint_is_linked_files_that_move_and_are_restored_at_any_parallel
         config.restart = RestartStrategy::None;
         config.restore.from = RestoreFrom::Checkpoint(moved.display().to_string());
         let rest = Collect::new();
-        let job = Background::start(config, count(1_000, None, rest.clone()));
+        let records_a_ms = if workers == 1 { 40 } else { 1_000 };
+        let job = Background::start(config, count(records_a_ms, None, rest.clone()));
         // With one worker there is no doubt about who has heard of it.
         if workers == 1 {
+            job.wait_for_checkpoints(1);
             let to = other.path("canonical");
             let canonical = job.handle.savepoint_as(&to, SavepointFormat::Canonical).unwrap();
             assert_eq!(canonical.native_files, 0);
             assert!(!files_below(&to).iter().any(is_table));
+            job.handle.stop();
+            job.end().unwrap();
+            continue;
         }
         job.end().unwrap();
         assert!(rest.handle().committed().len() < RECORDS as usize, "it did not start anew");
