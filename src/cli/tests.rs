@@ -12,7 +12,7 @@ use crate::ids::Name;
 
 /// A value for each setting that differs from its default, and the flags that must be there for it
 /// to mean anything.
-const SAMPLES: [(&str, &str, &[&str]); 51] = [
+const SAMPLES: [(&str, &str, &[&str]); 52] = [
     ("job-name", "another", &[]),
     ("max-parallelism", "256", &[]),
     ("workers", "3", &[]),
@@ -46,6 +46,7 @@ const SAMPLES: [(&str, &str, &[&str]); 51] = [
     ("incremental-bytes-min", "64k", &[]),
     ("local-recovery", "/copies", &["--checkpoint-dir", "/checkpoints"]),
     ("restore", "fresh", &[]),
+    ("claim-mode", "claim", &["--checkpoint-dir", "/checkpoints"]),
     ("allow-dropped-state", "true", &[]),
     ("allow-new-state", "true", &[]),
     ("restart", "none", &[]),
