@@ -168,6 +168,8 @@ pub struct CheckpointConfig {
 pub struct RestoreConfig {
     /// Which checkpoint.
     pub from: RestoreFrom,
+    /// To whom a checkpoint belongs that `from` names.
+    pub claim_mode: ClaimMode,
     /// Whether state of operators that the program no longer has may be dropped.
     pub allow_dropped_state: bool,
     /// Whether operators that the checkpoint does not know may start empty.
@@ -175,6 +177,19 @@ pub struct RestoreConfig {
     /// Operators that have another name now: the name in the checkpoint, and the program's. No name is both, and no two
     /// become the same.
     pub renamed: BTreeMap<Name, Name>,
+}
+
+/// To whom a checkpoint or savepoint belongs that the user has named to be restored. It does not concern what the job goes on
+/// from by itself: its own newest checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ClaimMode {
+    /// To the user: the first checkpoint after the restore stands alone, and nothing is deleted. (In the job's own directory
+    /// the job retires it as any other.)
+    #[default]
+    NoClaim,
+    /// To the job, from the restore on: later checkpoints build on it if it is in the job's own directory; elsewhere it
+    /// is deleted once a checkpoint that stems from it is complete. Needs a checkpoint directory.
+    Claim,
 }
 
 /// Which checkpoint a job starts from.
@@ -255,6 +270,7 @@ impl JobConfig {
             checkpoints: CheckpointConfig::default(),
             restore: RestoreConfig {
                 from: RestoreFrom::Newest,
+                claim_mode: ClaimMode::default(),
                 allow_dropped_state: false,
                 allow_new_state: false,
                 renamed: BTreeMap::new(),

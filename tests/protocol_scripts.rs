@@ -210,7 +210,7 @@ fn show(effect: &Effect<String>, answer: &mut String) {
     let last = |last: &bool| if *last { " last" } else { "" };
     match effect {
         Effect::Begin { epoch, last: l, savepoint } => {
-            let savepoint = if *savepoint { " savepoint" } else { "" };
+            let savepoint = if savepoint.is_some() { " savepoint" } else { "" };
             writeln!(answer, "begin {epoch}{}{savepoint}", last(l))
         }
         Effect::SavepointFailed { request, reason } => {

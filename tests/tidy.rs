@@ -97,6 +97,7 @@ fn is_test_file(path: &Path) -> bool {
     path.starts_with("tests")
         || path.starts_with("operators/tests")
         || name == "tests"
+        || path.parent().is_some_and(|parent| parent.ends_with("tests"))
         || name.ends_with("_tests")
         || ["test_support", "conformance"].contains(&name)
         || path == Path::new("src/network/testing.rs")

@@ -16,7 +16,7 @@ use super::restart;
 use super::settings::{Setting, by_flag};
 use super::units::{parse_duration, parse_size, shorten};
 use crate::config::{
-    CheckpointConfig, CheckpointMode, FlowConfig, HeartbeatConfig, JobConfig, OnCancel,
+    CheckpointConfig, CheckpointMode, ClaimMode, FlowConfig, HeartbeatConfig, JobConfig, OnCancel,
     RestartStrategy, RestoreConfig, RestoreFrom, RocksConfig, RocksProfile, StateBackendKind,
     StateConfig,
 };
@@ -326,8 +326,16 @@ fn restore(reader: &Reader<'_>, checkpoints: &CheckpointConfig) -> Result<Restor
         );
         return Err(reader.error("restore", problem));
     }
+    let modes = [("no-claim", ClaimMode::NoClaim), ("claim", ClaimMode::Claim)];
+    let claim_mode = reader.choice("claim-mode", &modes)?;
+    if claim_mode == ClaimMode::Claim && checkpoints.directory.is_none() {
+        let problem = "what is claimed is deleted once the job has a checkpoint of its own, and without --checkpoint-dir \
+                       that would be lost with the process: name a directory";
+        return Err(reader.error("claim-mode", problem.to_owned()));
+    }
     Ok(RestoreConfig {
         from,
+        claim_mode,
         allow_dropped_state: reader.value("allow-dropped-state", boolean)?,
         allow_new_state: reader.value("allow-new-state", boolean)?,
         renamed: reader.optional("rename-state", renames)?.unwrap_or_default(),

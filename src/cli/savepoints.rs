@@ -9,7 +9,7 @@ use super::checkpoints::Report;
 use super::sources::open;
 use super::tool::ToolError;
 use super::units::{short_duration, short_size};
-use crate::format::record::SavepointRequest;
+use crate::format::record::{SavepointFormat, SavepointRequest};
 use crate::ids::Name;
 use crate::job::convert::Conversion;
 use crate::storage::JobStore;
@@ -30,6 +30,11 @@ pub(crate) struct SavepointReport {
     pub parallelism: u32,
     pub entries: u64,
     pub size_bytes: u64,
+    /// Whether that of a backend was wished for.
+    #[serde(skip)]
+    pub format: SavepointFormat,
+    /// Number of files of backends in it.
+    pub native_files: u64,
     /// Whether the job ends with it.
     pub stops: bool,
 }
@@ -37,8 +42,15 @@ pub(crate) struct SavepointReport {
 impl Report for SavepointReport {
     fn text(&self) -> String {
         let then = if self.stops { "; the job ends when its sinks have committed" } else { "" };
+        let files = match (self.format, self.native_files) {
+            (SavepointFormat::Native, 0) => {
+                ", no files of a backend: it has none, so these are the entries as checkpoints have them"
+            }
+            (SavepointFormat::Canonical, 0) => "",
+            (_, 1..) => ", in files of its backend",
+        };
         format!(
-            "savepoint {} of job {}: checkpoint {}, {} entries, {}{then}\n",
+            "savepoint {} of job {}: checkpoint {}, {} entries, {}{files}{then}\n",
             self.path,
             self.job,
             self.id,
@@ -99,13 +111,14 @@ pub(crate) fn savepoint(
     job: Option<&Name>,
     to: &Path,
     stop: Option<bool>,
+    format: SavepointFormat,
     timeout: Duration,
 ) -> Result<SavepointReport, ToolError> {
     let store = open(dir, job)?;
     let to = absolute(to).map_err(|error| ToolError::Failed(error.into()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let expires_unix_ms = u64::try_from((now + timeout).as_millis()).unwrap_or(u64::MAX);
-    let id = store.ask(&SavepointRequest { to, stop, expires_unix_ms })?;
+    let id = store.ask(&SavepointRequest { to, stop, format, expires_unix_ms })?;
     let answered = wait(&store, id, timeout);
     // Whatever came of it: what stays is removed by the job.
     let withdrawn = store.withdraw(id);
@@ -118,6 +131,8 @@ pub(crate) fn savepoint(
         parallelism: info.parallelism,
         entries: info.entries,
         size_bytes: info.bytes,
+        format,
+        native_files: info.native_files,
         stops: stop.is_some(),
     })
 }
@@ -162,7 +177,14 @@ mod tests {
         let store = JobStore::new(storage, Name::new("count").unwrap());
         store.prepare(128, 1).unwrap();
         let to = directory.path().join("to");
-        let error = savepoint(directory.path(), None, &to, None, Duration::from_millis(1));
+        let error = savepoint(
+            directory.path(),
+            None,
+            &to,
+            None,
+            SavepointFormat::Canonical,
+            Duration::from_millis(1),
+        );
         let error = error.unwrap_err().to_string();
         assert!(error.starts_with("job count has not taken the request"), "{error}");
         assert!(error.contains("is it running"), "{error}");

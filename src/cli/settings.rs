@@ -110,7 +110,7 @@ const fn short(short: char, setting: Setting) -> Setting {
 use Kind::{Number, Switch, Text};
 
 /// All settings, in the order of help and of printed files.
-pub(crate) static SETTINGS: [Setting; 51] = [
+pub(crate) static SETTINGS: [Setting; 52] = [
     row(
         ["job-name", "job", "name"],
         Text,
@@ -309,6 +309,12 @@ pub(crate) static SETTINGS: [Setting; 51] = [
         Text,
         ["newest|fresh|NUMBER|PATH", "newest"],
         "The checkpoint or savepoint to start from",
+    ),
+    row(
+        ["claim-mode", "restore", "claim-mode"],
+        Text,
+        ["no-claim|claim", "no-claim"],
+        "To whom a checkpoint belongs that --restore names: to you, so that the first own checkpoint stands alone; or to the job, which deletes it then",
     ),
     row(
         ["allow-dropped-state", "restore", "allow-dropped-state"],

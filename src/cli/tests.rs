@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use super::settings::{HEADINGS, SETTINGS, Setting, by_flag};
 use super::{CliError, LogFormat, NoArgs, ProgressMode, Resolved, parse_with};
-use crate::config::{CheckpointMode, JobConfig, OnCancel, RestartStrategy, RestoreFrom};
+use crate::config::{CheckpointMode, ClaimMode, JobConfig, OnCancel, RestartStrategy, RestoreFrom};
 use crate::ids::Name;
 
 /// A value for each setting that differs from its default, and the flags that must be there for it
 /// to mean anything.
-const SAMPLES: [(&str, &str, &[&str]); 51] = [
+const SAMPLES: [(&str, &str, &[&str]); 52] = [
     ("job-name", "another", &[]),
     ("max-parallelism", "256", &[]),
     ("workers", "3", &[]),
@@ -46,6 +46,7 @@ const SAMPLES: [(&str, &str, &[&str]); 51] = [
     ("incremental-bytes-min", "64k", &[]),
     ("local-recovery", "/copies", &["--checkpoint-dir", "/checkpoints"]),
     ("restore", "fresh", &[]),
+    ("claim-mode", "claim", &["--checkpoint-dir", "/checkpoints"]),
     ("allow-dropped-state", "true", &[]),
     ("allow-new-state", "true", &[]),
     ("restart", "none", &[]),
@@ -222,6 +223,8 @@ fn values_arrive_in_the_configuration() {
         "delete",
         "--restore",
         "17",
+        "--claim-mode",
+        "claim",
         "--tolerable-failures",
         "unlimited",
         "--restart",
@@ -242,6 +245,7 @@ fn values_arrive_in_the_configuration() {
     assert_eq!(config.checkpoints.tolerable_failures, None);
     assert_eq!(config.checkpoints.min_pause, Duration::ZERO);
     assert_eq!(config.restore.from, RestoreFrom::Checkpoint("17".to_owned()));
+    assert_eq!(config.restore.claim_mode, ClaimMode::Claim);
     assert_eq!(config.flow.in_flight_bytes_max, 65_536);
     let (interval, delay) = (Duration::from_secs(60), Duration::from_secs(1));
     assert_eq!(config.restart, RestartStrategy::FailureRate { failures: 5, interval, delay });
@@ -294,7 +298,7 @@ fn the_printed_configuration_says_where_each_value_comes_from() {
 
 #[test]
 fn wrong_values_are_named_in_the_form_in_which_they_were_given() {
-    let cases: [(&[&str], &str); 24] = [
+    let cases: [(&[&str], &str); 26] = [
         (&["-w", "0"], "--workers: it must be at least 1"),
         (&["-w", "two"], "--workers: `two` is not a whole number: write for example `4`"),
         (&["-n", "-1"], "--processes: `-1` is not a whole number"),
@@ -335,6 +339,11 @@ fn wrong_values_are_named_in_the_form_in_which_they_were_given() {
             &["--restore", "7"],
             "--restore: checkpoint 7 can only be found in a directory: name it with --checkpoint-dir",
         ),
+        (
+            &["--restore", "/a/savepoint", "--claim-mode", "claim"],
+            "--claim-mode: what is claimed is deleted once the job has a checkpoint of its own",
+        ),
+        (&["--claim-mode", "legacy"], "--claim-mode: `legacy` is not one of `no-claim`, `claim`"),
         (&["--restart", "often"], "--restart: `often` is not one of `none`, `fixed-delay`"),
         (
             &["--restart-attempts", "3"],

@@ -15,6 +15,7 @@ use super::rows::Format;
 use super::savepoints::{convert, savepoint};
 use super::{sources, states};
 use crate::config::RestartStrategy;
+use crate::format::record::SavepointFormat;
 use crate::ids::{Epoch, Name};
 
 /// Runs highwater programs, looks into their checkpoints, and asks them for savepoints.
@@ -89,12 +90,23 @@ enum SavepointCommand {
 
 #[derive(Debug, Args)]
 struct SavepointArgs {
-    /// The directory to write, as the job's process of worker 0 sees it; it must not exist
-    #[arg(long, value_name = "DIR")]
+    /// The directory to write, as the job's process of worker 0 sees it, or s3://bucket/prefix; it must not exist
+    #[arg(long, value_name = "DIR|URL")]
     to: PathBuf,
+    /// What keyed state is written as: entries that every program reads, or the files of its backend, which is faster
+    #[arg(long, value_name = "FORMAT", default_value = "canonical", value_parser = savepoint_format)]
+    format: SavepointFormat,
     /// How long to wait
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = super::parse_duration)]
     timeout: std::time::Duration,
+}
+
+fn savepoint_format(text: &str) -> Result<SavepointFormat, String> {
+    match text {
+        "canonical" => Ok(SavepointFormat::Canonical),
+        "native" => Ok(SavepointFormat::Native),
+        _ => Err("say `canonical` or `native`".to_owned()),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -327,14 +339,14 @@ fn execute(command: ToolCommand) -> Result<ExitCode, ToolError> {
             Ok(ExitCode::SUCCESS)
         }
         ToolCommand::Savepoint(command) => {
-            let (place, SavepointArgs { to, timeout }, stop) = match command {
+            let (place, SavepointArgs { to, format, timeout }, stop) = match command {
                 SavepointCommand::Trigger { place, savepoint } => (place, savepoint, None),
                 SavepointCommand::Stop { place, savepoint, drain } => {
                     (place, savepoint, Some(drain))
                 }
                 SavepointCommand::Convert { .. } => unreachable!("the arm before has it"),
             };
-            let report = savepoint(&place.dir, place.job.as_ref(), &to, stop, timeout)?;
+            let report = savepoint(&place.dir, place.job.as_ref(), &to, stop, format, timeout)?;
             show(place.json, &report);
             Ok(ExitCode::SUCCESS)
         }

@@ -52,6 +52,8 @@ pub enum BlockKind {
     Answer = 9,
     /// What a process has read to restore.
     Restore = 10,
+    /// Which checkpoints of others a job has taken over.
+    Claimed = 11,
 }
 
 /// Fills the frame at the start of `block`, whose payload is already behind it.

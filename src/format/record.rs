@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::FormatError;
 use super::block::{self, BlockKind};
-use crate::ids::{Attempt, Epoch, Name};
+use crate::ids::{Attempt, Epoch, Lineage, Name};
 
 /// What is known of a job across all its attempts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,40 @@ pub struct JobRecord {
     /// The first checkpoint that was announced as complete, or restored from. `None`: there never was one, so
     /// starting from nothing loses nothing.
     pub first_completed: Option<Epoch>,
+}
+
+/// The checkpoints and savepoints from elsewhere that a job has taken over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimedRecord {
+    /// In the order in which they were taken over; of each place the last one.
+    pub claimed: Vec<Claimed>,
+}
+
+/// A checkpoint or savepoint from elsewhere that a job has taken over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claimed {
+    /// What the user gave, independent of the current directory.
+    pub given: String,
+    /// The attempt that has taken it over.
+    pub by: Attempt,
+    /// The lineage that begins with it: a checkpoint of this lineage makes it superfluous.
+    pub lineage: Lineage,
+    /// The store that its files are in.
+    pub location: String,
+    /// If that is the store of a job: the newest attempt that was there.
+    pub newest_attempt: Option<Attempt>,
+    /// The job that it is of.
+    pub job: Name,
+    /// The checkpoint that it is.
+    pub epoch: Epoch,
+    /// The attempt that took it.
+    pub attempt: Attempt,
+    /// When. Units: milliseconds since 1970.
+    pub triggered_unix_ms: u64,
+    /// What it needs beside its manifest: blobs of the store. None any more once it is released.
+    pub blobs: Vec<String>,
+    /// Whether it is dealt with: deleted, or found to be somebody else's.
+    pub released: bool,
 }
 
 /// What became of one checkpoint.
@@ -166,8 +200,21 @@ pub struct SavepointRequest {
     pub to: PathBuf,
     /// `Some`: the job ends with it; `true`: after event time has moved to its end.
     pub stop: Option<bool>,
+    /// What its keyed state is written as.
+    pub format: SavepointFormat,
     /// After this nobody waits for an answer. Units: milliseconds since 1970.
     pub expires_unix_ms: u64,
+}
+
+/// What the keyed state of a savepoint is written as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SavepointFormat {
+    /// Entry by entry, as no backend in particular has them: every program can read it.
+    #[default]
+    Canonical,
+    /// As checkpoints are: the files of a backend that has any, and layers. Less is written, and what is on the same file
+    /// system is linked and not copied.
+    Native,
 }
 
 /// What became of a [`SavepointRequest`].
@@ -194,6 +241,8 @@ pub struct SavepointInfo {
     pub entries: u64,
     /// Units: bytes of all parts.
     pub bytes: u64,
+    /// Number of files of backends in it. Without any, no backend is needed to read it.
+    pub native_files: u64,
 }
 
 impl SavepointRequest {
@@ -247,6 +296,24 @@ impl JobRecord {
     /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         block::decode_value(BlockKind::Job, bytes)
+    }
+}
+
+impl ClaimedRecord {
+    /// The record as one checked block.
+    ///
+    /// # Errors
+    /// [`FormatError::Encode`].
+    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        block::encode_value(BlockKind::Claimed, self)
+    }
+
+    /// Reads what [`ClaimedRecord::encode`] made.
+    ///
+    /// # Errors
+    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        block::decode_value(BlockKind::Claimed, bytes)
     }
 }
 
@@ -306,10 +373,33 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_what_was_taken_over_comes_back_or_is_refused() {
+        let claimed = Claimed {
+            given: "/save/point".to_owned(),
+            by: Attempt(3),
+            lineage: Lineage(1 << 60),
+            location: "/save/point".to_owned(),
+            newest_attempt: Some(Attempt(2)),
+            job: Name::new("job").unwrap(),
+            epoch: Epoch(9),
+            attempt: Attempt(2),
+            triggered_unix_ms: 1_700_000_000_000,
+            blobs: vec!["2-0.part".to_owned()],
+            released: false,
+        };
+        let record = ClaimedRecord { claimed: vec![claimed] };
+        let bytes = record.encode().unwrap();
+        assert_eq!(ClaimedRecord::decode(&bytes).unwrap(), record);
+        every_prefix_is_refused(&bytes, ClaimedRecord::decode);
+        mutations_never_decode_to_something_else(&bytes, &record, ClaimedRecord::decode);
+    }
+
+    #[test]
     fn a_request_and_its_answer_come_back_or_are_refused() {
         let request = SavepointRequest {
             to: PathBuf::from("/save/point"),
             stop: Some(true),
+            format: SavepointFormat::Native,
             expires_unix_ms: 1_700_000_000_000,
         };
         let bytes = request.encode().unwrap();
@@ -323,6 +413,7 @@ mod tests {
             parallelism: 2,
             entries: 10,
             bytes: 1000,
+            native_files: 3,
         };
         for result in [Ok(info), Err("no space left".to_owned())] {
             let answer = SavepointAnswer { unix_ms: 1_700_000_000_000, result };

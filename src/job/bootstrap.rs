@@ -262,8 +262,13 @@ impl SavepointWriter {
     }
 }
 
-/// The directory of the runs. The target is ours alone, and so is this.
+/// The directory of the runs: beside the target, which is ours alone, so this is too; on the local disk, if that is elsewhere.
 fn beside(target: &Path) -> PathBuf {
+    if crate::storage::is_url(target) {
+        let name = crc32c::crc32c(target.as_os_str().as_encoded_bytes());
+        let name = format!("highwater-runs-{}-{name:08x}", std::process::id());
+        return std::env::temp_dir().join(name);
+    }
     let mut path = target.as_os_str().to_owned();
     path.push(format!(".runs-{}", std::process::id()));
     path.into()

@@ -202,7 +202,7 @@ impl Conversion {
         let sections = || manifest.parts.iter().flat_map(|part| &part.sections);
         if !manifest.parts.iter().all(alone) || sections().any(|s| s.extent != Extent::Whole) {
             problems.insert(
-                "it is in layers or in the files of a backend; take a savepoint and convert that"
+                "it is in layers or in the files of a backend; take a canonical savepoint and convert that"
                     .to_owned(),
             );
         }

@@ -9,15 +9,14 @@ use crossbeam::channel::bounded;
 use timely::dataflow::Scope;
 
 use crate::config::JobConfig;
-use crate::format::record::SavepointInfo;
+use crate::format::record::{SavepointFormat, SavepointInfo};
 use crate::ids::Attempt;
 use crate::job::{BuildError, Job};
 use crate::network::{self, MeshSetup, Secret};
 use crate::protocol::key_groups::MAX_PARALLELISM_LIMIT;
 use crate::protocol::plan;
 use crate::runtime::attempt::{
-    Build, Environment, Running, Start, announce, claim, delete_if_cancelled, follow, run_attempt,
-    run_in_place,
+    Build, Environment, Running, delete_if_cancelled, run_attempt, run_in_place,
 };
 use crate::runtime::clock::SystemClock;
 use crate::runtime::context::{Failure, FailureKind, WorkerContext};
@@ -25,6 +24,7 @@ use crate::runtime::counters::Counters;
 use crate::runtime::describe;
 use crate::runtime::driver::Request;
 use crate::runtime::savepoint::{AskedSavepoint, Asker};
+use crate::runtime::start::{Start, announce, claim, follow};
 use crate::runtime::time::Time;
 use crate::storage::local_copy::check_local;
 use crate::storage::memory::MemoryStorage;
@@ -129,7 +129,7 @@ impl JobHandle {
     /// [`SavepointFailed`]: no attempt runs now, or it failed meanwhile, or the savepoint could not be written. The job
     /// goes on.
     pub fn savepoint(&self, to: impl AsRef<Path>) -> Result<SavepointInfo, SavepointFailed> {
-        self.ask_for_savepoint(to.as_ref(), None)
+        self.savepoint_as(to, SavepointFormat::Canonical)
     }
 
     /// Ends the job with a final checkpoint that is a savepoint as well, and waits for that. `drain`: after event time has
@@ -142,18 +142,44 @@ impl JobHandle {
         to: impl AsRef<Path>,
         drain: bool,
     ) -> Result<SavepointInfo, SavepointFailed> {
-        self.ask_for_savepoint(to.as_ref(), Some(drain))
+        self.stop_with_savepoint_as(to, drain, SavepointFormat::Canonical)
+    }
+
+    /// As [`savepoint`](Self::savepoint), in a format.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn savepoint_as(
+        &self,
+        to: impl AsRef<Path>,
+        format: SavepointFormat,
+    ) -> Result<SavepointInfo, SavepointFailed> {
+        self.ask_for_savepoint(to.as_ref(), None, format)
+    }
+
+    /// As [`stop_with_savepoint`](Self::stop_with_savepoint), in a format.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn stop_with_savepoint_as(
+        &self,
+        to: impl AsRef<Path>,
+        drain: bool,
+        format: SavepointFormat,
+    ) -> Result<SavepointInfo, SavepointFailed> {
+        self.ask_for_savepoint(to.as_ref(), Some(drain), format)
     }
 
     fn ask_for_savepoint(
         &self,
         to: &Path,
         stop: Option<bool>,
+        format: SavepointFormat,
     ) -> Result<SavepointInfo, SavepointFailed> {
         let to = absolute(to).map_err(|error| SavepointFailed { why: describe(&error) })?;
         let (sender, answer) = bounded(1);
         let asker = Asker::Thread(sender);
-        self.running.request(Request::Savepoint(AskedSavepoint { to, stop, asker }));
+        self.running.request(Request::Savepoint(AskedSavepoint { to, stop, format, asker }));
         let ended = "no attempt of the job runs now, or it ended before the savepoint was complete";
         let answer = answer.recv().unwrap_or_else(|_| Err(ended.to_owned()));
         answer.map_err(|why| SavepointFailed { why })

@@ -707,7 +707,7 @@ impl<P> Coordinator<P> {
             last: false,
             savepoint,
         };
-        let (last, savepoint) = (pending.is_last(), savepoint.is_some());
+        let last = pending.is_last();
         effects.push(Effect::Begin { epoch, last, savepoint });
         let before = self.pending.insert(epoch, pending);
         assert!(before.is_none(), "C3: epochs are used once");

@@ -2,7 +2,7 @@
 //!
 //! # One attempt
 //! 1. Claim its number in the checkpoint storage; from here on every earlier attempt is fenced (I7).
-//! 2. Decide what to start from, and read that manifest.
+//! 2. Decide what to start from, and read that manifest ([`crate::runtime::start`]).
 //! 3. Start the worker threads; each builds the dataflow, restoring its own share, and runs.
 //! 4. The first failure of any worker cancels the attempt.
 //!
@@ -12,14 +12,12 @@
 //! destructor and no graceful path is relied on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam::channel::unbounded;
-use serde::{Deserialize, Serialize};
 use timely::WorkerConfig;
 use timely::communication::allocator::zero_copy::initialize::initialize_networking_from_sockets;
 use timely::communication::allocator::{AllocatorBuilder, ProcessBuilder};
@@ -27,9 +25,8 @@ use timely::communication::{Allocator, Hooks, initialize_from};
 use timely::dataflow::Scope;
 use timely::worker::Worker;
 
-use crate::config::{JobConfig, OnCancel, RestoreFrom};
+use crate::config::{JobConfig, OnCancel};
 use crate::format::record::RestoreRecord;
-use crate::ids::{Attempt, Epoch, Lineage};
 use crate::network::{Heartbeat, Mesh};
 use crate::protocol::restart::{Decision, RestartPolicy};
 use crate::runtime::backend::Backends;
@@ -43,11 +40,12 @@ use crate::runtime::driver::{AttemptControl, Driver, Request, Turns};
 use crate::runtime::executor::{Executor, Lane, OnPanic};
 use crate::runtime::ledger::Ledger;
 use crate::runtime::restore::Restored;
+use crate::runtime::start::{Right, Start, announce, claim};
 use crate::runtime::take_current_operator;
 use crate::runtime::time::Time;
-use crate::storage::job_store::{Claim, JobStore};
+use crate::storage::job_store::JobStore;
 use crate::storage::local_copy::RestoredBytes;
-use crate::storage::{CheckpointStorage, Image, LocalCopies};
+use crate::storage::{CheckpointStorage, LocalCopies};
 
 /// How long the end of a job waits for storage to delete what is old.
 const END_PATIENCE: Duration = Duration::from_secs(30);
@@ -132,25 +130,6 @@ impl Running {
     }
 }
 
-/// What every process of an attempt must agree on.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Start {
-    pub(crate) attempt: Attempt,
-    pub(crate) lineage: Lineage,
-    pub(crate) first_epoch: Epoch,
-    /// The checkpoint to restore, and whether it is one outside of the job's own directory.
-    restore: Option<(Epoch, bool)>,
-    /// Whether the user's renames apply: not to what this run has written itself.
-    renames: bool,
-}
-
-/// The right to coordinate an attempt: worker 0's.
-pub(crate) struct Right {
-    claim: Claim,
-    /// The checkpoints that were complete before, ascending.
-    retained: Vec<Epoch>,
-}
-
 impl JobConfig {
     /// Whether snapshots are written at all.
     pub(crate) fn durable(&self) -> bool {
@@ -158,128 +137,12 @@ impl JobConfig {
     }
 }
 
-fn fatal(what: impl Into<String>) -> Failure {
+pub(crate) fn fatal(what: impl Into<String>) -> Failure {
     Failure { operator: None, what: what.into(), kind: FailureKind::Fatal }
 }
 
 fn transient(what: impl Into<String>) -> Failure {
     Failure { operator: None, what: what.into(), kind: FailureKind::Transient }
-}
-
-/// Claims an attempt and decides what it starts from. `run_began` is the first attempt of this run of the program, if
-/// there was one: what a run began with counts until it has a checkpoint of its own.
-///
-/// # Errors
-/// [`Failure`] if storage fails, or if there is nothing to restore that should be there.
-pub(crate) fn claim(
-    env: &Environment,
-    config: &JobConfig,
-    run_began: Option<Attempt>,
-) -> Result<(Start, Right, Option<Restored>), Failure> {
-    let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
-    let failed = |error: &dyn std::error::Error| Failure {
-        operator: None,
-        what: describe(error),
-        kind: if run_began.is_some() { FailureKind::Transient } else { FailureKind::Fatal },
-    };
-    store
-        .prepare(config.max_parallelism, env.clock.unix_ms())
-        .map_err(|error| fatal(describe(&error)))?;
-    let claim = store.claim().map_err(|error| failed(&error))?;
-    let retained: Vec<Epoch> =
-        store.valid_epochs().map_err(|error| failed(&error))?.into_iter().collect();
-    // A damaged manifest matters only if it is the one to restore.
-    let newest_manifest = retained.last().map(|epoch| store.load(*epoch)).transpose();
-    let newest = match (&config.restore.from, newest_manifest) {
-        (_, Ok(newest)) => newest,
-        (RestoreFrom::Newest, Err(error)) => return Err(fatal(describe(&error))),
-        (_, Err(_)) => None,
-    };
-    let own = newest
-        .as_ref()
-        .is_some_and(|newest| run_began.is_some_and(|began| newest.attempt >= began));
-    let restored = match (&config.restore.from, own) {
-        (_, true) | (RestoreFrom::Newest, false) => match newest {
-            Some(manifest) => Some((Image::loaded(manifest, store.clone()), false)),
-            None => {
-                store.newest_of(&claim).map_err(|error| fatal(describe(&error)))?;
-                None
-            }
-        },
-        (RestoreFrom::Fresh, false) => None,
-        (RestoreFrom::Checkpoint(which), false) => {
-            Some(named(&store, which).map_err(|error| fatal(describe(&error)))?)
-        }
-    };
-    // A restore of what is not the newest is a new history: sinks must not take its transactions for committed.
-    let continued = restored.as_ref().filter(|(restored, outside)| {
-        !outside && retained.last() == Some(&restored.manifest().epoch)
-    });
-    let outside = restored.as_ref().is_some_and(|(_, outside)| *outside);
-    let lineage = match continued {
-        Some((restored, _)) => restored.manifest().lineage,
-        // Another directory counts its attempts for itself: its lineages may be those of this one, and its transactions,
-        // which sinks know by lineage, attempt and epoch, must not be taken for ours.
-        None if outside => foreign_lineage(env),
-        None => claim.lineage(),
-    };
-    let start = Start {
-        attempt: claim.attempt(),
-        lineage,
-        first_epoch: claim.first_epoch(),
-        restore: restored.as_ref().map(|(image, outside)| (image.manifest().epoch, *outside)),
-        renames: !own,
-    };
-    if let Some((image, false)) = &restored {
-        store.protect(&claim, image.manifest()).map_err(|error| fatal(describe(&error)))?;
-    }
-    let restored = restored.map(|(image, _)| restored_as(image, config, &start)).transpose()?;
-    Ok((start, Right { claim, retained }, restored))
-}
-
-/// The checkpoint, with the names that the program has for its operators.
-fn restored_as(image: Image, config: &JobConfig, start: &Start) -> Result<Restored, Failure> {
-    let restored = if start.renames {
-        Restored::new(image, &config.restore.renamed).map_err(|error| fatal(describe(&error)))?
-    } else {
-        Restored::unchanged(image)
-    };
-    let outside = start.restore.is_some_and(|(_, outside)| outside);
-    Ok(if outside { restored } else { restored.owned() })
-}
-
-/// The checkpoint that the user named, by number or by path, and whether it is outside of the job's directory.
-fn named(
-    store: &JobStore,
-    which: &str,
-) -> Result<(Image, bool), crate::storage::job_store::JobStoreError> {
-    if let Ok(number) = which.parse::<u64>() {
-        return Ok((Image::of_job(store.clone(), Epoch(number))?, false));
-    }
-    Ok((Image::open(Path::new(which))?, true))
-}
-
-/// Reads what process 0 has announced that the attempt starts from.
-///
-/// # Errors
-/// [`Failure`] if this process cannot see it.
-pub(crate) fn follow(
-    env: &Environment,
-    config: &JobConfig,
-    start: &Start,
-) -> Result<Option<Restored>, Failure> {
-    let store = JobStore::new(Arc::clone(&env.storage), config.name.clone());
-    let restored = match (start.restore, &config.restore.from) {
-        (None, _) => return Ok(None),
-        (Some((_, true)), RestoreFrom::Checkpoint(which)) => {
-            named(&store, which).map(|(image, _)| image)
-        }
-        (Some((epoch, _)), _) => Image::of_job(store.clone(), epoch),
-    };
-    let image = restored.map_err(|error| {
-        fatal(format!("{}; all processes must see the same checkpoint directory", describe(&error)))
-    })?;
-    restored_as(image, config, start).map(Some)
 }
 
 /// Runs one attempt to its end.
@@ -686,29 +549,8 @@ pub(crate) fn delete_if_cancelled(env: &Environment, config: &JobConfig) {
     }
 }
 
-pub(crate) fn announce(start: &Start, restored: Option<&Restored>) {
-    let (attempt, lineage) = (start.attempt.0, start.lineage.0);
-    match restored {
-        Some(restored) => tracing::info!(
-            attempt,
-            lineage,
-            epoch = restored.manifest().epoch.0,
-            parallelism = restored.manifest().parallelism,
-            "restoring checkpoint {}",
-            restored.manifest().epoch
-        ),
-        None => tracing::info!(attempt, lineage, "starting with nothing to restore"),
-    }
-}
-
-/// A lineage that no directory has, as good as certainly: above all that are numbers of attempts, and drawn.
-fn foreign_lineage(env: &Environment) -> Lineage {
-    let drawn = env.turns.as_ref().map_or_else(random, |turns| turns.random());
-    Lineage((1 << 53) + (drawn * (1_u64 << 53) as f64) as u64)
-}
-
 /// A number from 0 to 1, for jitter and lineages. The standard library's hasher keys are random.
-fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     use std::hash::{BuildHasher, Hasher};
     let bits = std::hash::RandomState::new().build_hasher().finish();
     (bits >> 11) as f64 / (1_u64 << 53) as f64

@@ -12,7 +12,7 @@ use timely::scheduling::Activator;
 use crate::config::JobConfig;
 use crate::connect::ConnectError;
 use crate::format::manifest::LayerRef;
-use crate::format::record::{CheckpointPhase, CheckpointWait};
+use crate::format::record::{CheckpointPhase, CheckpointWait, SavepointFormat};
 use crate::format::{Extent, FormatError, SectionHeader, SectionOutput, codec};
 use crate::ids::{Attempt, Epoch, KeyGroup, Lineage, Name};
 use crate::protocol::key_groups::key_groups;
@@ -247,8 +247,8 @@ pub(crate) struct WorkerContext {
     pub(crate) mailbox: Mailbox,
     /// The worker's epoch: its sources must be in this one.
     epoch: Cell<Epoch>,
-    /// Checkpoints that the coordinator has announced and that are not over: whether nothing may overtake.
-    announced: RefCell<BTreeMap<Epoch, bool>>,
+    /// Checkpoints that the coordinator has announced and that are not over: whether they are to be savepoints.
+    announced: RefCell<BTreeMap<Epoch, Option<SavepointFormat>>>,
     /// When the newest checkpoint began, while it is in progress.
     begun_at: Cell<Option<Duration>>,
     /// When the last participant handed in, until that checkpoint is over.
@@ -395,10 +395,10 @@ impl WorkerContext {
         }
     }
 
-    /// The coordinator says that the checkpoint that closes `epoch` begins, and whether nothing may overtake.
-    pub(crate) fn announce(&self, epoch: Epoch, aligned: bool) {
+    /// The coordinator says that the checkpoint that closes `epoch` begins, and whether it is to be a savepoint.
+    pub(crate) fn announce(&self, epoch: Epoch, savepoint: Option<SavepointFormat>) {
         if !self.ended.borrow().contains(&epoch) {
-            self.announced.borrow_mut().insert(epoch, aligned);
+            self.announced.borrow_mut().insert(epoch, savepoint);
         }
         self.begin(epoch);
         // Channels that knew of it have waited for this word.
@@ -413,7 +413,7 @@ impl WorkerContext {
         if self.ended.borrow().contains(&epoch) {
             return Some(true); // Nobody keeps its logs.
         }
-        self.announced.borrow().get(&epoch).map(|aligned| !aligned)
+        self.announced.borrow().get(&epoch).map(Option::is_none)
     }
 
     /// What the operator's instance of a backend has in storage.
@@ -441,9 +441,11 @@ impl WorkerContext {
         if !self.config().checkpoints.incremental {
             return SnapshotForm::Plain;
         }
-        // A savepoint is best written in one piece. If this worker does not know yet that it is one, its layers are copied.
+        // A canonical savepoint is written in one piece. If this worker does not know yet that it is one, it is as a native one
+        // is: its layers and files are copied.
         let layers = self.layers.borrow();
-        let whole = self.may_overtake(epoch) == Some(false) || layers.in_doubt();
+        let announced = self.announced.borrow().get(&epoch).copied().flatten();
+        let whole = announced == Some(SavepointFormat::Canonical) || layers.in_doubt();
         let confirmed = layers.confirmed();
         let bytes_min = self.config().checkpoints.incremental_bytes_min;
         SnapshotForm::Layer { epoch, confirmed, whole, bytes_min }

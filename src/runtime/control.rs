@@ -9,7 +9,7 @@ use timely::communication::{Bytesable, Pull, Push};
 use timely::worker::Worker;
 
 use crate::format::manifest::PartRef;
-use crate::format::record::{CheckpointWait, WorkerTimings};
+use crate::format::record::{CheckpointWait, SavepointFormat, WorkerTimings};
 use crate::ids::Epoch;
 use crate::protocol::watermark::InstanceStatus;
 
@@ -17,8 +17,8 @@ use crate::protocol::watermark::InstanceStatus;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Control {
     /// Coordinator to all: the checkpoint that closes this epoch begins. `last`: it is the final one.
-    /// `aligned`: nothing overtakes.
-    Begin { epoch: Epoch, last: bool, aligned: bool },
+    /// `savepoint`: it is to be one of that format, and nothing overtakes.
+    Begin { epoch: Epoch, last: bool, savepoint: Option<SavepointFormat> },
     /// Worker to coordinator: all participants of this worker have taken their snapshot, and it is durable.
     Ack { epoch: Epoch, part: PartRef, timings: WorkerTimings },
     /// Worker to coordinator: this worker's part could not be made.

@@ -173,7 +173,8 @@ impl Coordination {
                 let progress = Progress { triggered_unix_ms, began, ..Progress::default() };
                 self.progress.insert(epoch, progress);
                 self.context.shared.counters.set_in_progress(self.progress.len() as u32);
-                self.context.send(None, Control::Begin { epoch, last, aligned: savepoint });
+                let savepoint = savepoint.map(|request| self.savepoints.format(request));
+                self.context.send(None, Control::Begin { epoch, last, savepoint });
             }
             Effect::Publish { epoch, last, savepoint, parts } => {
                 self.publish(epoch, last, savepoint, parts);

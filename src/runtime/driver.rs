@@ -325,12 +325,12 @@ impl Driver {
     fn frame(&mut self, from: usize, control: Control) {
         let context = &self.context;
         match control {
-            Control::Begin { epoch, last, aligned } => {
+            Control::Begin { epoch, last, savepoint } => {
                 // Before sources hear of it: they read no further than the final barrier.
                 if last {
                     context.set_final(Some(epoch));
                 }
-                context.announce(epoch, aligned);
+                context.announce(epoch, savepoint);
             }
             Control::Complete { epoch, last } => {
                 context.end(epoch);

@@ -49,6 +49,7 @@ pub(crate) mod shapes;
 pub(crate) mod sink;
 pub(crate) mod snapshot;
 pub(crate) mod source;
+pub(crate) mod start;
 pub(crate) mod stateless;
 pub mod states;
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::time::Duration;
 use crossbeam::channel::Sender;
 
 use crate::format::manifest::Manifest;
-use crate::format::record::{SavepointAnswer, SavepointInfo};
+use crate::format::record::{SavepointAnswer, SavepointFormat, SavepointInfo};
 use crate::protocol::abort::AbortReason;
 use crate::runtime::clock::Clock;
 use crate::runtime::describe;
@@ -43,6 +43,7 @@ pub(crate) struct AskedSavepoint {
     pub(crate) to: PathBuf,
     /// `Some`: the job ends with it; `true`: after it has drained.
     pub(crate) stop: Option<bool>,
+    pub(crate) format: SavepointFormat,
     pub(crate) asker: Asker,
 }
 
@@ -51,6 +52,7 @@ pub(crate) struct AskedSavepoint {
 pub(crate) struct PreparedSavepoint {
     draft: Draft,
     pub(crate) stop: Option<bool>,
+    format: SavepointFormat,
     asker: Asker,
 }
 
@@ -87,7 +89,7 @@ impl AskedSavepoint {
         store: &JobStore,
         clock: &dyn Clock,
     ) -> Option<PreparedSavepoint> {
-        let Self { to, stop, asker } = self;
+        let Self { to, stop, format, asker } = self;
         let draft = if durable {
             Draft::create(&to).map_err(|error| describe(&error))
         } else {
@@ -95,7 +97,7 @@ impl AskedSavepoint {
             Err(why.to_owned())
         };
         match draft {
-            Ok(draft) => Some(PreparedSavepoint { draft, stop, asker }),
+            Ok(draft) => Some(PreparedSavepoint { draft, stop, format, asker }),
             Err(why) => {
                 asker.answer(store, clock, Err(why));
                 None
@@ -117,9 +119,9 @@ impl PreparedSavepoint {
         clock: &dyn Clock,
         publish: impl FnOnce() -> Result<(), AbortReason>,
     ) -> Result<(), AbortReason> {
-        let Self { mut draft, asker, .. } = self;
+        let Self { mut draft, asker, format, .. } = self;
         let failed = |error: SavepointError| describe(&error);
-        let copied = draft.copy(store, manifest).map_err(failed);
+        let copied = draft.copy(store, manifest, format).map_err(failed);
         if let Err(why) = &copied
             && manifest.last
         {
@@ -168,6 +170,11 @@ impl Savepoints {
         self.requests
     }
 
+    /// What a savepoint that waits is to be written as.
+    pub(crate) fn format(&self, request: u64) -> SavepointFormat {
+        self.waiting.get(&request).map(|savepoint| savepoint.format).unwrap_or_default()
+    }
+
     pub(crate) fn take(&mut self, request: u64) -> Option<PreparedSavepoint> {
         self.waiting.remove(&request)
     }
@@ -202,6 +209,7 @@ pub(crate) fn take_requests(
     let ask = |TakenRequest { id, request }| AskedSavepoint {
         to: request.to,
         stop: request.stop,
+        format: request.format,
         asker: Asker::File(id),
     };
     taken.into_iter().filter_map(|taken| ask(taken).prepare(true, store, clock)).collect()
@@ -242,7 +250,12 @@ mod tests {
         let to = directory.path().join("to");
         let store = JobStore::new(Arc::new(MemoryStorage::new()), Name::new("job").unwrap());
         let (sender, answer) = bounded(1);
-        let asked = AskedSavepoint { to: to.clone(), stop: None, asker: Asker::Thread(sender) };
+        let asked = AskedSavepoint {
+            to: to.clone(),
+            stop: None,
+            format: SavepointFormat::Canonical,
+            asker: Asker::Thread(sender),
+        };
         let clock = SystemClock::new();
         let prepared = asked.prepare(true, &store, &clock).unwrap();
         if vanishes {

@@ -114,6 +114,32 @@ impl Image {
         }
     }
 
+    /// The store of the job that it is a checkpoint of, unless it stands for itself.
+    #[must_use]
+    pub fn job_store(&self) -> Option<&JobStore> {
+        match &self.place {
+            Place::Job(store) => Some(store),
+            Place::Directory(_) => None,
+        }
+    }
+
+    /// The store that its files are in, and their names there, the manifest's not among them.
+    ///
+    /// # Errors
+    /// [`JobStoreError::NotSelfContained`] if one is outside of a directory that was copied.
+    pub fn files(&self) -> Result<(&dyn CheckpointStorage, Vec<BlobPath>), JobStoreError> {
+        let storage = match &self.place {
+            Place::Job(store) => store.storage(),
+            Place::Directory(storage) => storage,
+        };
+        let name = |path: &str| match &self.place {
+            Place::Job(store) => store.reference(self.manifest.epoch, path),
+            Place::Directory(_) => self.beside(path),
+        };
+        let names: Result<_, _> = self.manifest.blobs().map(name).collect();
+        Ok((&**storage, names?))
+    }
+
     /// Opens a part, and checks that it is what the manifest says. Errors of the reader itself do not name the file: wrap
     /// them with [`Image::part_error`].
     ///
@@ -149,15 +175,19 @@ impl Image {
     ) -> Result<Box<dyn BlobReader>, JobStoreError> {
         match &self.place {
             Place::Job(store) => store.open_checked(self.manifest.epoch, path, contents),
-            Place::Directory(storage) => {
-                let name =
-                    self.name_beside(path).ok_or_else(|| JobStoreError::NotSelfContained {
-                        location: storage.location(),
-                        path: path.to_owned(),
-                    })?;
-                Ok(storage.open(&name)?)
-            }
+            Place::Directory(storage) => Ok(storage.open(&self.beside(path)?)?),
         }
+    }
+
+    /// The name of a file beside the manifest, which must be there.
+    fn beside(&self, path: &str) -> Result<BlobPath, JobStoreError> {
+        self.name_beside(path).ok_or_else(|| {
+            let location = match &self.place {
+                Place::Job(store) => store.storage().location(),
+                Place::Directory(storage) => storage.location(),
+            };
+            JobStoreError::NotSelfContained { location, path: path.to_owned() }
+        })
     }
 
     /// Says of damage in a blob that the manifest names which file it is.

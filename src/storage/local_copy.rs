@@ -346,6 +346,10 @@ impl CheckpointStorage for LocalCopies {
         self.shared.store.open(path)
     }
 
+    fn link(&self, path: &BlobPath, size_bytes: u64, to: &Path) -> bool {
+        self.shared.store.link(path, size_bytes, to)
+    }
+
     fn open_checked(
         &self,
         path: &BlobPath,

@@ -38,6 +38,7 @@ pub use local_copy::LocalCopies;
 pub use memory::MemoryStorage;
 #[cfg(feature = "s3")]
 pub use object::ObjectStorage;
+pub(crate) use place::is_same;
 pub use place::{absolute, is_url, open, open_existing};
 
 /// A blob's place, relative to the root of the store.
@@ -272,6 +273,12 @@ pub trait CheckpointStorage: Send + Sync + fmt::Debug {
     /// [`StorageError`]; any of the others may be deleted or not.
     fn delete_all(&self, paths: &[BlobPath]) -> Result<(), StorageError> {
         paths.iter().try_for_each(|path| self.delete(path))
+    }
+
+    /// Makes `to`, on the local disk, another name of a blob of that size, and says whether it did. A store that is not on the
+    /// same file system does not. Whoever asks makes the directory of `to` durable.
+    fn link(&self, _path: &BlobPath, _size_bytes: u64, _to: &std::path::Path) -> bool {
+        false
     }
 
     /// Removes what dead writers left (temporary files), none of them younger than `age`.

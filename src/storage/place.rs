@@ -46,6 +46,26 @@ pub fn absolute(place: &Path) -> io::Result<PathBuf> {
     if is_url(place) { Ok(place.to_owned()) } else { std::path::absolute(place) }
 }
 
+/// Refuses the URL of what no program of this version keeps anything in.
+pub(super) fn check(place: &Path) -> Result<(), StorageError> {
+    match url(place) {
+        Some(url) if !url.starts_with("s3://") => Err(unknown(url)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether two stores are in the same place, as far as their names tell.
+pub(crate) fn is_same(
+    one: &Arc<dyn CheckpointStorage>,
+    other: &Arc<dyn CheckpointStorage>,
+) -> bool {
+    let name = |storage: &Arc<dyn CheckpointStorage>| {
+        let location = PathBuf::from(storage.location());
+        if is_url(&location) { location } else { location.canonicalize().unwrap_or(location) }
+    };
+    name(one) == name(other)
+}
+
 #[cfg(feature = "s3")]
 fn remote(url: &str, to_write: bool) -> Result<Arc<dyn CheckpointStorage>, StorageError> {
     use super::ObjectStorage;

@@ -1,31 +1,37 @@
-//! Writing a savepoint: a directory that holds one checkpoint and needs nothing else.
+//! Writing a savepoint: a directory, or a prefix of a bucket, that holds one checkpoint and needs nothing else.
 //!
 //! ```text
 //! <savepoint>/manifest                 published last; names parts by their names here
 //! <savepoint>/<attempt>-<worker>.part  copies of the checkpoint's parts
 //! <savepoint>/<file>                   copies of what it shares with other checkpoints, by their names there
+//! <savepoint>/draft                    only in a bucket, and until the manifest is there: somebody writes here
 //! ```
 //! # Invariants
-//! * The directory is made for it, exclusively, and never written again: nothing that was there is replaced.
+//! * The directory is made for it, exclusively, and never written again: nothing that was there is replaced. A bucket has no
+//!   directories: there `draft` is created, which only one can do, and then nothing else may be listed. (If two come one after
+//!   the other, the second finds the first's draft or, if that is gone, its manifest.)
 //! * Without a manifest it is no savepoint. The manifest comes after all that it names is durable, and only if the
 //!   checkpoint itself was published: so a fenced attempt leaves none.
 //!
 //! # Failure
-//! A draft that is dropped removes what it has written. A kill leaves a directory without a manifest, which nothing
-//! reads; it is the user's to remove.
+//! A draft that is dropped removes what it has written; what it cannot remove it names in the log. A kill leaves a directory
+//! without a manifest, which nothing reads; it is the user's to remove.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::image::blob;
 use super::job_store::{JobStore, JobStoreError};
 use super::{
-    BlobPath, BlobWriter, CheckpointStorage, Created, LocalStorage, StorageError, StorageOp,
+    BlobPath, BlobWriter, CheckpointStorage, Created, LocalStorage, StorageError, StorageOp, place,
 };
 use crate::format::FormatError;
 use crate::format::manifest::{Manifest, ManifestKind, PartPlace};
-use crate::format::record::SavepointInfo;
+use crate::format::record::{SavepointFormat, SavepointInfo};
 
+/// Says that somebody writes a savepoint here, where there are no directories.
+const DRAFT: &str = "draft";
 /// Units: bytes that are copied at once.
 const COPY_BYTES: usize = 1 << 20;
 
@@ -33,10 +39,12 @@ const COPY_BYTES: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SavepointError {
-    /// The directory is there.
-    #[error("{path} exists already: a savepoint is written to a new directory")]
+    /// The directory is there, or there are objects below the URL.
+    #[error(
+        "{path} exists already: a savepoint is written to a new directory, or below a URL that nothing is below"
+    )]
     Exists {
-        /// The directory.
+        /// The directory or the URL.
         path: String,
     },
     /// The directory could not be written.
@@ -50,17 +58,23 @@ pub enum SavepointError {
 /// A savepoint that is being written. It removes itself unless it is finished.
 #[derive(Debug)]
 pub struct Draft {
-    storage: LocalStorage,
+    storage: Arc<dyn CheckpointStorage>,
+    to: PathBuf,
     written: Vec<BlobPath>,
     finished: bool,
 }
 
 impl Draft {
-    /// Makes the directory `to`, and those above it that are missing.
+    /// Makes the directory `to`, and those above it that are missing; or reserves what is below the URL `to` in an object
+    /// store.
     ///
     /// # Errors
-    /// [`SavepointError::Exists`] or [`SavepointError::Target`].
+    /// [`SavepointError::Exists`] or [`SavepointError::Target`]; then nothing is written.
     pub fn create(to: &Path) -> Result<Self, SavepointError> {
+        if place::is_url(to) {
+            let storage = place::open(to).map_err(SavepointError::Target)?;
+            return Self::reserve(storage, to);
+        }
         let storage = LocalStorage::create_new(to).map_err(|error| match error {
             StorageError::Determinate { source, path, .. }
                 if source.kind() == io::ErrorKind::AlreadyExists =>
@@ -69,16 +83,43 @@ impl Draft {
             }
             error => SavepointError::Target(error),
         })?;
-        Ok(Self { storage, written: Vec::new(), finished: false })
+        let to = storage.root().to_owned();
+        Ok(Self { storage: Arc::new(storage), to, written: Vec::new(), finished: false })
     }
 
-    /// The directory.
+    fn reserve(storage: Arc<dyn CheckpointStorage>, to: &Path) -> Result<Self, SavepointError> {
+        let exists = || SavepointError::Exists { path: storage.location() };
+        let mark = blob(DRAFT);
+        // So that what is there already is found without writing anything.
+        if !storage.list(None).map_err(SavepointError::Target)?.is_empty() {
+            return Err(exists());
+        }
+        if storage.create(&mark, &[]).map_err(SavepointError::Target)? == Created::AlreadyExists {
+            return Err(exists());
+        }
+        let draft = Self {
+            storage: Arc::clone(&storage),
+            to: to.to_owned(),
+            written: Vec::new(),
+            finished: false,
+        };
+        let there = storage.list(None).map_err(SavepointError::Target)?;
+        if there.iter().any(|(path, _)| *path != mark) {
+            return Err(exists());
+        }
+        Ok(draft)
+    }
+
+    /// The directory, or the URL.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.storage.root()
+        &self.to
     }
 
     /// Copies all that a checkpoint is made of; its manifest need not be published yet. Returns the savepoint's manifest.
+    ///
+    /// Of a native one a file is linked if both are on one file system. It is not read then, so what is damaged already is
+    /// found when it is restored.
     ///
     /// # Errors
     /// [`SavepointError`]; the draft is then to be dropped.
@@ -86,23 +127,25 @@ impl Draft {
         &mut self,
         store: &JobStore,
         manifest: &Manifest,
+        format: SavepointFormat,
     ) -> Result<Manifest, SavepointError> {
+        let links = format == SavepointFormat::Native;
         let mut copied = manifest.clone();
         copied.kind = ManifestKind::Savepoint;
         for part in &mut copied.parts {
             if let PartPlace::Blob { path, bytes, crc32c } = &mut part.place {
                 let name = format!("{}-{}.part", manifest.attempt, part.worker);
-                self.copy_blob(store, path, &name, (*bytes, *crc32c))?;
+                self.copy_blob(store, path, &name, (*bytes, *crc32c), links)?;
                 *path = name;
             }
             for layer in &mut part.layers {
                 let name = file_name(&layer.path);
-                self.copy_blob(store, &layer.path, &name, (layer.bytes, layer.crc32c))?;
+                self.copy_blob(store, &layer.path, &name, (layer.bytes, layer.crc32c), links)?;
                 layer.path = name;
             }
             for file in part.natives.iter_mut().flat_map(|image| &mut image.files) {
                 let name = file_name(&file.path);
-                self.copy_blob(store, &file.path, &name, (file.bytes, file.crc32c))?;
+                self.copy_blob(store, &file.path, &name, (file.bytes, file.crc32c), links)?;
                 file.path = name;
             }
         }
@@ -116,10 +159,19 @@ impl Draft {
         from: &str,
         name: &str,
         expected: (u64, u32),
+        links: bool,
     ) -> Result<(), SavepointError> {
         let to = BlobPath::new(name)
             .map_err(|error| self.target(StorageOp::Write, error.to_string()))?;
         if self.written.contains(&to) {
+            return Ok(());
+        }
+        if links
+            && !place::is_url(&self.to)
+            && let Ok(source) = BlobPath::new(from)
+            && store.storage().link(&source, expected.0, &self.to.join(name))
+        {
+            self.written.push(to);
             return Ok(());
         }
         self.copy_new(store, from, &to, expected)
@@ -201,6 +253,9 @@ impl Draft {
             }
         }
         self.finished = true;
+        self.remove_mark();
+        let natives = manifest.parts.iter().flat_map(|part| &part.natives);
+        let native_files = natives.map(|image| image.files.len() as u64);
         Ok(SavepointInfo {
             path: self.path().to_owned(),
             job: manifest.job.clone(),
@@ -208,7 +263,17 @@ impl Draft {
             parallelism: manifest.parallelism,
             entries: manifest.entries(),
             bytes: manifest.size_bytes(),
+            native_files: native_files.sum(),
         })
+    }
+
+    /// Nobody writes here any more.
+    fn remove_mark(&self) {
+        if place::is_url(&self.to)
+            && let Err(error) = self.storage.delete(&blob(DRAFT))
+        {
+            tracing::warn!("{}/{DRAFT} is left, which means nothing: {error}", self.to.display());
+        }
     }
 
     fn failed(&self, file: &BlobPath, source: io::Error) -> SavepointError {
@@ -231,11 +296,20 @@ impl Drop for Draft {
         if self.finished {
             return;
         }
-        // Best effort: what stays has no manifest. The manifest, if it may be there, is first in the list.
-        for file in &self.written {
-            let _ = self.storage.delete(file);
+        // What stays has no manifest: that one, if it may be there, is first in the list.
+        let left = self.written.iter().filter(|file| self.storage.delete(file).is_err()).count();
+        if left > 0 {
+            let place = self.to.display();
+            tracing::warn!(
+                "{left} files of a savepoint that was given up are left in {place}: delete it"
+            );
+            return;
         }
-        let _ = std::fs::remove_dir(self.path());
+        self.remove_mark();
+        if !place::is_url(&self.to) {
+            // If anybody has put something there, it is theirs.
+            let _ = std::fs::remove_dir(&self.to);
+        }
     }
 }
 
@@ -246,15 +320,10 @@ fn file_name(path: &str) -> String {
 /// Where a savepoint is to be, independent of the current directory.
 ///
 /// # Errors
-/// [`SavepointError::Target`] if the path is empty, or a URL: savepoints are written to directories.
+/// [`SavepointError::Target`] if the path is empty, or the URL of what is no object store.
 pub fn absolute(to: &Path) -> Result<PathBuf, SavepointError> {
-    let is_path = if super::is_url(to) {
-        let why = "a savepoint is written to a directory, not to an object store";
-        Err(io::Error::new(io::ErrorKind::Unsupported, why))
-    } else {
-        Ok(())
-    };
-    is_path.and_then(|()| std::path::absolute(to)).map_err(|source| {
+    place::check(to).map_err(SavepointError::Target)?;
+    place::absolute(to).map_err(|source| {
         let path = to.display().to_string();
         SavepointError::Target(StorageError::Determinate { op: StorageOp::Write, path, source })
     })

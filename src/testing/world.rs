@@ -33,7 +33,7 @@ use super::faults::{Asked, Faults, Moment};
 use super::reduce::{Fault, FaultKind};
 use super::trace::Trace;
 use crate::format::manifest::Manifest;
-use crate::format::record::SavepointInfo;
+use crate::format::record::{SavepointFormat, SavepointInfo};
 use crate::runtime::attempt::Running;
 use crate::runtime::clock::Clock;
 use crate::runtime::context::Failure;
@@ -340,7 +340,12 @@ impl State {
         self.savepoints_asked += 1;
         let (sender, answer) = bounded(1);
         self.savepoints.push(answer);
-        Request::Savepoint(AskedSavepoint { to, stop, asker: Asker::Thread(sender) })
+        Request::Savepoint(AskedSavepoint {
+            to,
+            stop,
+            format: SavepointFormat::Canonical,
+            asker: Asker::Thread(sender),
+        })
     }
 
     fn kill(&mut self, life: usize, how: String) {

@@ -140,7 +140,7 @@ impl Checker {
             assert!(!self.over, "C6: {effect:?} after the end");
             match effect {
                 Effect::Begin { epoch, last, savepoint } => {
-                    self.begin(now, *epoch, *last, *savepoint);
+                    self.begin(now, *epoch, *last, savepoint.is_some());
                 }
                 Effect::SavepointFailed { request, .. } => {
                     assert!(self.unanswered.remove(request), "{request} is answered twice");

@@ -7,6 +7,7 @@ mod async_io;
 mod at_least_once;
 mod bootstrap;
 mod build_errors;
+mod claim;
 mod concurrency;
 mod convert;
 mod event_time;

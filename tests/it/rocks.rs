@@ -1,12 +1,13 @@
 //! Whole jobs whose state is in RocksDB and larger than the memory it may take: crashes, rescaling, savepoints.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use highwater::config::{JobConfig, RestartStrategy, RestoreFrom, RocksProfile, StateBackendKind};
-use highwater::format::record::{CheckpointOutcome, CheckpointRecord};
+use highwater::format::record::{CheckpointOutcome, CheckpointRecord, SavepointFormat};
 use highwater::prelude::*;
 use highwater::state_reader::StateReader;
 
@@ -134,6 +135,57 @@ fn savepoints_move_between_backends_and_parallelisms() {
     // twice would show in the counts behind it.
     let found: BTreeSet<(u64, u64)> = found.into_iter().collect();
     assert_same(running_counts(RECORDS, key), found);
+}
+
+#[test]
+fn a_native_savepoint_is_linked_files_that_move_and_are_restored_at_any_parallelism_and_on_the_heap()
+ {
+    use StateBackendKind::{Heap, RocksDb};
+    let scratch = Scratch::new();
+    let (to, moved) = (scratch.path("native"), scratch.path("moved"));
+    let sink = Collect::new();
+    let job = Background::start(on(RocksDb, &scratch, 2), count(40, None, sink.clone()));
+    wait_until("files are in a checkpoint", || {
+        files_below(&scratch.checkpoints()).iter().any(is_table)
+    });
+    let info = job.handle.stop_with_savepoint_as(&to, false, SavepointFormat::Native).unwrap();
+    job.end().unwrap();
+    let tables: Vec<PathBuf> = files_below(&to).into_iter().filter(|file| is_table(file)).collect();
+    assert!(info.native_files > tables.len() as u64 && !tables.is_empty(), "{info:?}");
+    let names = |file: &PathBuf| std::fs::metadata(file).unwrap().nlink();
+    assert!(tables.iter().all(|file| names(file) == 2), "they are the checkpoint's own files");
+    nothing_is_left(&scratch);
+    std::fs::remove_dir_all(scratch.checkpoints()).unwrap();
+    std::fs::rename(&to, &moved).unwrap();
+    let read = |files: Vec<PathBuf>| files.iter().map(|f| std::fs::read(f).unwrap()).collect();
+    let before: Vec<Vec<u8>> = read(files_below(&moved));
+    for (backend, workers) in [(RocksDb, 3), (RocksDb, 1), (Heap, 2)] {
+        let other = Scratch::new();
+        let mut config = on(backend, &other, workers);
+        config.restart = RestartStrategy::None;
+        config.restore.from = RestoreFrom::Checkpoint(moved.display().to_string());
+        let rest = Collect::new();
+        let records_a_ms = if workers == 1 { 40 } else { 1_000 };
+        let job = Background::start(config, count(records_a_ms, None, rest.clone()));
+        // With one worker there is no doubt about who has heard of it.
+        if workers == 1 {
+            job.wait_for_checkpoints(1);
+            let to = other.path("canonical");
+            let canonical = job.handle.savepoint_as(&to, SavepointFormat::Canonical).unwrap();
+            assert_eq!(canonical.native_files, 0);
+            assert!(!files_below(&to).iter().any(is_table));
+            job.handle.stop();
+            job.end().unwrap();
+            continue;
+        }
+        job.end().unwrap();
+        assert!(rest.handle().committed().len() < RECORDS as usize, "it did not start anew");
+        let all = [sink.handle().committed(), rest.handle().committed()].concat();
+        let found: BTreeSet<(u64, u64)> = all.into_iter().collect();
+        assert_same(running_counts(RECORDS, key), found);
+        nothing_is_left(&other);
+    }
+    assert!(before == read(files_below(&moved)), "a savepoint is never changed");
 }
 
 /// Runs the job until it has read so many records and taken some more checkpoints, and stops it.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use highwater::config::{JobConfig, RestartStrategy, RestoreFrom};
 use highwater::format::SectionKind;
 use highwater::format::manifest::{Manifest, ManifestKind};
+use highwater::format::record::SavepointFormat;
 use highwater::ids::Name;
 use highwater::prelude::*;
 use highwater::state_reader::StateReader;
@@ -121,6 +123,23 @@ fn a_savepoint_of_a_running_job_is_moved_and_restored_at_any_parallelism() {
     assert_goes_on(&moved.join("manifest"), 2, "count", false);
     let after = files_below(&moved).iter().map(|f| fs::read(f).unwrap()).collect::<Vec<_>>();
     assert!(before == after, "a savepoint is never changed");
+}
+
+#[test]
+fn a_native_savepoint_of_the_heap_is_the_parts_of_its_checkpoint_and_stands_alone() {
+    let scratch = Scratch::new();
+    let (_, job, _) = running(&scratch);
+    let to = scratch.path("native");
+    let info = job.handle.stop_with_savepoint_as(&to, false, SavepointFormat::Native).unwrap();
+    job.end().unwrap();
+    assert_eq!(info.native_files, 0);
+    let parts =
+        files_below(&to).into_iter().filter(|f| f.extension().is_some()).collect::<Vec<_>>();
+    assert!(parts.len() >= 2, "{parts:?}");
+    assert!(parts.iter().all(|file| fs::metadata(file).unwrap().nlink() == 2), "they are linked");
+    scratch.assert_directory_is_the_reachable_set();
+    fs::remove_dir_all(scratch.checkpoints()).unwrap();
+    assert_goes_on(&to, 3, "count", false);
 }
 
 #[test]

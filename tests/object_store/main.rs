@@ -8,6 +8,7 @@
 
 mod jobs;
 mod program;
+mod savepoints;
 mod server;
 mod store;
 
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     }
     chosen.retain(|argument| !argument.starts_with('-'));
     let is_chosen = |name: &str| chosen.is_empty() || chosen.iter().any(|part| name.contains(part));
-    let tests: Vec<Test> = [store::TESTS, jobs::TESTS].concat();
+    let tests: Vec<Test> = [store::TESTS, jobs::TESTS, savepoints::TESTS].concat();
     let tests: Vec<Test> = tests.into_iter().filter(|(name, _)| is_chosen(name)).collect();
     if only_list {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));

@@ -120,8 +120,8 @@ pub enum Effect<P> {
         epoch: Epoch,
         /// Whether the job ends with it.
         last: bool,
-        /// Whether it is to be a savepoint: nothing overtakes then.
-        savepoint: bool,
+        /// The request for a savepoint that it is to answer: nothing overtakes then.
+        savepoint: Option<u64>,
     },
     /// Write the manifest and publish it, create-if-absent; answer [`Event::Published`] or
     /// [`Event::PublishFailed`], without fail.

@@ -46,7 +46,7 @@ fn time_that_goes_back_stands_still() {
     coordinator.step(at(100), Event::Tick, &mut effects);
     coordinator.step(at(110), Event::Tick, &mut effects);
     coordinator.step(at(50), Event::Trigger, &mut effects);
-    assert_eq!(effects, [Effect::Begin { epoch: Epoch(10), last: false, savepoint: false }]);
+    assert_eq!(effects, [Effect::Begin { epoch: Epoch(10), last: false, savepoint: None }]);
     assert_eq!(coordinator.status().in_progress[0].triggered, at(110));
     assert_eq!(coordinator.next_deadline(), Some(at(710)));
 }

@@ -29,6 +29,8 @@ pub struct Claim {
     /// What the newest checkpoints that the attempt has published reference. Those that are being taken build on one of
     /// them, and may need that even if it is not retained, or if somebody has deleted it.
     pub(super) live: Arc<Mutex<VecDeque<BTreeSet<BlobPath>>>>,
+    /// Whether nothing that the job has taken over waits to be deleted.
+    pub(super) all_released: Arc<AtomicBool>,
 }
 
 /// A checkpoint that may be announced.
@@ -110,6 +112,7 @@ impl JobStore {
             completed: Arc::new(AtomicBool::new(record.first_completed.is_some())),
             first_completed: record.first_completed,
             live: Arc::default(),
+            all_released: Arc::default(),
         };
         if let Some(newest) = claim.newest() {
             // It may never have been announced; but this attempt may start from it.

@@ -12,12 +12,15 @@ pub(super) const CHECKPOINTS: &str = "chk";
 pub(super) const SHARED: &str = "shared";
 pub(super) const HISTORY: &str = "history";
 pub(super) const REQUESTS: &str = "requests";
+pub(super) const CLAIMED: &str = "claimed";
 pub(super) const PINS: &str = "pins";
 
 /// What a blob is, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Job,
+    /// What the job has taken over.
+    Claimed,
     Claim(Attempt),
     Fence(Attempt),
     Reservation(Attempt, Epoch),
@@ -137,6 +140,7 @@ pub(super) fn parse(below_job: &str) -> Place {
     let components: Vec<_> = below_job.split('/').collect();
     let parsed = match components[..] {
         [JOB] => Some(Place::Job),
+        [CLAIMED] => Some(Place::Claimed),
         [ATTEMPTS, name] => parse_attempt(name),
         [CHECKPOINTS, epoch, "manifest"] => number(epoch).map(|n| Place::Manifest(Epoch(n))),
         [CHECKPOINTS, epoch, file] => match file.strip_suffix(".retiring") {
@@ -242,6 +246,7 @@ mod tests {
     fn every_name_that_is_made_is_parsed_as_what_it_is() {
         let (attempt, epoch) = (Attempt(12), Epoch(7));
         assert_eq!(parse(JOB), Place::Job);
+        assert_eq!(parse(CLAIMED), Place::Claimed);
         assert_eq!(parse(&claim(attempt)), Place::Claim(attempt));
         assert_eq!(parse(&fence(attempt)), Place::Fence(attempt));
         assert_eq!(parse(&reservation(attempt, epoch)), Place::Reservation(attempt, epoch));
@@ -272,6 +277,7 @@ mod tests {
             "",
             "x",
             "job/x",
+            "claimed/1",
             "attempts",
             "attempts/x",
             "attempts/01",

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <job>/job                              what the job is, and whether a checkpoint ever completed
+//! <job>/claimed                          checkpoints from elsewhere that the job has taken over: see `claimed`
 //! <job>/attempts/<a>[.fence|.epochs-<f>] who may publish (the protocol: `protocol::registry`)
 //! <job>/chk/<n>/manifest                 checkpoint n; published last, create-if-absent
 //! <job>/chk/<n>/<attempt>-<worker>.part  what one worker wrote for it
@@ -24,6 +25,7 @@
 //! or not; publishing the same manifest again settles it.
 
 mod claim;
+mod claimed;
 mod layout;
 mod part_output;
 mod pins;
@@ -601,7 +603,11 @@ impl JobStore {
     }
 
     /// A blob that a manifest references. It must be the job's own.
-    fn reference(&self, epoch: Epoch, path: &str) -> Result<BlobPath, JobStoreError> {
+    pub(in crate::storage) fn reference(
+        &self,
+        epoch: Epoch,
+        path: &str,
+    ) -> Result<BlobPath, JobStoreError> {
         let inside = path.strip_prefix(self.job.as_str()).is_some_and(|rest| rest.starts_with('/'));
         match BlobPath::new(path) {
             Ok(path) if inside => Ok(path),

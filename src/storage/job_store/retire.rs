@@ -58,6 +58,8 @@ impl JobStore {
         let pins = blobs.iter().filter_map(|(path, _)| self.place(path).as_pin());
         let mut pinned: BTreeSet<Epoch> = pins.collect();
         self.check_unfenced(mine)?;
+        // First: afterwards the checkpoints may be gone that say whose it is.
+        let claimed = self.release_claimed(claim);
         let retention = Retention { mine, fence, keep: &keep, busy: &busy, pinned: &pinned };
         let counting = self.manifests(&blobs).filter(|epoch| registry::counts(*epoch, Some(fence)));
         let going = counting.filter(|epoch| retention.manifest_goes(*epoch)).collect();
@@ -69,6 +71,7 @@ impl JobStore {
             if self.manifests(&blobs).all(|epoch| retention.manifest_goes(epoch)) {
                 self.put_first_completed(None)?;
                 claim.forget_completed();
+                self.forget_claimed(&claimed)?;
             }
             BTreeSet::new()
         } else {
@@ -76,12 +79,13 @@ impl JobStore {
             // Each that is being taken may have seen one more complete since it began.
             live.iter().rev().take(1 + busy.len()).flatten().cloned().collect()
         };
-        self.delete_unwanted(
+        let released = self.delete_unwanted(
             &blobs,
             |epoch| retention.manifest_goes(epoch),
             |attempt, epoch| retention.unreferenced_blob_goes(attempt, epoch),
             live,
-        )
+        )?;
+        claimed.map(|()| released)
     }
 
     /// Removes what earlier attempts left: void manifests, unreferenced data, their claims, and temporary files older
@@ -94,6 +98,7 @@ impl JobStore {
         let pins = self.pinned()?;
         let blobs = self.storage.list(Some(&self.job_path()))?;
         self.check_unfenced(claim.attempt)?;
+        self.release_claimed(claim)?;
         let mut released = self.delete_unwanted(
             &blobs,
             |epoch| !registry::counts(epoch, Some(&claim.fence)),
@@ -229,7 +234,7 @@ impl JobStore {
         let facts = layout::facts(blobs.iter().map(|(path, _)| self.place(path)));
         let ruling = registry::ruling(&facts);
         let needed = |place: Place| match place {
-            Place::Job | Place::History(_) | Place::Restore(_) => true,
+            Place::Job | Place::Claimed | Place::History(_) | Place::Restore(_) => true,
             // Whoever asked, or the attempt that runs, removes them.
             Place::Request(_) | Place::Taken(_) | Place::Answer(_) => true,
             Place::Claim(attempt) | Place::Fence(attempt) | Place::Reservation(attempt, _) => {
@@ -290,7 +295,7 @@ impl JobStore {
         Ok(released)
     }
 
-    fn referenced_by(
+    pub(super) fn referenced_by(
         &self,
         epochs: impl IntoIterator<Item = Epoch>,
     ) -> Result<BTreeSet<BlobPath>, JobStoreError> {

@@ -9,13 +9,13 @@ use std::time::Duration;
 use super::*;
 use crate::format::manifest::{ManifestKind, NativeFile, NativeImage};
 use crate::format::part::{PartHeader, PartWriter};
-use crate::format::record::CheckpointOutcome;
+use crate::format::record::{CheckpointOutcome, SavepointFormat};
 use crate::format::{SectionHeader, SectionKind, SectionOutput};
 use crate::ids::KeyGroup;
 use crate::storage::MemoryStorage;
 use crate::storage::fault::{FaultAction, FaultOp, FaultStorage};
 
-#[path = "pins_tests.rs"]
+mod claimed;
 mod pins;
 
 const OLD: Duration = Duration::from_secs(3600);
@@ -757,6 +757,7 @@ fn info(path: &str) -> crate::format::record::SavepointInfo {
         parallelism: 2,
         entries: 128,
         bytes: 1000,
+        native_files: 0,
     }
 }
 
@@ -764,6 +765,7 @@ fn savepoint_request(expires_unix_ms: u64) -> crate::format::record::SavepointRe
     crate::format::record::SavepointRequest {
         to: PathBuf::from("/to"),
         stop: None,
+        format: SavepointFormat::Canonical,
         expires_unix_ms,
     }
 }
@@ -851,7 +853,7 @@ fn a_savepoint_is_a_copy_that_needs_nothing_else_and_a_draft_leaves_nothing() {
     let manifest = write_checkpoint(&store, &claim, Epoch(1)).unwrap();
 
     let mut draft = Draft::create(&to).unwrap();
-    draft.copy(&store, &manifest).unwrap();
+    draft.copy(&store, &manifest, SavepointFormat::Canonical).unwrap();
     assert!(to.join("1-1.part").is_file());
     let error = Image::open(&to).unwrap_err();
     assert!(matches!(error, JobStoreError::NotACheckpointPath { .. }), "{error}");
@@ -861,7 +863,7 @@ fn a_savepoint_is_a_copy_that_needs_nothing_else_and_a_draft_leaves_nothing() {
     assert!(!to.exists());
 
     let mut draft = Draft::create(&to).unwrap();
-    let copied = draft.copy(&store, &manifest).unwrap();
+    let copied = draft.copy(&store, &manifest, SavepointFormat::Canonical).unwrap();
     let info = draft.finish(&copied).unwrap();
     assert_eq!((info.epoch, info.entries, info.bytes), (Epoch(1), 128, manifest.size_bytes()));
     drop((store, storage));
@@ -897,7 +899,7 @@ fn a_part_that_was_damaged_since_is_not_copied() {
     bytes[20] ^= 1;
     storage.put(&path, &bytes).unwrap();
     let mut draft = Draft::create(&to).unwrap();
-    let error = draft.copy(&store, &manifest).unwrap_err();
+    let error = draft.copy(&store, &manifest, SavepointFormat::Canonical).unwrap_err();
     assert!(error.to_string().contains("could not be read back"), "{error}");
     drop(draft);
     assert!(!to.exists());
