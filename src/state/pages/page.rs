@@ -103,12 +103,6 @@ impl<K, V> Page<K, V> {
         }
     }
 
-    /// A stand-in that owns no memory, for while a page is being moved. It must not be used as a
-    /// page.
-    pub(in crate::state) fn hollow() -> Self {
-        Self { entries: Vec::new(), index: Box::default(), depth: 0, removed: Vec::new() }
-    }
-
     /// How many leading bits the hashes of this page have in common.
     pub(in crate::state) fn depth(&self) -> u8 {
         self.depth

@@ -10,7 +10,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::state::pages::{Entry, Page, Pages, ReadPage};
+use crate::state::pages::{Entry, Page, Pages, ReadPages};
 
 /// What is known of one key.
 #[derive(Clone)]
@@ -167,7 +167,7 @@ impl<K: Clone + Eq, V: Clone> Cache<K, V> {
     }
 
     /// Shares the pages that hold an entry later than `durable`.
-    pub(super) fn share_changed(&mut self, durable: u32) -> Vec<ReadPage<K, Cached<V>>> {
+    pub(super) fn share_changed(&mut self, durable: u32) -> ReadPages<K, Cached<V>> {
         let Self { pages, newest } = self;
         pages.share((0..newest.len()).filter(|page| newest[*page] > durable))
     }
