@@ -150,7 +150,8 @@ fn freezing_changes(scale: Scale) {
     report("freeze of 1 % changed large entries, CPU ms", scale, milliseconds, || {
         let keys = random_keys(entries as usize, entries as usize / 100 * epoch as usize);
         let changed = &keys[keys.len() - entries as usize / 100..];
-        let update = |key: &u64| _ = table.get_mut(stable_hash(key), key).map(|value| value[0] += 1);
+        let update =
+            |key: &u64| _ = table.get_mut(stable_hash(key), key).map(|value| value[0] += 1);
         after.push(cpu_time(|| changed.iter().for_each(update)));
         epoch += 1;
         let mut frozen = None;

@@ -8,6 +8,7 @@ mod args;
 mod backpressure;
 mod compare;
 mod counting;
+mod growth;
 mod histogram;
 mod idle;
 mod keyed_count;
@@ -19,6 +20,7 @@ mod raw;
 mod recovery;
 mod recovery_kill;
 mod report;
+mod restore;
 
 use std::process::ExitCode;
 
@@ -45,6 +47,8 @@ fn main() -> ExitCode {
         },
         Some(Workload::Backpressure) => backpressure::run(&args),
         Some(Workload::LargeState) => large_state::run(&args),
+        Some(Workload::Growth) => growth::run(&args),
+        Some(Workload::Restore) => restore::run(&args),
         Some(Workload::Idle) => idle::run(&args),
         Some(Workload::Memory) => memory::run(&args),
     };

@@ -3,9 +3,9 @@
 //! ```text
 //! hash:  [ directory bits | ..................... | tag | home slot ]
 //!              |
-//! directory: [0, 0, 1, 2] --> segments: [page 0, page 1, ...] [page 64, ...]
-//!                                              |
-//!                             frozen: moved behind a lock as they are
+//! directory: [0, 0, 1, 2] --> pages: [owned, -, owned]
+//!                                            |
+//!                                     behind a lock, shared with snapshots
 //! ```
 //! A page holds the entries of one range of hashes, and the directory maps each prefix of a hash to
 //! its page (extendible hashing). A full page splits by the next bit of the hash; nothing is ever
@@ -13,21 +13,23 @@
 //! are sorted by key group. When to split, and up to which depth, is up to the table.
 //!
 //! # Ownership
-//! The worker owns its pages by value, so that no record pays for an atomic operation, in segments of 64. Freezing
-//! moves what a segment owns behind a lock that the table and the snapshot share, as one vector: neither entries nor pages are
-//! touched (`shared`). The first operation on a shared page takes it back if all snapshots are
-//! done with it or do not want it, or else copies it; reads too, because a reference to a value cannot outlive the
-//! lock. A shared page never changes: copies do. Keys and values need not be `Sync`, hence the
-//! lock.
+//! The worker owns its pages by value, so that no record pays for an atomic operation. Freezing moves them
+//! behind locks that the table and the snapshot share, a lock for each segment of 64: a few words for
+//! each page, neither entries nor index (`shared`). The first operation on a shared page takes it back if
+//! all snapshots are done with it or do not want it, or else copies it; reads too, because a reference to
+//! a value cannot outlive the lock. A shared page never changes: copies do. Keys and values need not be
+//! `Sync`, hence the lock.
 //!
 //! # Source
 //! Fagin, Nievergelt, Pippenger, Strong 1979, extendible hashing.
 
 mod page;
 mod shared;
+#[cfg(test)]
+mod tests;
 
 pub(super) use page::{Entry, Page, Tombstones};
-use shared::{SEGMENT_PAGES, Segment};
+use shared::{Levels, SEGMENT_PAGES, Slot};
 pub(super) use shared::{ReadPage, ReadPages};
 
 /// The pages, and the directory that finds them.
@@ -36,9 +38,10 @@ pub(super) struct Pages<K, V> {
     directory: Vec<u32>,
     /// At least 1, so that a shift by `64 - depth` is defined.
     depth: u8,
-    /// Number of pages.
-    len: usize,
-    segments: Vec<Segment<K, V>>,
+    /// By number. Empty where the page is not the table's own.
+    slots: Vec<Slot<K, V>>,
+    /// Where the others are, for each segment of pages.
+    levels: Vec<Levels<K, V>>,
 }
 
 /// How many keys are prefetched together.
@@ -47,15 +50,14 @@ const PREFETCH_CHUNK: usize = 64;
 impl<K, V> Pages<K, V> {
     /// One page, empty.
     pub(super) fn new() -> Self {
-        let mut pages = Self { directory: vec![0; 2], depth: 1, len: 0, segments: Vec::new() };
-        pages.push(Page::new(0));
-        pages
+        let slots = vec![Some(Page::new(0))];
+        Self { directory: vec![0; 2], depth: 1, slots, levels: vec![Levels::none()] }
     }
 
     /// Number of pages.
     #[inline]
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.slots.len()
     }
 
     /// How many bits of a hash the directory looks at.
@@ -69,48 +71,40 @@ impl<K, V> Pages<K, V> {
         self.directory[(hash >> (64 - self.depth)) as usize] as usize
     }
 
-    #[inline]
-    fn owned(&self, number: usize) -> Option<&Page<K, V>> {
-        self.segments[number / SEGMENT_PAGES].get(number % SEGMENT_PAGES)
-    }
-
     /// Whether snapshots may have the page.
     pub(super) fn is_shared(&self, number: usize) -> bool {
-        self.owned(number).is_none()
+        self.slots[number].is_none()
     }
 
     /// How many leading bits the hashes of a page have in common, and the number of its entries.
     pub(super) fn extent(&self, number: usize) -> (u8, u32) {
-        self.segments[number / SEGMENT_PAGES]
-            .look(number % SEGMENT_PAGES, |page| (page.depth(), page.entries().len() as u32))
+        let extent = |page: &Page<K, V>| (page.depth(), page.entries().len() as u32);
+        match &self.slots[number] {
+            Some(page) => extent(page),
+            None => self.levels[number / SEGMENT_PAGES].look(number % SEGMENT_PAGES, extent),
+        }
     }
 
     /// The page, if no snapshot may have it.
     #[inline]
     pub(super) fn owned_mut(&mut self, number: usize) -> Option<&mut Page<K, V>> {
-        self.segments[number / SEGMENT_PAGES].get_mut(number % SEGMENT_PAGES)
+        self.slots[number].as_mut()
     }
 
     /// Shares these pages with a snapshot.
     pub(super) fn share(&mut self, numbers: impl Iterator<Item = usize>) -> ReadPages<K, V> {
-        let mut wanted = vec![0_u64; self.segments.len()];
+        let mut wanted = vec![0_u64; self.levels.len()];
         for number in numbers {
             wanted[number / SEGMENT_PAGES] |= 1 << (number % SEGMENT_PAGES);
         }
         let mut reads = ReadPages::default();
-        for (index, wanted) in wanted.into_iter().enumerate().filter(|(_, wanted)| *wanted != 0) {
-            self.segments[index].share(index * SEGMENT_PAGES, wanted, &mut reads);
+        let segments = self.slots.chunks_mut(SEGMENT_PAGES).zip(&mut self.levels).zip(wanted);
+        for (index, ((own, levels), wanted)) in segments.enumerate() {
+            if wanted != 0 {
+                levels.share(own, index * SEGMENT_PAGES, wanted, &mut reads);
+            }
         }
         reads
-    }
-
-    fn push(&mut self, page: Page<K, V>) {
-        let at = self.len % SEGMENT_PAGES;
-        if at == 0 {
-            self.segments.push(Segment::new());
-        }
-        self.segments.last_mut().expect("one was just added").push(at, page);
-        self.len += 1;
     }
 
     /// Brings what operations on keys with these hashes need near the processor.
@@ -124,7 +118,7 @@ impl<K, V> Pages<K, V> {
         let mut touched = 0;
         for hashes in hashes.chunks(PREFETCH_CHUNK) {
             for ((hash, page), slot) in hashes.iter().zip(&mut pages).zip(&mut slots) {
-                *page = self.owned(self.number(*hash));
+                *page = self.slots[self.number(*hash)].as_ref();
                 if let Some(page) = page {
                     *slot = page.home_slot(*hash);
                 }
@@ -149,11 +143,19 @@ impl<K: Clone, V: Clone> Pages<K, V> {
     /// The page, taken back from snapshots.
     #[inline]
     pub(super) fn own(&mut self, number: usize) -> &mut Page<K, V> {
-        let (segment, at) = (number / SEGMENT_PAGES, number % SEGMENT_PAGES);
-        if self.segments[segment].get(at).is_none() {
-            self.segments[segment].take_back(at);
+        if self.slots[number].is_none() {
+            self.take_back(number);
         }
-        self.segments[segment].get_mut(at).expect("the page was just taken back")
+        self.slots[number].as_mut().expect("the page was just taken back")
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_back(&mut self, number: usize) {
+        let (segment, at) = (number / SEGMENT_PAGES, number % SEGMENT_PAGES);
+        let first = number - at;
+        let end = self.slots.len().min(first + SEGMENT_PAGES);
+        self.levels[segment].take_back(&mut self.slots[first..end], at);
     }
 
     /// Splits the page of this hash by the next bit. Returns its number and that of the new page, which is the last.
@@ -172,8 +174,11 @@ impl<K: Clone, V: Clone> Pages<K, V> {
         let prefixes = 1_usize << (self.depth - depth);
         let first = (hash >> (64 - self.depth)) as usize & !(prefixes - 1);
         let upper = self.own(number).split(moved);
-        let upper_number = self.len;
-        self.push(upper);
+        let upper_number = self.slots.len();
+        self.slots.push(Some(upper));
+        if upper_number.is_multiple_of(SEGMENT_PAGES) {
+            self.levels.push(Levels::none());
+        }
         let entry = u32::try_from(upper_number).expect("2^32 pages do not fit into memory");
         self.directory[first + prefixes / 2..first + prefixes].fill(entry);
         (number, upper_number)

@@ -1,13 +1,13 @@
 //! Pages that a table shares with snapshots, a segment of them at a time.
 //!
 //! ```text
-//! table's segment:  own [page, -, page, ...]   levels [newest, ..., oldest]
-//!                                                         |
+//! table's segment:  pages [page, -, page, ...]   levels [oldest, ..., newest]
+//!                                                           |
 //! level (lock):     pages [-, page, -, ...]  readers [0, 1, 0, ...] <-- snapshots
 //! ```
 //! # States
-//! A page is in one place for the table: its own, or one level. A freeze moves all that the segment owns into a new level, as one
-//! vector whatever is in it, and registers the snapshot as a reader of the pages that it wants. The first operation on a page that is in a level:
+//! A page is in one place for the table: its own, or one level. A freeze moves what the segment owns into a new level, a few words for each
+//! page, and registers the snapshot as a reader of the pages that it wants. The first operation on a page that is in a level:
 //! * without readers: takes it back; with the last reader of the level gone, all that is left there;
 //! * with readers: copies it. The one in the level is then the snapshots' alone, and the last reader drops it.
 //!
@@ -25,10 +25,13 @@ use super::page::Page;
 /// Pages of a segment: as many as a word has bits.
 pub(super) const SEGMENT_PAGES: usize = 64;
 
+/// A page, or where one is not. Not a pointer to one: pages are found by one load less, and are near each other.
+pub(super) type Slot<K, V> = Option<Page<K, V>>;
+
 /// The pages that were frozen together.
 struct Cells<K, V> {
     /// `None`: taken back, dropped, or out.
-    pages: Vec<Option<Page<K, V>>>,
+    pages: Vec<Slot<K, V>>,
     /// Those that are the table's. The others are the snapshots' alone, or gone.
     tables: u64,
     /// Those that a snapshot looks at.
@@ -60,46 +63,17 @@ impl<K, V> Level<K, V> {
     }
 }
 
-/// The table's side of up to [`SEGMENT_PAGES`] pages.
-pub(super) struct Segment<K, V> {
-    /// As long as the segment, or empty if it owns none.
-    own: Vec<Option<Page<K, V>>>,
-    /// Which of them are there.
-    owned: u64,
-    /// In the order in which they were frozen.
-    levels: Vec<Arc<Level<K, V>>>,
-}
+/// The table's side of up to [`SEGMENT_PAGES`] pages: those that are not its own. `own`: those that are.
+pub(super) struct Levels<K, V>(Vec<Arc<Level<K, V>>>);
 
-impl<K, V> Segment<K, V> {
-    pub(super) fn new() -> Self {
-        Self { own: Vec::new(), owned: 0, levels: Vec::new() }
+impl<K, V> Levels<K, V> {
+    pub(super) const fn none() -> Self {
+        Self(Vec::new())
     }
 
-    /// Adds a page behind the others.
-    pub(super) fn push(&mut self, at: usize, page: Page<K, V>) {
-        self.own.resize_with(at, || None);
-        self.own.push(Some(page));
-        self.owned |= 1 << at;
-    }
-
-    /// The page, if no snapshot may have it.
-    #[inline]
-    pub(super) fn get(&self, at: usize) -> Option<&Page<K, V>> {
-        self.own.get(at)?.as_ref()
-    }
-
-    /// As [`Segment::get`].
-    #[inline]
-    pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut Page<K, V>> {
-        self.own.get_mut(at)?.as_mut()
-    }
-
-    /// Looks at a page wherever it is.
+    /// Looks at a page that the table does not own.
     pub(super) fn look<T>(&self, at: usize, look: impl FnOnce(&Page<K, V>) -> T) -> T {
-        if let Some(page) = self.get(at) {
-            return look(page);
-        }
-        for level in self.levels.iter().rev() {
+        for level in self.0.iter().rev() {
             let cells = level.lock_for(at);
             if cells.tables >> at & 1 == 1
                 && let Some(page) = &cells.pages[at]
@@ -111,27 +85,35 @@ impl<K, V> Segment<K, V> {
     }
 
     /// Shares these pages with a snapshot. `first`: the number of the segment's first page.
-    pub(super) fn share(&mut self, first: usize, wanted: u64, into: &mut ReadPages<K, V>) {
-        self.levels.retain(|level| {
+    pub(super) fn share(
+        &mut self,
+        own: &mut [Slot<K, V>],
+        first: usize,
+        wanted: u64,
+        into: &mut ReadPages<K, V>,
+    ) {
+        self.0.retain(|level| {
             let mut cells = level.lock();
-            if cells.all_readers > 0 {
-                return true;
+            let read = cells.all_readers > 0;
+            if !read {
+                cells.give_all(own);
             }
-            take_all(&mut self.own, &mut self.owned, &mut cells);
-            false
+            read
         });
-        if self.owned & wanted != 0 {
+        let present = |(at, slot): (usize, &Slot<K, V>)| u64::from(slot.is_some()) << at;
+        let tables = own.iter().enumerate().map(present).fold(0, |all, page| all | page);
+        if tables & wanted != 0 {
             let cells = Cells {
-                pages: std::mem::take(&mut self.own),
-                tables: std::mem::take(&mut self.owned),
+                pages: own.iter_mut().map(Option::take).collect(),
+                tables,
                 out: 0,
                 readers: [0; SEGMENT_PAGES],
                 all_readers: 0,
             };
             let level = Level { cells: Mutex::new(cells), put_back: Condvar::new() };
-            self.levels.push(Arc::new(level));
+            self.0.push(Arc::new(level));
         }
-        for level in &self.levels {
+        for level in &self.0 {
             let mut cells = level.lock();
             let here = cells.tables & wanted;
             if here != 0 {
@@ -146,48 +128,35 @@ impl<K, V> Segment<K, V> {
     }
 }
 
-/// Takes back all pages of a level that nobody reads.
-fn take_all<K, V>(own: &mut Vec<Option<Page<K, V>>>, owned: &mut u64, cells: &mut Cells<K, V>) {
-    let mut pages = std::mem::take(&mut cells.pages);
-    if own.len() < pages.len() {
-        // Usual: everything was there, nothing is here.
-        std::mem::swap(own, &mut pages);
+impl<K, V> Cells<K, V> {
+    /// Gives all pages back to the table. Nobody reads them.
+    fn give_all(&mut self, own: &mut [Slot<K, V>]) {
+        self.tables = 0;
+        let there = own.iter_mut().zip(&mut self.pages).filter(|(_, page)| page.is_some());
+        there.for_each(|(own, page)| *own = page.take());
     }
-    for (own, page) in own.iter_mut().zip(&mut pages).filter(|(_, page)| page.is_some()) {
-        *own = page.take();
-    }
-    *owned |= std::mem::take(&mut cells.tables);
 }
 
-impl<K: Clone, V: Clone> Segment<K, V> {
+impl<K: Clone, V: Clone> Levels<K, V> {
     /// Makes the table the owner of a page that is in a level.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn take_back(&mut self, at: usize) {
-        let Self { own, owned, levels } = self;
-        let place = levels.iter().rposition(|level| level.lock().tables >> at & 1 == 1);
+    pub(super) fn take_back(&mut self, own: &mut [Slot<K, V>], at: usize) {
+        let place = self.0.iter().rposition(|level| level.lock().tables >> at & 1 == 1);
         let place = place.expect("a page is the table's or in a level");
-        let mut cells = levels[place].lock();
+        let mut cells = self.0[place].lock();
         if cells.all_readers == 0 {
-            take_all(own, owned, &mut cells);
+            cells.give_all(own);
             drop(cells);
-            levels.remove(place);
+            self.0.remove(place);
             return;
         }
-        let page = if cells.readers[at] == 0 {
-            cells.pages[at].take()
-        } else {
+        if cells.readers[at] > 0 {
             drop(cells);
-            cells = levels[place].lock_for(at);
-            // Its readers may have gone while the table waited.
-            if cells.readers[at] == 0 { cells.pages[at].take() } else { cells.pages[at].clone() }
-        };
-        cells.tables &= !(1 << at);
-        if own.len() <= at {
-            own.resize_with(cells.pages.len(), || None);
+            cells = self.0[place].lock_for(at);
         }
-        own[at] = page;
-        *owned |= 1 << at;
+        // Its readers may have gone while the table waited.
+        own[at] =
+            if cells.readers[at] == 0 { cells.pages[at].take() } else { cells.pages[at].clone() };
+        cells.tables &= !(1 << at);
     }
 }
 
@@ -211,7 +180,7 @@ pub(in crate::state) struct ReadPage<K, V> {
 /// A page while a snapshot looks at it.
 pub(in crate::state) struct LockedPage<'a, K, V> {
     read: &'a ReadPage<K, V>,
-    page: Option<Page<K, V>>,
+    page: Slot<K, V>,
 }
 
 impl<K, V> Default for ReadPages<K, V> {

@@ -47,8 +47,9 @@ pub(super) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<K: Clone + Eq, V: Clone> Cache<K, V> {
     /// What a full page takes. Units: bytes.
-    pub(super) const PAGE_BYTES: usize =
-        Page::<K, Cached<V>>::CAPACITY * (size_of::<Entry<K, Cached<V>>>() + 4 * size_of::<u16>());
+    pub(super) const PAGE_BYTES: usize = Page::<K, Cached<V>>::CAPACITY
+        * (size_of::<Entry<K, Cached<V>>>()
+            + Page::<K, Cached<V>>::SLOTS_PER_ENTRY * size_of::<u16>());
 
     pub(super) fn new() -> Self {
         Self { pages: Pages::new(), newest: vec![0] }
