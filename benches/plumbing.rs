@@ -7,12 +7,13 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use highwater::format::{FormatError, SectionOutput, codec};
-use highwater::ids::KeyGroup;
+use highwater::ids::{Epoch, KeyGroup};
 use highwater::protocol::key_groups::key_group;
 use highwater::state::hash::stable_hash;
 use highwater::state::heap::HeapBackend;
 use highwater::state::{Key, Selection, SnapshotForm, StateBackend, StateValue, ValueTable};
 use rustc_hash::FxHashMap;
+use rustix::time::{ClockId, clock_gettime};
 
 /// Records come in batches of this many.
 const BATCH: usize = 512;
@@ -42,6 +43,7 @@ fn main() {
         updates(scale, entries);
     }
     freezing(scale);
+    freezing_changes(scale);
     snapshots(scale);
     codecs(scale);
     strings(scale);
@@ -124,6 +126,45 @@ fn freezing(scale: Scale) {
         let elapsed = time(|| update(&mut table, &keys[..BATCH], true));
         own_all(&mut table, entries);
         elapsed
+    });
+}
+
+/// One entry in a hundred changes between two layers, of entries as large as those of `large-state`; the table is a
+/// worker's half of them. Times are of the processor: other programs do not count.
+fn freezing_changes(scale: Scale) {
+    type Large = [u64; 12];
+    let entries = scale.entries_max as u64;
+    let mut table = HeapBackend.value_table::<u64, Large>(MAX_PARALLELISM, &(0..MAX_PARALLELISM));
+    for n in 0..entries {
+        table.insert(stable_hash(&key(n)), &key(n), [n; 12]);
+    }
+    let form = |epoch: u64| SnapshotForm::Layer {
+        epoch: Epoch(epoch),
+        confirmed: epoch.checked_sub(1).filter(|before| *before > 0).map(Epoch),
+        whole: false,
+        bytes_min: 0,
+    };
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+    let mut epoch = 1;
+    let frozen = cpu_time(|| drop(table.freeze(form(epoch))));
+    println!("{:<58} {:>10.2}", "freeze of all large entries, CPU ms", milliseconds(frozen));
+    let mut after = Vec::new();
+    report("freeze of 1 % changed large entries, CPU ms", scale, milliseconds, || {
+        let keys = random_keys(entries as usize, entries as usize / 100 * epoch as usize);
+        let changed = &keys[keys.len() - entries as usize / 100..];
+        let update =
+            |key: &u64| _ = table.get_mut(stable_hash(key), key).map(|value| value[0] += 1);
+        after.push(cpu_time(|| changed.iter().for_each(update)));
+        epoch += 1;
+        let mut frozen = None;
+        let elapsed = cpu_time(|| frozen = Some(table.freeze(form(epoch))));
+        let content = frozen.expect("it was frozen").content;
+        content.write(&mut Blocks::default()).expect("memory does not fail");
+        elapsed
+    });
+    let per_update = |time: Duration| time.as_nanos() as f64 / (entries / 100) as f64;
+    report("update after a snapshot was written, CPU ns", scale, per_update, || {
+        after.pop().expect("as many as runs")
     });
 }
 
@@ -327,6 +368,17 @@ impl SectionOutput for Blocks {
         *count += 1;
         fill(bytes)
     }
+}
+
+/// The processor time of this thread.
+fn cpu_time(work: impl FnOnce()) -> Duration {
+    let now = || {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    };
+    let start = now();
+    work();
+    now() - start
 }
 
 fn time<T>(work: impl FnOnce() -> T) -> Duration {

@@ -63,6 +63,9 @@ pub struct Args {
     /// How a job is made to fail.
     #[arg(long, value_enum, default_value = "panic")]
     pub mode: Mode,
+    /// Keep a second copy of checkpoints, which is read first.
+    #[arg(long)]
+    pub local_copy: bool,
     /// Time before a restart.
     #[arg(long, default_value = "0", value_parser = parse_duration)]
     pub restart_delay: Duration,
@@ -99,6 +102,10 @@ pub enum Workload {
     Backpressure,
     /// Incremental checkpoints of a large state.
     LargeState,
+    /// The longest pause of a worker while keys are added.
+    Growth,
+    /// The time from a failure to output again, by size of the state and source of its bytes.
+    Restore,
     /// What a job without input costs.
     Idle,
     /// Whether memory stays bounded before a slow sink.
@@ -238,6 +245,9 @@ impl Args {
         }
         if !self.addresses.is_empty() {
             add("--addresses", self.addresses.join(",").into());
+        }
+        if self.local_copy {
+            arguments.push("--local-copy".into());
         }
         arguments
     }

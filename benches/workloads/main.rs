@@ -11,6 +11,7 @@ mod counting;
 #[path = "../../examples/nexmark/events.rs"]
 #[allow(dead_code, reason = "some queries are measured, not all")]
 mod events;
+mod growth;
 mod histogram;
 mod idle;
 mod keyed_count;
@@ -26,6 +27,7 @@ mod raw;
 mod recovery;
 mod recovery_kill;
 mod report;
+mod restore;
 mod window;
 
 use std::process::ExitCode;
@@ -53,6 +55,8 @@ fn main() -> ExitCode {
         },
         Some(Workload::Backpressure) => backpressure::run(&args),
         Some(Workload::LargeState) => large_state::run(&args),
+        Some(Workload::Growth) => growth::run(&args),
+        Some(Workload::Restore) => restore::run(&args),
         Some(Workload::Idle) => idle::run(&args),
         Some(Workload::Memory) => memory::run(&args),
         Some(Workload::Window) => window::run(&args),

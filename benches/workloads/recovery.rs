@@ -31,10 +31,12 @@ pub fn run(args: &Args) -> Measured {
     let args = progress::schedule(args, 1_000_000);
     let mut config = JobConfig::new(Name::new("recovery").expect("a constant name"));
     config.workers = args.workers();
+    config.state = args.state()?;
     config.checkpoints.interval = args.checkpoint_interval.0;
     config.restart = RestartStrategy::FixedDelay { attempts: 1, delay: args.restart_delay };
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
-    config.checkpoints.directory = Some(directory.path().to_owned());
+    config.checkpoints.directory = Some(directory.path().join("checkpoints"));
+    config.checkpoints.local_recovery = args.local_copy.then(|| directory.path().join("local"));
     std::panic::set_hook(Box::new(|_| {})); // One is on purpose.
     let seen: Arc<Mutex<Seen>> = Arc::default();
     let listener = listener(&seen);
@@ -54,6 +56,7 @@ pub fn run(args: &Args) -> Measured {
         "workload": "recovery",
         "mode": "panic",
         "parameters": parameters(&args, args.keyed_count_records()),
+        "local_copy": args.local_copy,
         "restart_delay_ms": args.restart_delay.as_millis(),
         "first_output_ms": first,
         "every_subtask_ms": every,

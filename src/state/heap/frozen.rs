@@ -7,70 +7,90 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::marks::is_marked;
 use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, FormatError, SectionOutput, codec};
 use crate::protocol::key_groups::key_group;
-use crate::state::pages::{Page, ReadPage};
+use crate::state::pages::{Page, ReadPage, ReadPages};
 use crate::state::{Frozen, Key, StateValue};
 
+/// What of pages is written that are not written whole.
+#[derive(Debug)]
+pub(super) struct Changes {
+    /// Keys that were removed since this confirmed snapshot, and the entries that are marked.
+    pub(super) confirmed: u32,
+    /// The numbers of the pages, ascending.
+    pub(super) numbers: Vec<u32>,
+    /// The marks of each, so many words.
+    pub(super) marks: Vec<u64>,
+    pub(super) words: usize,
+}
+
 /// What of a page is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Marked {
+#[derive(Clone, Copy)]
+enum Marked<'a> {
     /// All entries.
     All,
-    /// Keys that were removed since this confirmed snapshot, and what is marked by the words from `marks` on; `None`: nothing.
-    Changes { confirmed: u32, marks: Option<usize> },
+    /// Keys that were removed since this confirmed snapshot, and the entries that are marked.
+    Changes { confirmed: u32, marks: &'a [u64] },
+}
+
+impl Changes {
+    fn of(&self, page: usize) -> Marked<'_> {
+        let place = self.numbers.binary_search(&(page as u32)).expect("the page was shared for it");
+        let marks = &self.marks[place * self.words..(place + 1) * self.words];
+        Marked::Changes { confirmed: self.confirmed, marks }
+    }
 }
 
 pub(super) struct FrozenPages<K, V> {
-    /// In no order.
-    pages: Vec<(ReadPage<K, V>, Marked)>,
-    /// The marks of pages, each of so many words.
-    marks: Vec<u64>,
-    words: usize,
+    /// Those that are written whole.
+    whole: ReadPages<K, V>,
+    /// The others. `None`: it is a snapshot of everything; else each entry says if it is there or was removed.
+    changes: Option<(ReadPages<K, V>, Changes)>,
     max_parallelism: u16,
-    /// Whether each entry says if it is there or was removed.
-    tagged: bool,
     /// Where the bytes of an average entry are noted, if all are written.
     entry_bytes: Arc<AtomicUsize>,
 }
 
 impl<K, V> FrozenPages<K, V> {
     pub(super) fn new(
-        pages: Vec<(ReadPage<K, V>, Marked)>,
-        (marks, words): (Vec<u64>, usize),
+        whole: ReadPages<K, V>,
+        changes: Option<(ReadPages<K, V>, Changes)>,
         max_parallelism: u16,
-        tagged: bool,
         entry_bytes: Arc<AtomicUsize>,
     ) -> Self {
-        Self { pages, marks, words, max_parallelism, tagged, entry_bytes }
+        Self { whole, changes, max_parallelism, entry_bytes }
     }
 }
 
 impl<K: Key, V: StateValue> Frozen for FrozenPages<K, V> {
     fn write(self: Box<Self>, out: &mut dyn SectionOutput) -> Result<(), FormatError> {
+        let Self { whole, changes, max_parallelism, entry_bytes } = *self;
+        let (changed, changes) = changes.unzip();
         // Pages hold disjoint ranges of hashes, so any hash of each sorts them.
-        let first = |(page, marked): (ReadPage<K, V>, Marked)| {
-            let locked = page.lock();
+        let first = |(page, marked)| {
+            let locked = ReadPage::lock(&page);
             let hash = locked.entries().first().map(|entry| entry.hash);
             let hash = hash.or_else(|| locked.removed().first().map(|removed| removed.hash));
             drop(locked);
             hash.map(|hash| (hash, page, marked))
         };
-        let mut pages: Vec<_> = self.pages.into_iter().filter_map(first).collect();
+        let whole = whole.map(|page| (page, Marked::All));
+        let marked = |number| changes.as_ref().map_or(Marked::All, |changes| changes.of(number));
+        let changed = changed.into_iter().flatten().map(|page| {
+            let marked = marked(page.number());
+            (page, marked)
+        });
+        let mut pages: Vec<_> = whole.chain(changed).filter_map(first).collect();
         pages.sort_unstable_by_key(|(hash, ..)| *hash);
 
-        let mut encoder = PageEncoder::new(self.max_parallelism, self.tagged);
+        let mut encoder = PageEncoder::new(max_parallelism, changes.is_some());
         let (mut entries, mut bytes) = (0, 0);
         for (_, page, marked) in pages {
-            let marks = match marked {
-                Marked::Changes { marks: Some(at), .. } => &self.marks[at..at + self.words],
-                _ => &[],
-            };
-            let (page_entries, page_bytes) = encoder.write(&page, marked, marks, out)?;
+            let (page_entries, page_bytes) = encoder.write(&page, marked, out)?;
             entries += page_entries;
             bytes += page_bytes;
             // `page` is dropped here, so the worker can take it back without copying it.
         }
-        if !self.tagged && entries > 0 {
-            self.entry_bytes.store(bytes / entries, Ordering::Relaxed);
+        if changes.is_none() && entries > 0 {
+            entry_bytes.store(bytes / entries, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -116,11 +136,10 @@ impl<K: Key, V: StateValue> PageEncoder<K, V> {
     fn write(
         &mut self,
         shared: &ReadPage<K, V>,
-        marked: Marked,
-        marks: &[u64],
+        marked: Marked<'_>,
         out: &mut dyn SectionOutput,
     ) -> Result<(usize, usize), FormatError> {
-        self.set_order(&shared.lock(), marked, marks);
+        self.set_order(&shared.lock(), marked);
         let (mut written, mut bytes_written) = (0, 0);
         while written < self.order.len() {
             // A shared page does not change, so it may be unlocked between chunks.
@@ -140,16 +159,14 @@ impl<K: Key, V: StateValue> PageEncoder<K, V> {
         Ok((written, bytes_written))
     }
 
-    fn set_order(&mut self, page: &Page<K, V>, marked: Marked, marks: &[u64]) {
+    fn set_order(&mut self, page: &Page<K, V>, marked: Marked<'_>) {
         let positions = 0..page.entries().len();
         self.order.clear();
         match marked {
             Marked::All => self.order.extend(positions.map(|at| Item::Entry(at as u32))),
-            Marked::Changes { confirmed, marks: marked } => {
-                if marked.is_some() {
-                    let changed = positions.filter(|position| is_marked(marks, *position));
-                    self.order.extend(changed.map(|at| Item::Entry(at as u32)));
-                }
+            Marked::Changes { confirmed, marks } => {
+                let changed = positions.filter(|position| is_marked(marks, *position));
+                self.order.extend(changed.map(|at| Item::Entry(at as u32)));
                 let gone = |at: &usize| {
                     let removed = &page.removed()[*at];
                     let there = || page.find(removed.hash, &removed.key).is_some();

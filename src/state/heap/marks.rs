@@ -169,10 +169,14 @@ impl Marks {
         all
     }
 
-    /// What a page has to write: its marks since the last confirmed snapshot or, `top`, the last confirmed top one.
-    pub(super) fn folded(&self, page: usize, since: u32, top: bool) -> Option<&[u64]> {
+    /// Adds what a page has to write: its marks since the last confirmed snapshot or, `top`, the last confirmed top one.
+    pub(super) fn copy_folded(&self, page: usize, since: u32, top: bool, to: &mut Vec<u64>) {
         let set = if top { &self.top } else { &self.small };
-        (self.pages[page].folded > since).then(|| &set[page * self.words..(page + 1) * self.words])
+        if self.pages[page].folded > since {
+            to.extend_from_slice(&set[page * self.words..(page + 1) * self.words]);
+        } else {
+            to.resize(to.len() + self.words, 0);
+        }
     }
 
     /// Number of words of a page.

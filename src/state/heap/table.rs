@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustc_hash::FxHashSet;
 
-use super::frozen::{FrozenPages, Marked};
+use super::frozen::{Changes, FrozenPages};
 use super::marks::Marks;
 use crate::format::{Extent, FormatError};
 use crate::ids::{Epoch, HashRange};
 use crate::protocol::key_groups::hashes;
 use crate::protocol::layers::{Layer, Layers, Plan};
-use crate::state::pages::{Entry, Page, Pages, ReadPage, Tombstones};
+use crate::state::pages::{Entry, Page, Pages, ReadPages, Tombstones};
 use crate::state::{
     FrozenState, Key, Selection, SnapshotForm, StateValue, SweepPosition, ValueTable,
     restore_entries,
@@ -63,12 +63,10 @@ impl<K: Key, V: StateValue> Table<K, V> {
 
     fn frozen(
         &self,
-        pages: Vec<(ReadPage<K, V>, Marked)>,
-        marks: Vec<u64>,
-        tagged: bool,
+        whole: ReadPages<K, V>,
+        changes: Option<(ReadPages<K, V>, Changes)>,
     ) -> FrozenPages<K, V> {
-        let marks = (marks, self.marks.words());
-        FrozenPages::new(pages, marks, self.max_parallelism, tagged, Arc::clone(&self.entry_bytes))
+        FrozenPages::new(whole, changes, self.max_parallelism, Arc::clone(&self.entry_bytes))
     }
 
     #[inline]
@@ -200,26 +198,13 @@ impl<K: Key, V: StateValue> Table<K, V> {
             Plan::Top { .. } => (true, self.layers.confirmed_top()),
             _ => (false, self.layers.confirmed_snapshot()),
         };
-        let (shared, owned): (Vec<usize>, Vec<usize>) = changes
-            .into_iter()
-            .map(|number| number as usize)
-            .partition(|number| self.pages.is_shared(*number));
-        // In the order in which they will be shared.
-        let changes = || shared.iter().chain(&owned).copied();
-        let (mut marks, mut marked) = (Vec::new(), Vec::with_capacity(shared.len() + owned.len()));
-        for number in changes() {
-            let words = self.marks.folded(number, confirmed, is_top);
-            let at = words.map(|words| {
-                marks.extend_from_slice(words);
-                marks.len() - words.len()
-            });
-            marked.push(Marked::Changes { confirmed, marks: at });
+        let mut marks = Vec::with_capacity(changes.len() * self.marks.words());
+        for number in &changes {
+            self.marks.copy_folded(*number as usize, confirmed, is_top, &mut marks);
         }
-        let mut pages: Vec<_> = self.pages.share(changes()).into_iter().zip(marked).collect();
-        pages.extend(
-            self.pages.share(whole.into_iter()).into_iter().map(|page| (page, Marked::All)),
-        );
-        let empty = plan == Plan::Small && pages.is_empty();
+        let whole = self.pages.share(whole.into_iter());
+        let changed = self.pages.share(changes.iter().map(|number| *number as usize));
+        let empty = plan == Plan::Small && changes.is_empty();
         let needs = self.layers.taken(epoch, plan, window, empty);
         self.tombstones.kept = true;
         self.tombstones.snapshots = self.layers.snapshot();
@@ -228,8 +213,10 @@ impl<K: Key, V: StateValue> Table<K, V> {
             Plan::Whole => Extent::Whole,
             _ => Extent::Changes { whole: window.into_iter().collect() },
         };
-        let tagged = plan != Plan::Whole;
-        let content = Box::new(self.frozen(pages, marks, tagged));
+        let words = self.marks.words();
+        let changes = Changes { confirmed, numbers: changes, marks, words };
+        let changes = (plan != Plan::Whole).then_some((changed, changes));
+        let content = Box::new(self.frozen(whole, changes));
         FrozenState { content, extent, needs, layer: !empty }
     }
 }
@@ -317,8 +304,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
                 // What changes from here on is not kept apart from what has changed before.
                 self.tombstones.kept = false;
                 let pages = self.pages.share(0..self.pages.len());
-                let pages = pages.into_iter().map(|page| (page, Marked::All)).collect();
-                let content = Box::new(self.frozen(pages, Vec::new(), false));
+                let content = Box::new(self.frozen(pages, None));
                 let needs = BTreeSet::new();
                 FrozenState { content, extent: Extent::Whole, needs, layer: false }
             }

@@ -3,9 +3,9 @@
 //! ```text
 //! hash:  [ directory bits | ..................... | tag | home slot ]
 //!              |
-//! directory: [0, 0, 1, 2] --> pages: [Owned, Shared, Owned]
-//!                                              |
-//!                               frozen snapshot's list of shared pages
+//! directory: [0, 0, 1, 2] --> pages: [owned, -, owned]
+//!                                            |
+//!                                     behind a lock, shared with snapshots
 //! ```
 //! A page holds the entries of one range of hashes, and the directory maps each prefix of a hash to
 //! its page (extendible hashing). A full page splits by the next bit of the hash; nothing is ever
@@ -13,35 +13,35 @@
 //! are sorted by key group. When to split, and up to which depth, is up to the table.
 //!
 //! # Ownership
-//! The worker owns its pages by value, so that no record pays for an atomic operation. Freezing
-//! moves each page behind a lock that the table and the snapshot share: a pass over the
-//! pages, not the entries. The first operation on a shared page takes it back if all snapshots are
-//! done with it, or else copies it; reads too, because a reference to a value cannot outlive the
-//! lock. A shared page never changes: copies do. Keys and values need not be `Sync`, hence the
-//! lock.
+//! The worker owns its pages by value, so that no record pays for an atomic operation. Freezing moves them
+//! behind locks that the table and the snapshot share, a lock for each segment of 64: a few words for
+//! each page, neither entries nor index (`shared`). The first operation on a shared page takes it back if
+//! all snapshots are done with it or do not want it, or else copies it; reads too, because a reference to
+//! a value cannot outlive the lock. A shared page never changes: copies do. Keys and values need not be
+//! `Sync`, hence the lock.
 //!
 //! # Source
 //! Fagin, Nievergelt, Pippenger, Strong 1979, extendible hashing.
 
 mod page;
 mod shared;
+#[cfg(test)]
+mod tests;
 
 pub(super) use page::{Entry, Page, Tombstones};
-pub(super) use shared::ReadPage;
-use shared::SharedPage;
-
-enum Slot<K, V> {
-    Owned(Page<K, V>),
-    Shared(SharedPage<K, V>),
-}
+use shared::{Levels, SEGMENT_PAGES, Slot};
+pub(super) use shared::{ReadPage, ReadPages};
 
 /// The pages, and the directory that finds them.
 pub(super) struct Pages<K, V> {
-    /// For each prefix of `depth` bits, the page in `slots`.
+    /// For each prefix of `depth` bits, the number of its page.
     directory: Vec<u32>,
     /// At least 1, so that a shift by `64 - depth` is defined.
     depth: u8,
+    /// By number. Empty where the page is not the table's own.
     slots: Vec<Slot<K, V>>,
+    /// Where the others are, for each segment of pages.
+    levels: Vec<Levels<K, V>>,
 }
 
 /// How many keys are prefetched together.
@@ -50,7 +50,8 @@ const PREFETCH_CHUNK: usize = 64;
 impl<K, V> Pages<K, V> {
     /// One page, empty.
     pub(super) fn new() -> Self {
-        Self { directory: vec![0; 2], depth: 1, slots: vec![Slot::Owned(Page::new(0))] }
+        let slots = vec![Some(Page::new(0))];
+        Self { directory: vec![0; 2], depth: 1, slots, levels: vec![Levels::none()] }
     }
 
     /// Number of pages.
@@ -72,35 +73,37 @@ impl<K, V> Pages<K, V> {
 
     /// Whether snapshots may have the page.
     pub(super) fn is_shared(&self, number: usize) -> bool {
-        matches!(self.slots[number], Slot::Shared(_))
+        self.slots[number].is_none()
     }
 
     /// How many leading bits the hashes of a page have in common, and the number of its entries.
     pub(super) fn extent(&self, number: usize) -> (u8, u32) {
+        let extent = |page: &Page<K, V>| (page.depth(), page.entries().len() as u32);
         match &self.slots[number] {
-            Slot::Owned(page) => (page.depth(), page.entries().len() as u32),
-            Slot::Shared(shared) => (shared.depth, shared.entries),
+            Some(page) => extent(page),
+            None => self.levels[number / SEGMENT_PAGES].look(number % SEGMENT_PAGES, extent),
         }
     }
 
     /// The page, if no snapshot may have it.
+    #[inline]
     pub(super) fn owned_mut(&mut self, number: usize) -> Option<&mut Page<K, V>> {
-        match &mut self.slots[number] {
-            Slot::Owned(page) => Some(page),
-            Slot::Shared(_) => None,
-        }
+        self.slots[number].as_mut()
     }
 
-    /// Shares these pages with a snapshot: first those that are shared already.
-    pub(super) fn share(&mut self, numbers: impl Iterator<Item = usize>) -> Vec<ReadPage<K, V>> {
-        let (mut owned, mut reads) = (Vec::new(), Vec::new());
+    /// Shares these pages with a snapshot.
+    pub(super) fn share(&mut self, numbers: impl Iterator<Item = usize>) -> ReadPages<K, V> {
+        let mut wanted = vec![0_u64; self.levels.len()];
         for number in numbers {
-            match &self.slots[number] {
-                Slot::Owned(_) => owned.push(number),
-                Slot::Shared(shared) => reads.push(shared.read()),
+            wanted[number / SEGMENT_PAGES] |= 1 << (number % SEGMENT_PAGES);
+        }
+        let mut reads = ReadPages::default();
+        let segments = self.slots.chunks_mut(SEGMENT_PAGES).zip(&mut self.levels).zip(wanted);
+        for (index, ((own, levels), wanted)) in segments.enumerate() {
+            if wanted != 0 {
+                levels.share(own, index * SEGMENT_PAGES, wanted, &mut reads);
             }
         }
-        shared::share(&mut self.slots, &owned, &mut reads);
         reads
     }
 
@@ -115,10 +118,7 @@ impl<K, V> Pages<K, V> {
         let mut touched = 0;
         for hashes in hashes.chunks(PREFETCH_CHUNK) {
             for ((hash, page), slot) in hashes.iter().zip(&mut pages).zip(&mut slots) {
-                *page = match &self.slots[self.number(*hash)] {
-                    Slot::Owned(page) => Some(page),
-                    Slot::Shared(_) => None,
-                };
+                *page = self.slots[self.number(*hash)].as_ref();
                 if let Some(page) = page {
                     *slot = page.home_slot(*hash);
                 }
@@ -143,14 +143,19 @@ impl<K: Clone, V: Clone> Pages<K, V> {
     /// The page, taken back from snapshots.
     #[inline]
     pub(super) fn own(&mut self, number: usize) -> &mut Page<K, V> {
-        let slot = &mut self.slots[number];
-        if let Slot::Shared(_) = slot {
-            slot.unshare();
+        if self.slots[number].is_none() {
+            self.take_back(number);
         }
-        match slot {
-            Slot::Owned(page) => page,
-            Slot::Shared(_) => unreachable!("the page was just unshared"),
-        }
+        self.slots[number].as_mut().expect("the page was just taken back")
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_back(&mut self, number: usize) {
+        let (segment, at) = (number / SEGMENT_PAGES, number % SEGMENT_PAGES);
+        let first = number - at;
+        let end = self.slots.len().min(first + SEGMENT_PAGES);
+        self.levels[segment].take_back(&mut self.slots[first..end], at);
     }
 
     /// Splits the page of this hash by the next bit. Returns its number and that of the new page, which is the last.
@@ -170,22 +175,12 @@ impl<K: Clone, V: Clone> Pages<K, V> {
         let first = (hash >> (64 - self.depth)) as usize & !(prefixes - 1);
         let upper = self.own(number).split(moved);
         let upper_number = self.slots.len();
-        self.slots.push(Slot::Owned(upper));
+        self.slots.push(Some(upper));
+        if upper_number.is_multiple_of(SEGMENT_PAGES) {
+            self.levels.push(Levels::none());
+        }
         let entry = u32::try_from(upper_number).expect("2^32 pages do not fit into memory");
         self.directory[first + prefixes / 2..first + prefixes].fill(entry);
         (number, upper_number)
-    }
-}
-
-impl<K: Clone, V: Clone> Slot<K, V> {
-    #[cold]
-    #[inline(never)]
-    fn unshare(&mut self) {
-        let slot = std::mem::replace(self, Slot::Owned(Page::hollow()));
-        let page = match slot {
-            Slot::Owned(page) => page,
-            Slot::Shared(shared) => shared.into_owned(),
-        };
-        *self = Slot::Owned(page);
     }
 }

@@ -20,9 +20,13 @@ pub(in crate::state) struct Page<K, V> {
     entries: Vec<Entry<K, V>>,
     index: Box<[u16]>,
     depth: u8,
-    /// Keys that were removed, each with the number of snapshots before. A key may be there again, or twice.
-    removed: Vec<Removed<K>>,
+    /// `None`: nothing.
+    removed: Option<Box<RemovedKeys<K>>>,
 }
+
+/// Keys that were removed, each with the number of snapshots before. A key may be there again, or twice.
+#[derive(Clone)]
+struct RemovedKeys<K>(Vec<Removed<K>>);
 
 /// A key that was removed.
 #[derive(Clone)]
@@ -62,10 +66,6 @@ pub(in crate::state) struct Tombstones {
 /// The bits of an index slot that hold a position plus one. The others hold a tag.
 const POSITION_MASK: u16 = (1 << 10) - 1;
 
-/// Slots of the index for each entry of a full page. At two, an update in the cache takes half as
-/// long again, because the processor guesses wrong how long a search is.
-const SLOTS_PER_ENTRY: usize = 4;
-
 /// The position that a slot which is not free names.
 #[inline]
 fn position(word: u16) -> usize {
@@ -93,20 +93,20 @@ impl<K, V> Page<K, V> {
         capacity
     };
 
+    /// Slots of the index for each entry of a full page. At two, an update in the cache takes half as
+    /// long again, because the processor guesses wrong how long a search is; but of entries that are not small
+    /// few are in the cache, and memory counts.
+    pub(in crate::state) const SLOTS_PER_ENTRY: usize =
+        if size_of::<Entry<K, V>>() < 64 { 4 } else { 2 };
+
     /// An empty page for the hashes with one prefix of `depth` bits.
     pub(in crate::state) fn new(depth: u8) -> Self {
         Self {
             entries: Vec::new(),
-            index: vec![0; SLOTS_PER_ENTRY * Self::CAPACITY].into_boxed_slice(),
+            index: vec![0; Self::SLOTS_PER_ENTRY * Self::CAPACITY].into_boxed_slice(),
             depth,
-            removed: Vec::new(),
+            removed: None,
         }
-    }
-
-    /// A stand-in that owns no memory, for while a page is being moved. It must not be used as a
-    /// page.
-    pub(in crate::state) fn hollow() -> Self {
-        Self { entries: Vec::new(), index: Box::default(), depth: 0, removed: Vec::new() }
     }
 
     /// How many leading bits the hashes of this page have in common.
@@ -224,8 +224,11 @@ impl<K, V> Page<K, V> {
         let bit = 1 << (63 - self.depth);
         let mut upper = Self::new(self.depth + 1);
         self.depth += 1;
-        let removed = std::mem::take(&mut self.removed);
-        (self.removed, upper.removed) = removed.into_iter().partition(|key| key.hash & bit == 0);
+        if let Some(removed) = self.removed.take() {
+            let (lower, higher) = removed.0.into_iter().partition(|key| key.hash & bit == 0);
+            let keys = |keys: Vec<_>| (!keys.is_empty()).then(|| Box::new(RemovedKeys(keys)));
+            (self.removed, upper.removed) = (keys(lower), keys(higher));
+        }
         let ones = self.entries.iter().filter(|entry| entry.hash & bit != 0).count();
         if ones == 0 {
             (0..self.entries.len()).for_each(|position| moved(position, false, position));
@@ -254,24 +257,25 @@ impl<K, V> Page<K, V> {
     /// Remembers that a key was removed, if anybody wants to know.
     fn note_removed(&mut self, hash: u64, key: K, tombstones: &mut Tombstones) {
         if tombstones.kept {
+            let keys = self.removed.get_or_insert_with(|| Box::new(RemovedKeys(Vec::new())));
             // Those that a complete snapshot holds go first.
-            if self.removed.len() == self.removed.capacity() {
-                let before = self.removed.len();
-                self.removed.retain(|removed| removed.snapshots >= tombstones.needed_from);
-                tombstones.number -= before - self.removed.len();
+            if keys.0.len() == keys.0.capacity() {
+                let before = keys.0.len();
+                keys.0.retain(|removed| removed.snapshots >= tombstones.needed_from);
+                tombstones.number -= before - keys.0.len();
             }
-            self.removed.push(Removed { hash, key, snapshots: tombstones.snapshots });
+            keys.0.push(Removed { hash, key, snapshots: tombstones.snapshots });
             tombstones.number += 1;
         }
     }
 
     /// Forgets what was removed. Returns the number of keys.
     pub(in crate::state) fn forget_removed(&mut self) -> usize {
-        std::mem::take(&mut self.removed).len()
+        self.removed.take().map_or(0, |keys| keys.0.len())
     }
 
     pub(in crate::state) fn removed(&self) -> &[Removed<K>] {
-        &self.removed
+        self.removed.as_ref().map_or(&[], |keys| &keys.0)
     }
 
     #[inline]

@@ -1,97 +1,231 @@
-//! Pages that a table shares with snapshots, in chunks, so that freezing allocates once for many.
+//! Pages that a table shares with snapshots, a segment of them at a time.
 //!
+//! ```text
+//! table's segment:  pages [page, -, page, ...]   levels [oldest, ..., newest]
+//!                                                           |
+//! level (lock):     pages [-, page, -, ...]  readers [0, 1, 0, ...] <-- snapshots
+//! ```
 //! # States
-//! Of a page in a chunk: *read* by snapshots, and the table's; *read*, and copied by the table: the last reader drops it; read by
-//! nobody: the table may take it back. Whoever changes that holds the page's lock.
+//! A page is in one place for the table: its own, or one level. A freeze moves what the segment owns into a new level, a few words for each
+//! page, and registers the snapshot as a reader of the pages that it wants. The first operation on a page that is in a level:
+//! * without readers: takes it back; with the last reader of the level gone, all that is left there;
+//! * with readers: copies it. The one in the level is then the snapshots' alone, and the last reader drops it.
+//!
+//! A snapshot takes a page *out* of its level while it looks at it, so that the lock is held for moments only. Who wants that
+//! same page waits until it is put back.
+//!
+//! # Invariants
+//! A page in a level does not change. Levels without readers are given up at the next freeze, so there are at most as many levels as
+//! snapshots that are being written, and one.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::Slot;
 use super::page::Page;
 
-/// Pages of a chunk. A chunk lives as long as one of them is shared.
-const CHUNK_PAGES: usize = 64;
+/// Pages of a segment: as many as a word has bits.
+pub(super) const SEGMENT_PAGES: usize = 64;
 
-struct Cell<K, V> {
-    page: Option<Page<K, V>>,
-    /// Snapshots that have not written it yet.
-    readers: u32,
-    /// The table has a copy of its own.
-    copied: bool,
+/// A page, or where one is not. Not a pointer to one: pages are found by one load less, and are near each other.
+pub(super) type Slot<K, V> = Option<Page<K, V>>;
+
+/// The pages that were frozen together.
+struct Cells<K, V> {
+    /// `None`: taken back, dropped, or out.
+    pages: Vec<Slot<K, V>>,
+    /// Those that are the table's. The others are the snapshots' alone, or gone.
+    tables: u64,
+    /// Those that a snapshot looks at.
+    out: u64,
+    /// Snapshots that have not let go of a page yet.
+    readers: [u16; SEGMENT_PAGES],
+    /// Their sum.
+    all_readers: u32,
 }
 
-type Chunk<K, V> = Arc<[Mutex<Cell<K, V>>]>;
-
-/// The table's side of a shared page.
-pub(super) struct SharedPage<K, V> {
-    chunk: Chunk<K, V>,
-    at: usize,
-    /// What the table has to know without the lock.
-    pub(super) depth: u8,
-    pub(super) entries: u32,
+struct Level<K, V> {
+    cells: Mutex<Cells<K, V>>,
+    put_back: Condvar,
 }
 
-/// A snapshot's side of a shared page. Dropped, it lets go of the page.
+impl<K, V> Level<K, V> {
+    fn lock(&self) -> MutexGuard<'_, Cells<K, V>> {
+        // Nothing panics while the lock is held.
+        self.cells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Locks when nobody looks at the page.
+    fn lock_for(&self, at: usize) -> MutexGuard<'_, Cells<K, V>> {
+        let mut cells = self.lock();
+        while cells.out >> at & 1 == 1 {
+            cells = self.put_back.wait(cells).unwrap_or_else(PoisonError::into_inner);
+        }
+        cells
+    }
+}
+
+/// The table's side of up to [`SEGMENT_PAGES`] pages: those that are not its own. `own`: those that are.
+pub(super) struct Levels<K, V>(Vec<Arc<Level<K, V>>>);
+
+impl<K, V> Levels<K, V> {
+    pub(super) const fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Looks at a page that the table does not own.
+    pub(super) fn look<T>(&self, at: usize, look: impl FnOnce(&Page<K, V>) -> T) -> T {
+        for level in self.0.iter().rev() {
+            let cells = level.lock_for(at);
+            if cells.tables >> at & 1 == 1
+                && let Some(page) = &cells.pages[at]
+            {
+                return look(page);
+            }
+        }
+        unreachable!("a page is the table's or in a level")
+    }
+
+    /// Shares these pages with a snapshot. `first`: the number of the segment's first page.
+    pub(super) fn share(
+        &mut self,
+        own: &mut [Slot<K, V>],
+        first: usize,
+        wanted: u64,
+        into: &mut ReadPages<K, V>,
+    ) {
+        self.0.retain(|level| {
+            let mut cells = level.lock();
+            let read = cells.all_readers > 0;
+            if !read {
+                cells.give_all(own);
+            }
+            read
+        });
+        let present = |(at, slot): (usize, &Slot<K, V>)| u64::from(slot.is_some()) << at;
+        let tables = own.iter().enumerate().map(present).fold(0, |all, page| all | page);
+        if tables & wanted != 0 {
+            let cells = Cells {
+                pages: own.iter_mut().map(Option::take).collect(),
+                tables,
+                out: 0,
+                readers: [0; SEGMENT_PAGES],
+                all_readers: 0,
+            };
+            let level = Level { cells: Mutex::new(cells), put_back: Condvar::new() };
+            self.0.push(Arc::new(level));
+        }
+        for level in &self.0 {
+            let mut cells = level.lock();
+            let here = cells.tables & wanted;
+            if here != 0 {
+                for (at, readers) in cells.readers.iter_mut().enumerate() {
+                    *readers += (here >> at & 1) as u16;
+                }
+                cells.all_readers += here.count_ones();
+                drop(cells);
+                into.0.push(ReadSegment { level: Arc::clone(level), first, pages: here });
+            }
+        }
+    }
+}
+
+impl<K, V> Cells<K, V> {
+    /// Gives all pages back to the table. Nobody reads them.
+    fn give_all(&mut self, own: &mut [Slot<K, V>]) {
+        self.tables = 0;
+        let there = own.iter_mut().zip(&mut self.pages).filter(|(_, page)| page.is_some());
+        there.for_each(|(own, page)| *own = page.take());
+    }
+}
+
+impl<K: Clone, V: Clone> Levels<K, V> {
+    /// Makes the table the owner of a page that is in a level.
+    pub(super) fn take_back(&mut self, own: &mut [Slot<K, V>], at: usize) {
+        let place = self.0.iter().rposition(|level| level.lock().tables >> at & 1 == 1);
+        let place = place.expect("a page is the table's or in a level");
+        let mut cells = self.0[place].lock();
+        if cells.all_readers == 0 {
+            cells.give_all(own);
+            drop(cells);
+            self.0.remove(place);
+            return;
+        }
+        if cells.readers[at] > 0 {
+            drop(cells);
+            cells = self.0[place].lock_for(at);
+        }
+        // Its readers may have gone while the table waited.
+        own[at] =
+            if cells.readers[at] == 0 { cells.pages[at].take() } else { cells.pages[at].clone() };
+        cells.tables &= !(1 << at);
+    }
+}
+
+/// A snapshot's side of pages. What is dropped lets go of its pages.
+pub(in crate::state) struct ReadPages<K, V>(Vec<ReadSegment<K, V>>);
+
+struct ReadSegment<K, V> {
+    level: Arc<Level<K, V>>,
+    first: usize,
+    /// Those that have not been let go of.
+    pages: u64,
+}
+
+/// One of [`ReadPages`]. Dropped, it lets go of the page.
 pub(in crate::state) struct ReadPage<K, V> {
-    chunk: Chunk<K, V>,
+    level: Arc<Level<K, V>>,
     at: usize,
+    number: usize,
 }
 
-/// A page while its lock is held.
-pub(in crate::state) struct LockedPage<'a, K, V>(MutexGuard<'a, Cell<K, V>>);
-
-fn lock<K, V>(cell: &Mutex<Cell<K, V>>) -> MutexGuard<'_, Cell<K, V>> {
-    // A poisoned lock means that a snapshot's encoding panicked: it changes nothing, so the page is whole.
-    cell.lock().unwrap_or_else(PoisonError::into_inner)
+/// A page while a snapshot looks at it.
+pub(in crate::state) struct LockedPage<'a, K, V> {
+    read: &'a ReadPage<K, V>,
+    page: Slot<K, V>,
 }
 
-/// Shares the pages with these numbers, which the table owns, and adds a reader of each.
-pub(super) fn share<K, V>(
-    slots: &mut [Slot<K, V>],
-    owned: &[usize],
-    reads: &mut Vec<ReadPage<K, V>>,
-) {
-    for numbers in owned.chunks(CHUNK_PAGES) {
-        let mut known = Vec::with_capacity(numbers.len());
-        let take = |number: &usize| {
-            let Slot::Owned(page) = &mut slots[*number] else { unreachable!("it is owned") };
-            let page = std::mem::replace(page, Page::hollow());
-            known.push((page.depth(), page.entries().len() as u32));
-            Mutex::new(Cell { page: Some(page), readers: 1, copied: false })
-        };
-        let chunk: Chunk<K, V> = numbers.iter().map(take).collect();
-        for (at, (number, (depth, entries))) in numbers.iter().zip(known).enumerate() {
-            let shared = SharedPage { chunk: Arc::clone(&chunk), at, depth, entries };
-            slots[*number] = Slot::Shared(shared);
-            reads.push(ReadPage { chunk: Arc::clone(&chunk), at });
-        }
+impl<K, V> Default for ReadPages<K, V> {
+    fn default() -> Self {
+        Self(Vec::new())
     }
 }
 
-impl<K: Clone, V: Clone> SharedPage<K, V> {
-    /// The page for the table alone: itself if no snapshot reads it any more, else a copy.
-    pub(super) fn into_owned(self) -> Page<K, V> {
-        let mut cell = lock(&self.chunk[self.at]);
-        if cell.readers == 0 {
-            return cell.page.take().expect("the table's until it has taken it");
+impl<K, V> Iterator for ReadPages<K, V> {
+    type Item = ReadPage<K, V>;
+
+    fn next(&mut self) -> Option<ReadPage<K, V>> {
+        let segment = self.0.last_mut()?;
+        let at = segment.pages.trailing_zeros() as usize;
+        segment.pages &= segment.pages - 1;
+        let level = Arc::clone(&segment.level);
+        let page = ReadPage { level, at, number: segment.first + at };
+        if segment.pages == 0 {
+            self.0.pop();
         }
-        cell.copied = true;
-        cell.page.as_ref().expect("there while it is read").clone()
+        Some(page)
     }
 }
 
-impl<K, V> SharedPage<K, V> {
-    /// Lets another snapshot read it.
-    pub(super) fn read(&self) -> ReadPage<K, V> {
-        lock(&self.chunk[self.at]).readers += 1;
-        ReadPage { chunk: Arc::clone(&self.chunk), at: self.at }
+impl<K, V> Drop for ReadSegment<K, V> {
+    fn drop(&mut self) {
+        while self.pages != 0 {
+            let at = self.pages.trailing_zeros() as usize;
+            self.pages &= self.pages - 1;
+            let_go(&self.level, at);
+        }
     }
 }
 
 impl<K, V> ReadPage<K, V> {
-    /// The page. The table waits for the lock if it wants the page back.
+    /// Its number in the table when it was shared.
+    pub(in crate::state) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// The page. The table waits until this is dropped if it wants the page back.
     pub(in crate::state) fn lock(&self) -> LockedPage<'_, K, V> {
-        LockedPage(lock(&self.chunk[self.at]))
+        let mut cells = self.level.lock_for(self.at);
+        cells.out |= 1 << self.at;
+        LockedPage { read: self, page: cells.pages[self.at].take() }
     }
 }
 
@@ -99,16 +233,37 @@ impl<K, V> std::ops::Deref for LockedPage<'_, K, V> {
     type Target = Page<K, V>;
 
     fn deref(&self) -> &Page<K, V> {
-        self.0.page.as_ref().expect("there while it is read")
+        self.page.as_ref().expect("there while it is read")
+    }
+}
+
+impl<K, V> Drop for LockedPage<'_, K, V> {
+    fn drop(&mut self) {
+        let ReadPage { level, at, .. } = self.read;
+        let mut cells = level.lock();
+        cells.pages[*at] = self.page.take();
+        cells.out &= !(1 << at);
+        drop(cells);
+        level.put_back.notify_all();
     }
 }
 
 impl<K, V> Drop for ReadPage<K, V> {
     fn drop(&mut self) {
-        let mut cell = lock(&self.chunk[self.at]);
-        cell.readers -= 1;
-        if cell.readers == 0 && cell.copied {
-            cell.page = None;
-        }
+        let_go(&self.level, self.at);
     }
+}
+
+fn let_go<K, V>(level: &Level<K, V>, at: usize) {
+    let mut cells = level.lock();
+    cells.readers[at] -= 1;
+    cells.all_readers -= 1;
+    let over = if cells.readers[at] == 0 && cells.tables >> at & 1 == 0 {
+        cells.pages[at].take()
+    } else {
+        None
+    };
+    drop(cells);
+    // What it takes to drop it is not done with the lock held.
+    drop(over);
 }

@@ -10,7 +10,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::state::pages::{Entry, Page, Pages, ReadPage};
+use crate::state::pages::{Entry, Page, Pages, ReadPages};
 
 /// What is known of one key.
 #[derive(Clone)]
@@ -47,8 +47,9 @@ pub(super) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<K: Clone + Eq, V: Clone> Cache<K, V> {
     /// What a full page takes. Units: bytes.
-    pub(super) const PAGE_BYTES: usize =
-        Page::<K, Cached<V>>::CAPACITY * (size_of::<Entry<K, Cached<V>>>() + 4 * size_of::<u16>());
+    pub(super) const PAGE_BYTES: usize = Page::<K, Cached<V>>::CAPACITY
+        * (size_of::<Entry<K, Cached<V>>>()
+            + Page::<K, Cached<V>>::SLOTS_PER_ENTRY * size_of::<u16>());
 
     pub(super) fn new() -> Self {
         Self { pages: Pages::new(), newest: vec![0] }
@@ -167,7 +168,7 @@ impl<K: Clone + Eq, V: Clone> Cache<K, V> {
     }
 
     /// Shares the pages that hold an entry later than `durable`.
-    pub(super) fn share_changed(&mut self, durable: u32) -> Vec<ReadPage<K, Cached<V>>> {
+    pub(super) fn share_changed(&mut self, durable: u32) -> ReadPages<K, Cached<V>> {
         let Self { pages, newest } = self;
         pages.share((0..newest.len()).filter(|page| newest[*page] > durable))
     }

@@ -12,12 +12,12 @@ use super::table::encode_key;
 use crate::format::{FormatError, SectionOutput, codec};
 use crate::ids::KeyGroup;
 use crate::protocol::key_groups::key_group;
-use crate::state::pages::ReadPage;
+use crate::state::pages::ReadPages;
 use crate::state::{Frozen, Key, StateValue};
 
 /// The pages of a table that held changes when it was frozen.
 pub(super) struct FrozenRows<K, V> {
-    pages: Mutex<Vec<ReadPage<K, Cached<V>>>>,
+    pages: Mutex<ReadPages<K, Cached<V>>>,
     /// RocksDB had all changes up to this generation when the table was frozen.
     since: u32,
     /// Of the changes in them.
@@ -29,7 +29,7 @@ pub(super) struct FrozenRows<K, V> {
 
 impl<K: Key, V: StateValue> FrozenRows<K, V> {
     pub(super) fn new(
-        pages: Vec<ReadPage<K, Cached<V>>>,
+        pages: ReadPages<K, Cached<V>>,
         since: u32,
         generation: u32,
         durable: Arc<AtomicU32>,

@@ -1,0 +1,110 @@
+//! Tests of sharing: who has which page, and when it is copied.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+
+use super::{Pages, ReadPages};
+
+/// A value that counts its clones.
+struct Counted(u64, Arc<AtomicUsize>);
+
+impl Clone for Counted {
+    fn clone(&self) -> Self {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        Self(self.0, Arc::clone(&self.1))
+    }
+}
+
+/// Two pages, with key 1 in the first and key 2 in the second; and the clones of their values.
+fn two_pages() -> (Pages<u64, Counted>, Arc<AtomicUsize>) {
+    let clones = Arc::<AtomicUsize>::default();
+    let mut pages = Pages::new();
+    pages.own(0).push(1, 1, Counted(10, Arc::clone(&clones)));
+    pages.own(0).push(1 << 63, 2, Counted(20, Arc::clone(&clones)));
+    pages.split(0, |_, _, _| ());
+    assert_eq!(pages.len(), 2);
+    (pages, clones)
+}
+
+fn set(pages: &mut Pages<u64, Counted>, number: usize, value: u64) {
+    pages.own(number).value_at(0).0 = value;
+}
+
+/// The page's number, its key and the value, of each page that is read.
+fn read(pages: ReadPages<u64, Counted>) -> Vec<(usize, u64, u64)> {
+    let one = |page: super::ReadPage<u64, Counted>| {
+        let locked = page.lock();
+        let entry = &locked.entries()[0];
+        (page.number(), entry.key, entry.value.0)
+    };
+    let mut all: Vec<_> = pages.map(one).collect();
+    all.sort_unstable();
+    all
+}
+
+#[test]
+fn a_snapshot_sees_what_was_there_when_it_was_taken_whatever_changes_after() {
+    let (mut pages, clones) = two_pages();
+    let first = pages.share([0, 1].into_iter());
+    assert!(pages.is_shared(0) && pages.is_shared(1));
+    set(&mut pages, 0, 11);
+    let second = pages.share([0, 1].into_iter());
+    set(&mut pages, 0, 12);
+    set(&mut pages, 1, 22);
+    assert_eq!(clones.load(Ordering::SeqCst), 3);
+    assert_eq!(read(second), [(0, 1, 11), (1, 2, 20)]);
+    assert_eq!(read(first), [(0, 1, 10), (1, 2, 20)]);
+    let third = pages.share([0, 1].into_iter());
+    assert_eq!(read(third), [(0, 1, 12), (1, 2, 22)]);
+}
+
+#[test]
+fn a_page_that_no_snapshot_wants_or_that_all_are_done_with_is_taken_back_without_a_copy() {
+    let (mut pages, clones) = two_pages();
+    let reads = pages.share([1].into_iter());
+    set(&mut pages, 0, 11);
+    assert!(pages.is_shared(1));
+    assert_eq!(read(reads), [(1, 2, 20)]);
+    set(&mut pages, 1, 21);
+    drop(pages.share([0, 1].into_iter()));
+    set(&mut pages, 0, 12);
+    assert!(!pages.is_shared(1), "with the last reader gone, the others come back with the first");
+    assert_eq!(clones.load(Ordering::SeqCst), 0);
+    assert_eq!(read(pages.share([0, 1].into_iter())), [(0, 1, 12), (1, 2, 21)]);
+}
+
+#[test]
+fn pages_that_are_added_after_a_freeze_do_not_disturb_it() {
+    let (mut pages, _) = two_pages();
+    let reads = pages.share([0, 1].into_iter());
+    // Far beyond one segment.
+    while pages.len() < 200 {
+        let hash = (pages.len() as u64) << 56;
+        pages.split(hash, |_, _, _| ());
+    }
+    assert_eq!(read(reads), [(0, 1, 10), (1, 2, 20)]);
+    let number = pages.number(1);
+    assert!(pages.own(number).get(1, &1).is_some_and(|value| value.0 == 10));
+}
+
+#[test]
+fn the_table_waits_for_a_page_that_a_snapshot_looks_at() {
+    let (mut pages, clones) = two_pages();
+    let page = pages.share([0].into_iter()).next().expect("it was shared");
+    let (looks, looking) = channel();
+    let over = Arc::new(AtomicBool::new(false));
+    let ends = Arc::clone(&over);
+    let snapshot = std::thread::spawn(move || {
+        let locked = page.lock();
+        looks.send(()).expect("the table listens");
+        let seen = locked.entries()[0].value.0;
+        ends.store(true, Ordering::SeqCst);
+        seen
+    });
+    looking.recv().expect("the snapshot looks");
+    set(&mut pages, 0, 11);
+    assert!(over.load(Ordering::SeqCst), "the page was changed while it was looked at");
+    assert_eq!(snapshot.join().expect("it does not panic"), 10);
+    assert!(clones.load(Ordering::SeqCst) <= 1);
+}
