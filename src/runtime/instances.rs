@@ -16,6 +16,7 @@ const LOCK: &str = "lock";
 pub(crate) struct Instances {
     budget: Arc<Budget>,
     profile: Profile,
+    max_parallelism: u16,
     directory: Directory,
 }
 
@@ -33,7 +34,8 @@ impl Instances {
         remove_left_behind(&parent)?;
         let name = format!("{}-{attempt}-{}", config.name, config.process);
         let directory = Directory::create(&parent, &name)?;
-        Ok(Self { budget: Budget::new(rocks.memory_bytes), profile, directory })
+        let budget = Budget::new(rocks.memory_bytes);
+        Ok(Self { budget, profile, max_parallelism: config.max_parallelism, directory })
     }
 
     pub(crate) fn budget(&self) -> Arc<Budget> {
@@ -42,7 +44,8 @@ impl Instances {
 
     pub(crate) fn instance(&self, worker: usize, operator: &Name) -> Instance {
         let directory = self.directory.path.join(format!("{worker}-{operator}"));
-        Instance::new(Setup::new(directory, Arc::clone(&self.budget), self.profile))
+        let budget = Arc::clone(&self.budget);
+        Instance::new(Setup::new(directory, budget, self.profile, self.max_parallelism))
     }
 }
 

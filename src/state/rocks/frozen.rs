@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::cache::{Cached, lock};
+use super::column::Column;
 use super::error::RocksError;
-use super::instance::{Column, Core, Made, Rows, TakeRow, Ticket};
+use super::instance::{Core, Made, Rows, TakeRow, Ticket};
 use super::restore::Reader;
 use super::table::encode_key;
 use crate::format::{FormatError, SectionOutput, codec};

@@ -8,9 +8,10 @@ use rocksdb::IteratorMode;
 
 use super::budget::Share;
 use super::cache::{Cache, Cached, Place};
+use super::column::Column;
 use super::error::RocksError;
 use super::frozen::{FrozenRows, FrozenTable};
-use super::instance::{Column, Instance, RowBatch};
+use super::instance::{Instance, RowBatch};
 use super::weigh::owned_bytes;
 use crate::format::{Extent, FormatError, codec};
 use crate::protocol::key_groups::key_group;
@@ -291,13 +292,15 @@ impl<K: Key, V: StateValue> Table<K, V> {
     fn try_each_row(&mut self, visit: &mut impl FnMut(&K, &V)) -> Result<(), RocksError> {
         let core = Arc::clone(self.instance.core());
         let Some(database) = core.opened() else { return Ok(()) };
-        let Some(family) = database.cf_handle(&self.column.name) else { return Ok(()) };
-        for row in database.iterator_cf(&family, IteratorMode::Start) {
-            let (key, value) =
-                row.map_err(RocksError::database(database.path(), "read the rows"))?;
-            let key: K = codec::decode(key.get(2..).unwrap_or_default())?;
-            if self.cache.find(stable_hash(&key), &key).is_none() {
-                visit(&key, &codec::decode(&value)?);
+        let column = Arc::clone(&self.column);
+        for family in column.families.iter().filter_map(|name| database.cf_handle(name)) {
+            for row in database.iterator_cf(&family, IteratorMode::Start) {
+                let (key, value) =
+                    row.map_err(RocksError::database(database.path(), "read the rows"))?;
+                let key: K = codec::decode(key.get(2..).unwrap_or_default())?;
+                if self.cache.find(stable_hash(&key), &key).is_none() {
+                    visit(&key, &codec::decode(&value)?);
+                }
             }
         }
         Ok(())
