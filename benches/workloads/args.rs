@@ -100,6 +100,8 @@ pub enum Workload {
     Idle,
     /// Whether memory stays bounded before a slow sink.
     Memory,
+    /// Whether memory stays within the budget of RocksDB when state is five times that.
+    MemoryCeiling,
 }
 
 /// How a job is made to fail.

@@ -6,6 +6,7 @@
 
 mod args;
 mod backpressure;
+mod ceiling;
 mod compare;
 mod counting;
 mod histogram;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Some(Workload::LargeState) => large_state::run(&args),
         Some(Workload::Idle) => idle::run(&args),
         Some(Workload::Memory) => memory::run(&args),
+        Some(Workload::MemoryCeiling) => ceiling::run(&args),
     };
     match measured {
         Ok(value) if value.is_null() => ExitCode::SUCCESS, // A process that has reported to its parent.

@@ -228,7 +228,7 @@ impl<K: Key, T: StateValue, L: Lifetime> ListState<'_, K, T, L> {
     /// Adds an element at the end.
     #[inline]
     pub fn append(&mut self, element: T) {
-        self.cell.or_insert_with(Vec::new).push(element);
+        self.cell.append(element);
     }
 
     /// The elements, in order.

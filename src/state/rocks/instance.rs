@@ -8,7 +8,8 @@
 //! A snapshot is made by a thread of the instance, which waits for nothing that the worker holds; so a worker that waits
 //! for it, because it has used up its reserve, does not wait for ever.
 //! # Failure
-//! A snapshot that fails leaves the worker's entries changed, so the next one holds them. A worker that cannot read or
+//! A snapshot whose rows could not be written leaves the worker's entries changed, so the next one holds them; but if elements were to be
+//! appended, nobody knows which are there, and the attempt ends. A worker that cannot read or
 //! write its state panics, which ends the attempt and names the operator.
 
 use std::collections::BTreeMap;
@@ -108,6 +109,8 @@ pub struct InstanceCounters {
     pub hits: AtomicU64,
     /// Rows written.
     pub written: AtomicU64,
+    /// Elements that were appended to lists without reading them.
+    pub appended: AtomicU64,
     /// How often the worker had to wait for a snapshot.
     pub waits: AtomicU64,
     /// Column families that were rewritten as a whole.
@@ -259,16 +262,14 @@ impl Core {
         let database = self.database()?;
         for rows in rows {
             let mut batch = RowBatch::new(self, rows.column())?;
-            rows.each_changed(&mut |key, value| batch.add(key, value))?;
+            rows.each_changed(&mut |key, change| batch.add(key, change))?;
             batch.finish()?;
+            rows.are_durable();
         }
         let path = self.setup.directory.join(format!("snapshot-{number}"));
         Checkpoint::new(database)
             .and_then(|checkpoint| checkpoint.create_checkpoint(&path))
             .map_err(RocksError::database(&path, "make a snapshot"))?;
-        for rows in rows {
-            rows.are_durable();
-        }
         let mut snapshot = LocalSnapshot {
             path: path.clone(),
             files: Vec::new(),
@@ -317,16 +318,17 @@ impl<'a> RowBatch<'a> {
         Ok(Self { core, database, column, families, batch: WriteBatch::default(), options })
     }
 
-    /// Adds a row, or takes one out if there is no value.
-    pub(super) fn add(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), RocksError> {
+    /// Adds what changes a row.
+    pub(super) fn add(&mut self, key: &[u8], change: Change<'_>) -> Result<(), RocksError> {
         let partition = self.column.partition_of(key);
         let family = match &mut self.families[partition] {
             Some(family) => family,
             none => none.insert(self.core.family(self.database, self.column, partition)?),
         };
-        match value {
-            Some(value) => self.batch.put_cf(family, key, value),
-            None => self.batch.delete_cf(family, key),
+        match change {
+            Change::Put(value) => self.batch.put_cf(family, key, value),
+            Change::Delete => self.batch.delete_cf(family, key),
+            Change::Append(list) => self.batch.merge_cf(family, key, list),
         }
         if self.batch.size_in_bytes() >= BATCH_BYTES { self.write() } else { Ok(()) }
     }
@@ -348,8 +350,19 @@ impl<'a> RowBatch<'a> {
     }
 }
 
-/// Takes a row: its key, and its value unless it was removed.
-pub(super) type TakeRow<'a> = &'a mut dyn FnMut(&[u8], Option<&[u8]>) -> Result<(), RocksError>;
+/// What happens to a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change<'a> {
+    /// It has this value.
+    Put(&'a [u8]),
+    /// It was removed.
+    Delete,
+    /// These elements were put behind those of its list.
+    Append(&'a [u8]),
+}
+
+/// Takes a row: its key, and what happened to it.
+pub(super) type TakeRow<'a> = &'a mut dyn FnMut(&[u8], Change<'_>) -> Result<(), RocksError>;
 
 /// The frozen rows of one table that RocksDB may not have.
 pub(super) trait Rows: Send + Sync {

@@ -15,6 +15,8 @@
 //! are in the order of their key groups, those of some key groups are one range, and a savepoint is a copy of the rows. A state is
 //! cut by key groups into several column families, so that files can be rewritten piece by piece: see `column` and `merging`.
 //!
+//! What is appended to a list that is not in memory is merged behind its row, unread: see `tails`. A map is one row.
+//!
 //! # Snapshots
 //! The worker shares the pages that have changed, which takes a pass over the pages. A thread of the instance writes their
 //! changed entries, flushes, and makes a directory of hard links. Until then the worker writes nothing, so that nothing
@@ -41,6 +43,7 @@ mod merging;
 mod options;
 mod restore;
 mod table;
+mod tails;
 mod weigh;
 
 pub use budget::Budget;

@@ -17,6 +17,7 @@ use rocksdb::{
 };
 
 use super::budget::Budget;
+use super::tails;
 
 /// How RocksDB is tuned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,6 +143,8 @@ pub(super) fn column(profile: Profile, budget: &Budget) -> Options {
     blocks.set_format_version(5);
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
+    // No row of another kind of state is ever merged.
+    options.set_merge_operator_associative(tails::OPERATOR, tails::merge);
     let total = budget.total_bytes();
     options.set_write_buffer_size((total / 16).clamp(256 << 10, shape.write_buffer_bytes));
     // There may be many families with a few rows each.

@@ -272,7 +272,7 @@ fn copied(backend: &Apart, source: &Source) -> Source {
 }
 
 /// Freezes a table and copies the files of the snapshot, as storage would give them back.
-fn source(backend: &Apart, table: &mut Table<u64, u64>, groups: Range<u16>) -> Source {
+fn source<V: StateValue>(backend: &Apart, table: &mut Table<u64, V>, groups: Range<u16>) -> Source {
     let instance = table.instance().clone();
     instance.begin_snapshot();
     drop(table.freeze(SnapshotForm::Plain));
@@ -411,4 +411,84 @@ fn the_directory_is_removed_with_the_last_that_needs_it() {
     assert!(snapshot.path().join("CURRENT").exists());
     drop(snapshot);
     assert_eq!(std::fs::read_dir(backend.root.path()).unwrap().count(), 0);
+}
+
+type Lists = Table<u64, Vec<u64>>;
+
+fn lists_of(table: &mut Lists) -> BTreeMap<u64, Vec<u64>> {
+    let mut entries = Entries::default();
+    table.freeze(SnapshotForm::Plain).content.write(&mut entries).unwrap();
+    let decoded = entries.0.iter().map(|(_, bytes)| postcard::from_bytes(bytes).unwrap());
+    decoded.collect()
+}
+
+#[test]
+fn lists_that_are_appended_to_unread_agree_with_a_model() {
+    for seed in 1..=3 {
+        let backend = Apart::new(0, 0);
+        let instance = backend.instance();
+        let mut table: Lists = instance.named_table("lists", 128, &(0..128));
+        let mut model: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        let mut random = seed * 7_919;
+        let mut tickets = Vec::new();
+        for step in 0..20_000_u64 {
+            random = stable_hash(&(random + step));
+            let key = random % 3_000;
+            let hash = stable_hash(&key);
+            match random >> 32 & 31 {
+                0 => assert_eq!(table.get(hash, &key), model.get(&key), "step {step}"),
+                1 => assert_eq!(table.remove(hash, &key), model.remove(&key), "step {step}"),
+                2 => {
+                    let before = table.insert(hash, &key, vec![step]);
+                    assert_eq!(before, model.insert(key, vec![step]), "step {step}");
+                }
+                3 if step % 40 == 0 => tickets.push(table.freeze(SnapshotForm::Plain)),
+                _ => {
+                    table.append(hash, &key, step);
+                    model.entry(key).or_default().push(step);
+                }
+            }
+        }
+        assert_eq!(lists_of(&mut table), model);
+        let mut seen = BTreeMap::new();
+        table.for_each(|key, list| drop(seen.insert(*key, list.clone())));
+        assert_eq!(seen, model);
+        let appended = instance.counters().appended.load(Ordering::Relaxed);
+        assert!(appended > 5_000, "only {appended} were appended unread: the test says nothing");
+        // And what is in files goes on elsewhere.
+        let source = source(&backend, &mut table, 0..128);
+        let next = backend.instance();
+        next.take_over(&[source], &(0..128)).unwrap();
+        let mut table: Lists = next.named_table("lists", 128, &(0..128));
+        assert_eq!(lists_of(&mut table), model);
+    }
+}
+
+#[test]
+fn appending_to_a_long_list_neither_reads_nor_rewrites_it() {
+    let backend = Apart::new(1 << 20, 0);
+    let instance = backend.instance();
+    let mut table: Lists = instance.named_table("lists", 128, &(0..128));
+    for key in 0..40_u64 {
+        table.insert(stable_hash(&key), &key, (0..10_000).collect());
+        drop(table.freeze(SnapshotForm::Plain));
+    }
+    // Lists that are not in memory any more.
+    for key in 100..30_000_u64 {
+        table.insert(stable_hash(&key), &key, vec![key]);
+    }
+    lists_of(&mut table);
+    let counters = instance.counters();
+    let before = counters.looked_up.load(Ordering::Relaxed);
+    for step in 0..1_000_u64 {
+        let key = step % 20;
+        table.append(stable_hash(&key), &key, step);
+    }
+    assert_eq!(counters.looked_up.load(Ordering::Relaxed), before);
+    assert!(counters.appended.load(Ordering::Relaxed) >= 900);
+    let lists = lists_of(&mut table);
+    for key in 0..20 {
+        let expected = (0..10_000).chain((0..1_000).filter(|step| step % 20 == key));
+        assert!(lists[&key].iter().copied().eq(expected), "the list of {key}");
+    }
 }
