@@ -173,13 +173,14 @@ impl Merging {
     /// # Errors
     /// [`RocksError`] if RocksDB does not list its files.
     pub(super) fn snapshot_was_made(&mut self, database: &Database) -> Result<(), RocksError> {
-        let before = self.pace.earned_bytes;
         let (flushed, families) = look(database, &mut self.pace)?;
+        let (earned, last) = (self.pace.earned_bytes, self.pace.last.clone());
         let Some(name) = self.pace.next(flushed, &families) else { return Ok(()) };
         let requests = self.requests.as_ref().expect("it is there until it is dropped");
         if requests.try_send(name).is_err() {
             // The one before is still running; what was earned stays.
-            self.pace.earned_bytes = before.saturating_add(signed(flushed));
+            self.pace.earned_bytes = earned.saturating_add(signed(flushed));
+            self.pace.last = last;
         }
         Ok(())
     }
