@@ -126,6 +126,8 @@ pub enum Workload {
     NexmarkQ7,
     /// New sellers: a join of windows.
     NexmarkQ8,
+    /// Whether memory stays within the budget of RocksDB when state is five times that.
+    MemoryCeiling,
 }
 
 /// How a job is made to fail.

@@ -22,11 +22,13 @@ use crate::report::{parameters, quantile, status_bytes};
 
 const JOB: &str = "large-state";
 /// Units: bytes of what belongs to a key: the key, a number, and the payload.
-const ENTRY_BYTES: u64 = 8 + 8 + workload::PAYLOAD_BYTES as u64;
+pub const ENTRY_BYTES: u64 = 8 + 8 + workload::PAYLOAD_BYTES as u64;
 
-type Payload = ([u8; 32], [u8; 32], [u8; 20]);
+/// The payload, in pieces that serde takes.
+pub type Payload = ([u8; 32], [u8; 32], [u8; 20]);
 
-fn payload(index: u64) -> Payload {
+/// The payload of an event.
+pub fn payload(index: u64) -> Payload {
     let bytes = workload::payload(index);
     let (mut head, mut middle, mut tail) = ([0; 32], [0; 32], [0; 20]);
     head.copy_from_slice(&bytes[..32]);

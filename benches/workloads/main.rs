@@ -6,6 +6,7 @@
 
 mod args;
 mod backpressure;
+mod ceiling;
 mod compare;
 mod counting;
 #[path = "../../examples/nexmark/events.rs"]
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         Some(Workload::NexmarkQ5) => query::nexmark(&args, "q5"),
         Some(Workload::NexmarkQ7) => query::nexmark(&args, "q7"),
         Some(Workload::NexmarkQ8) => query::nexmark(&args, "q8"),
+        Some(Workload::MemoryCeiling) => ceiling::run(&args),
     };
     match measured {
         Ok(value) if value.is_null() => ExitCode::SUCCESS, // A process that has reported to its parent.

@@ -17,6 +17,7 @@ pub(crate) struct Instances {
     budget: Arc<Budget>,
     profile: Profile,
     small_bytes: usize,
+    max_parallelism: u16,
     directory: Directory,
 }
 
@@ -39,6 +40,7 @@ impl Instances {
             profile,
             // What is small stands alone on every backend.
             small_bytes: config.checkpoints.incremental_bytes_min,
+            max_parallelism: config.max_parallelism,
             directory,
         })
     }
@@ -49,7 +51,8 @@ impl Instances {
 
     pub(crate) fn instance(&self, worker: usize, operator: &Name) -> Instance {
         let directory = self.directory.path.join(format!("{worker}-{operator}"));
-        let mut setup = Setup::new(directory, Arc::clone(&self.budget), self.profile);
+        let budget = Arc::clone(&self.budget);
+        let mut setup = Setup::new(directory, budget, self.profile, self.max_parallelism);
         setup.small_bytes = self.small_bytes;
         Instance::new(setup)
     }

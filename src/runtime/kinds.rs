@@ -169,7 +169,9 @@ impl<K: Key, V: StateValue, L: Lifetime> ValueState<'_, K, V, L> {
 /// Declares a list state: any number of `T` for each key, in order.
 ///
 /// On the heap the list of a key is one entry: appending to it costs the same however long it is, but the first access
-/// after a snapshot has begun copies the lists of the keys beside it, and so do checkpoints write all of it.
+/// after a snapshot has begun copies the lists of the keys beside it, and so do checkpoints write all of it. In RocksDB, what
+/// is appended to a list that was not read of late is put behind it unread; a list that was read is kept as on the heap. One with a time to
+/// live is always read.
 pub type List<T, L = Forever> = Descriptor<ListKind<T>, L>;
 
 /// The kind of [`List`].
@@ -228,8 +230,7 @@ impl<K: Key, T: StateValue, L: Lifetime> ListState<'_, K, T, L> {
     /// Adds an element at the end.
     #[inline]
     pub fn append(&mut self, element: T) {
-        // Most lists of a large state have one element: no room for more before there are two.
-        self.cell.or_insert_with(|| Vec::with_capacity(1)).push(element);
+        self.cell.append(element);
     }
 
     /// The elements, in order.

@@ -47,6 +47,19 @@ pub trait Lifetime: sealed::Sealed + 'static {
     fn written<V: StateValue>(clock: Self::Clock, stored: &mut Self::Stored<V>);
     /// It was read.
     fn read<V: StateValue>(clock: Self::Clock, stored: &mut Self::Stored<V>);
+    /// Adds an element at the end of a list, which has not expired.
+    fn append<K: Key, T: StateValue>(
+        clock: Self::Clock,
+        table: &mut BackendTable<K, Self::Stored<Vec<T>>>,
+        hash: u64,
+        key: &K,
+        element: T,
+    ) {
+        let mut empty = || Self::store(clock, Vec::with_capacity(1));
+        let stored = table.get_or_insert_with(hash, key, &mut empty);
+        Self::written(clock, stored);
+        Self::value_mut(stored).push(element);
+    }
 }
 
 mod sealed {
@@ -102,6 +115,16 @@ impl Lifetime for Forever {
     fn written<V: StateValue>((): (), _stored: &mut V) {}
     #[inline]
     fn read<V: StateValue>((): (), _stored: &mut V) {}
+    #[inline]
+    fn append<K: Key, T: StateValue>(
+        (): (),
+        table: &mut BackendTable<K, Vec<T>>,
+        hash: u64,
+        key: &K,
+        element: T,
+    ) {
+        table.append(hash, key, element);
+    }
 }
 
 /// A time to live, of processing time: state that was not updated for so long is as if it had never been.
@@ -287,5 +310,14 @@ impl<K: Key, V: StateValue, L: Lifetime> Cell<'_, K, V, L> {
     pub(crate) fn take(&mut self) -> Option<V> {
         self.expire();
         self.table.remove(self.hash, self.key).map(L::into_value)
+    }
+}
+
+impl<K: Key, T: StateValue, L: Lifetime> Cell<'_, K, Vec<T>, L> {
+    /// Adds an element at the end of the list.
+    #[inline]
+    pub(crate) fn append(&mut self, element: T) {
+        self.expire();
+        L::append(self.clock, self.table, self.hash, self.key, element);
     }
 }

@@ -228,8 +228,8 @@ mod with {
         }
         let first = held[0].image;
         let failed = |error: RocksError| unreadable(first, image, error.text());
-        instance.take_over(&sources, groups).map_err(failed)?;
+        let is_its_own = instance.take_over(&sources, groups).map_err(failed)?;
         instance.keep_only(states).map_err(failed)?;
-        Ok(Some(first))
+        Ok(is_its_own.then_some(first))
     }
 }

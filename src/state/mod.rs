@@ -417,6 +417,20 @@ impl<K: Key, V: StateValue> std::fmt::Debug for BackendTable<K, V> {
     }
 }
 
+impl<K: Key, T: StateValue> BackendTable<K, Vec<T>> {
+    /// Adds an element at the end of a key's list, without a look at the list where the backend can do that.
+    #[inline]
+    pub fn append(&mut self, hash: u64, key: &K, element: T) {
+        match self {
+            Self::Heap(table) => {
+                table.get_or_insert_with(hash, key, &mut || Vec::with_capacity(1)).push(element);
+            }
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.append(hash, key, element),
+        }
+    }
+}
+
 impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     #[inline]
     fn prefetch(&self, hashes: &[u64]) {

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::cache::{Cached, lock};
+use super::column::Column;
 use super::error::RocksError;
-use super::instance::{Column, Core, Made, Rows, TakeRow, Ticket};
+use super::instance::{Change, Core, Made, Rows, TakeRow, Ticket};
 use super::restore::Reader;
 use super::table::encode_key;
+use super::tails::FrozenTails;
 use crate::format::{FormatError, SectionOutput, codec};
 use crate::ids::KeyGroup;
 use crate::protocol::key_groups::key_group;
@@ -25,18 +27,20 @@ pub(super) struct FrozenRows<K, V> {
     durable: Arc<AtomicU32>,
     column: Arc<Column>,
     max_parallelism: u16,
+    tails: FrozenTails,
 }
 
 impl<K: Key, V: StateValue> FrozenRows<K, V> {
     pub(super) fn new(
-        pages: ReadPages<K, Cached<V>>,
+        (pages, tails): (ReadPages<K, Cached<V>>, FrozenTails),
         since: u32,
         generation: u32,
         durable: Arc<AtomicU32>,
         column: Arc<Column>,
         max_parallelism: u16,
     ) -> Self {
-        Self { pages: Mutex::new(pages), since, generation, durable, column, max_parallelism }
+        let pages = Mutex::new(pages);
+        Self { pages, since, generation, durable, column, max_parallelism, tails }
     }
 }
 
@@ -47,6 +51,12 @@ impl<K: Key, V: StateValue> Rows for FrozenRows<K, V> {
 
     fn each_changed(&self, take: TakeRow<'_>) -> Result<(), RocksError> {
         let pages = std::mem::take(&mut *lock(&self.pages));
+        let Some(tails) = self.tails.in_order() else {
+            let why =
+                "elements that were appended before an earlier snapshot are lost, since it failed";
+            return Err(RocksError::Before(why.to_owned()));
+        };
+        tails.each(|key, list| take(key, Change::Append(list)))?;
         let mut bytes = Vec::new();
         let mut ends: Vec<(usize, Option<usize>)> = Vec::new();
         for page in pages {
@@ -72,7 +82,9 @@ impl<K: Key, V: StateValue> Rows for FrozenRows<K, V> {
             drop(page);
             let mut start = 0;
             for (key_end, value_end) in &ends {
-                take(&bytes[start..*key_end], value_end.map(|end| &bytes[*key_end..end]))?;
+                let change =
+                    value_end.map_or(Change::Delete, |end| Change::Put(&bytes[*key_end..end]));
+                take(&bytes[start..*key_end], change)?;
                 start = value_end.unwrap_or(*key_end);
             }
         }
@@ -81,6 +93,7 @@ impl<K: Key, V: StateValue> Rows for FrozenRows<K, V> {
 
     fn are_durable(&self) {
         self.durable.fetch_max(self.generation, Ordering::AcqRel);
+        self.tails.are_written();
     }
 }
 
@@ -118,8 +131,11 @@ impl Frozen for FrozenTable {
         match self.ticket.wait()? {
             Made::InMemory => {
                 let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-                self.rows.each_changed(&mut |key, value| {
-                    rows.extend(value.map(|value| (key.to_vec(), value.to_vec())));
+                self.rows.each_changed(&mut |key, change| {
+                    // Nothing is appended to rows of a database that was never opened.
+                    if let Change::Put(value) | Change::Append(value) = change {
+                        rows.push((key.to_vec(), value.to_vec()));
+                    }
                     Ok(())
                 })?;
                 rows.sort_unstable();

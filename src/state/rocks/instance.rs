@@ -1,4 +1,4 @@
-//! One instance of RocksDB: the states of one operator on one worker, a column family for each.
+//! One instance of RocksDB: the states of one operator on one worker, some column families for each.
 //!
 //! # States
 //! *Unopened*: all is in memory. *Open*: from the first entry that is given up or snapshot that is not small, until the
@@ -8,31 +8,36 @@
 //! A snapshot is made by a thread of the instance, which waits for nothing that the worker holds; so a worker that waits
 //! for it, because it has used up its reserve, does not wait for ever.
 //! # Failure
-//! A snapshot that fails leaves the worker's entries changed, so the next one holds them. A worker that cannot read or
+//! A snapshot whose rows could not be written leaves the worker's entries changed, so the next one holds them; but if elements were to be
+//! appended, nobody knows which are there, and the attempt ends. A worker that cannot read or
 //! write its state panics, which ends the attempt and names the operator.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::Sender;
 use rocksdb::checkpoint::Checkpoint;
-use rocksdb::compaction_filter::{CompactionFilter, Decision};
-use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
+use rocksdb::properties::CUR_SIZE_ACTIVE_MEM_TABLE;
 use rocksdb::{
-    BoundColumnFamily, ColumnFamilyDescriptor, DBWithThreadMode, FlushOptions, MultiThreaded,
-    Options, WriteBatch, WriteOptions,
+    BoundColumnFamily, ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options,
+    WriteBatch, WriteOptions,
 };
 
 use super::budget::Budget;
 use super::cache::lock;
+use super::column::{Column, ExpiryFactory, state_of};
 use super::error::RocksError;
+use super::merging::Merging;
 use super::options::{self, Profile};
 use crate::format::FormatError;
 use crate::state::{LocalFile, NativeFiles, NativeSnapshot};
+
+/// A handle of a column family.
+pub(super) type Family<'a> = Arc<BoundColumnFamily<'a>>;
 
 /// A database whose column families may be made by any thread.
 pub(super) type Database = DBWithThreadMode<MultiThreaded>;
@@ -52,6 +57,8 @@ pub struct Setup {
     pub budget: Arc<Budget>,
     /// How RocksDB is tuned.
     pub profile: Profile,
+    /// The number of key groups of the job.
+    pub max_parallelism: u16,
     /// An instance that takes no more than this is not opened for a snapshot: its entries are written as the heap backend
     /// would write them. Units: bytes.
     pub small_bytes: usize,
@@ -60,8 +67,13 @@ pub struct Setup {
 impl Setup {
     /// The usual setup.
     #[must_use]
-    pub fn new(directory: PathBuf, budget: Arc<Budget>, profile: Profile) -> Self {
-        Self { directory, budget, profile, small_bytes: SMALL_BYTES }
+    pub fn new(
+        directory: PathBuf,
+        budget: Arc<Budget>,
+        profile: Profile,
+        max_parallelism: u16,
+    ) -> Self {
+        Self { directory, budget, profile, max_parallelism, small_bytes: SMALL_BYTES }
     }
 }
 
@@ -72,49 +84,6 @@ pub(super) struct Directory(pub(super) PathBuf);
 impl Drop for Directory {
     fn drop(&mut self) {
         _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// One column family, as the worker and background threads know it.
-#[derive(Debug)]
-pub(super) struct Column {
-    pub(super) name: String,
-    /// Whether there may be a row: if not, nothing is looked up.
-    pub(super) has_rows: AtomicBool,
-    /// Rows that were last written then or earlier have expired. Units: milliseconds since 1970.
-    pub(super) expired: AtomicI64,
-}
-
-/// Drops expired rows when files are compacted.
-struct ExpiryFactory(Arc<Column>);
-
-/// As of the beginning of a compaction.
-struct Expiry(i64);
-
-impl CompactionFilterFactory for ExpiryFactory {
-    type Filter = Expiry;
-
-    fn create(&mut self, _: CompactionFilterContext) -> Expiry {
-        Expiry(self.0.expired.load(Ordering::Relaxed))
-    }
-    fn name(&self) -> &std::ffi::CStr {
-        c"highwater-expiry"
-    }
-}
-
-impl CompactionFilter for Expiry {
-    fn filter(&mut self, _level: u32, _key: &[u8], value: &[u8]) -> Decision {
-        if self.0 == i64::MIN {
-            return Decision::Keep;
-        }
-        // A state that expires keeps the time of the last update in front of the value.
-        match postcard::take_from_bytes::<i64>(value) {
-            Ok((written, _)) if written <= self.0 => Decision::Remove,
-            _ => Decision::Keep,
-        }
-    }
-    fn name(&self) -> &std::ffi::CStr {
-        c"highwater-expiry"
     }
 }
 
@@ -140,8 +109,12 @@ pub struct InstanceCounters {
     pub hits: AtomicU64,
     /// Rows written.
     pub written: AtomicU64,
+    /// Elements that were appended to lists without reading them.
+    pub appended: AtomicU64,
     /// How often the worker had to wait for a snapshot.
     pub waits: AtomicU64,
+    /// Column families that were rewritten as a whole.
+    pub rewritten: AtomicU64,
 }
 
 impl Core {
@@ -168,17 +141,26 @@ impl Core {
         let descriptors: Vec<_> = there
             .iter()
             .map(|name| {
-                let column = self.column(name);
-                column.has_rows.store(true, Ordering::Relaxed);
-                ColumnFamilyDescriptor::new(name, self.column_options(&column))
+                let options = match state_of(name) {
+                    Some(state) => {
+                        let column = self.column(state);
+                        column.has_rows.store(true, Ordering::Relaxed);
+                        self.column_options(&column, column.families.iter().position(|f| f == name))
+                    }
+                    None => Options::default(),
+                };
+                ColumnFamilyDescriptor::new(name, options)
             })
             .collect();
         Database::open_cf_descriptors(&database, &path, descriptors)
             .map_err(RocksError::database(&path, "open the database"))
     }
 
-    pub(super) fn column_options(&self, column: &Arc<Column>) -> Options {
-        let mut options = options::column(self.setup.profile, &self.setup.budget);
+    /// Options of the family of a partition, or of one of files that are cut otherwise.
+    pub(super) fn column_options(&self, column: &Arc<Column>, partition: Option<usize>) -> Options {
+        let Setup { profile, budget, .. } = &self.setup;
+        let mut options = options::column(*profile, budget);
+        options::stagger(&mut options, partition.unwrap_or(0));
         options.set_compaction_filter_factory(ExpiryFactory(Arc::clone(column)));
         options
     }
@@ -196,35 +178,34 @@ impl Core {
     pub(super) fn column(&self, name: &str) -> Arc<Column> {
         let mut columns = lock(&self.columns);
         let column = columns.entry(name.to_owned()).or_insert_with(|| {
-            Arc::new(Column {
-                name: name.to_owned(),
-                has_rows: AtomicBool::new(false),
-                expired: AtomicI64::new(i64::MIN),
-            })
+            let Setup { max_parallelism, profile, .. } = &self.setup;
+            Arc::new(Column::new(name, *max_parallelism, profile.partitions()))
         });
         Arc::clone(column)
     }
 
-    /// The column family. It is made if it is not there.
+    /// A column family. It is made if it is not there.
     pub(super) fn family<'a>(
         &self,
         database: &'a Database,
         column: &Arc<Column>,
-    ) -> Result<Arc<BoundColumnFamily<'a>>, RocksError> {
-        if let Some(family) = database.cf_handle(&column.name) {
+        partition: usize,
+    ) -> Result<Family<'a>, RocksError> {
+        let name = &column.families[partition];
+        if let Some(family) = database.cf_handle(name) {
             return Ok(family);
         }
-        let options = self.column_options(column);
+        let options = self.column_options(column, Some(partition));
         database
-            .create_cf(&column.name, &options)
+            .create_cf(name, &options)
             .map_err(RocksError::database(database.path(), "make a column family"))?;
-        Ok(database.cf_handle(&column.name).expect("it was just made"))
+        Ok(database.cf_handle(name).expect("it was just made"))
     }
 
     /// The row of a key.
     pub(super) fn get<R>(
         &self,
-        column: &Arc<Column>,
+        column: &Column,
         key: &[u8],
         take: impl FnOnce(&[u8]) -> Result<R, RocksError>,
     ) -> Result<Option<R>, RocksError> {
@@ -232,11 +213,27 @@ impl Core {
             return Ok(None);
         }
         let database = self.database()?;
-        let family = self.family(database, column)?;
+        let name = &column.families[column.partition_of(key)];
+        let Some(family) = database.cf_handle(name) else { return Ok(None) };
         let row = database
             .get_pinned_cf(&family, key)
             .map_err(RocksError::database(database.path(), "read a row"))?;
         row.map(|row| take(&row)).transpose()
+    }
+
+    /// Flushes the largest of the write buffers, and waits.
+    fn flush_largest(&self, database: &Database) -> Result<(), RocksError> {
+        let columns = self.columns();
+        let names = columns.iter().flat_map(|column| &column.families);
+        let families = names.filter_map(|name| database.cf_handle(name));
+        let sized = families.map(|family| {
+            let bytes = database.property_int_value_cf(&family, CUR_SIZE_ACTIVE_MEM_TABLE);
+            (bytes.ok().flatten().unwrap_or(0), family)
+        });
+        let Some((_, family)) = sized.max_by_key(|(bytes, _)| *bytes) else { return Ok(()) };
+        database
+            .flush_cf(&family)
+            .map_err(RocksError::database(database.path(), "flush a write buffer"))
     }
 
     /// Whether the worker may write: no snapshot is being made.
@@ -265,16 +262,14 @@ impl Core {
         let database = self.database()?;
         for rows in rows {
             let mut batch = RowBatch::new(self, rows.column())?;
-            rows.each_changed(&mut |key, value| batch.add(key, value))?;
+            rows.each_changed(&mut |key, change| batch.add(key, change))?;
             batch.finish()?;
+            rows.are_durable();
         }
         let path = self.setup.directory.join(format!("snapshot-{number}"));
         Checkpoint::new(database)
             .and_then(|checkpoint| checkpoint.create_checkpoint(&path))
             .map_err(RocksError::database(&path, "make a snapshot"))?;
-        for rows in rows {
-            rows.are_durable();
-        }
         let mut snapshot = LocalSnapshot {
             path: path.clone(),
             files: Vec::new(),
@@ -303,30 +298,37 @@ pub(super) fn list_files(path: &Path) -> Result<Vec<LocalFile>, RocksError> {
     Ok(files)
 }
 
-/// Rows on their way into a column family.
+/// Rows on their way into the column families of a state.
 pub(super) struct RowBatch<'a> {
     core: &'a Core,
     database: &'a Database,
-    family: Arc<BoundColumnFamily<'a>>,
+    column: &'a Arc<Column>,
+    families: Vec<Option<Family<'a>>>,
     batch: WriteBatch,
     options: WriteOptions,
 }
 
 impl<'a> RowBatch<'a> {
-    pub(super) fn new(core: &'a Core, column: &Arc<Column>) -> Result<Self, RocksError> {
+    pub(super) fn new(core: &'a Core, column: &'a Arc<Column>) -> Result<Self, RocksError> {
         let database = core.database()?;
-        let family = core.family(database, column)?;
         column.has_rows.store(true, Ordering::Relaxed);
         let mut options = WriteOptions::new();
         options.disable_wal(true);
-        Ok(Self { core, database, family, batch: WriteBatch::default(), options })
+        let families = vec![None; column.families.len()];
+        Ok(Self { core, database, column, families, batch: WriteBatch::default(), options })
     }
 
-    /// Adds a row, or takes one out if there is no value.
-    pub(super) fn add(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), RocksError> {
-        match value {
-            Some(value) => self.batch.put_cf(&self.family, key, value),
-            None => self.batch.delete_cf(&self.family, key),
+    /// Adds what changes a row.
+    pub(super) fn add(&mut self, key: &[u8], change: Change<'_>) -> Result<(), RocksError> {
+        let partition = self.column.partition_of(key);
+        let family = match &mut self.families[partition] {
+            Some(family) => family,
+            none => none.insert(self.core.family(self.database, self.column, partition)?),
+        };
+        match change {
+            Change::Put(value) => self.batch.put_cf(family, key, value),
+            Change::Delete => self.batch.delete_cf(family, key),
+            Change::Append(list) => self.batch.merge_cf(family, key, list),
         }
         if self.batch.size_in_bytes() >= BATCH_BYTES { self.write() } else { Ok(()) }
     }
@@ -334,13 +336,7 @@ impl<'a> RowBatch<'a> {
     fn write(&mut self) -> Result<(), RocksError> {
         // Not left to RocksDB, which would let the writer of one instance wait for flushes that nobody asks of another.
         if self.core.setup.budget.are_write_buffers_full() {
-            let columns = self.core.columns();
-            let families: Vec<_> =
-                columns.iter().filter_map(|column| self.database.cf_handle(&column.name)).collect();
-            let families: Vec<_> = families.iter().collect();
-            self.database
-                .flush_cfs_opt(&families, &FlushOptions::default())
-                .map_err(RocksError::database(self.database.path(), "flush write buffers"))?;
+            self.core.flush_largest(self.database)?;
         }
         let batch = std::mem::take(&mut self.batch);
         self.core.counters.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
@@ -354,8 +350,19 @@ impl<'a> RowBatch<'a> {
     }
 }
 
-/// Takes a row: its key, and its value unless it was removed.
-pub(super) type TakeRow<'a> = &'a mut dyn FnMut(&[u8], Option<&[u8]>) -> Result<(), RocksError>;
+/// What happens to a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change<'a> {
+    /// It has this value.
+    Put(&'a [u8]),
+    /// It was removed.
+    Delete,
+    /// These elements were put behind those of its list.
+    Append(&'a [u8]),
+}
+
+/// Takes a row: its key, and what happened to it.
+pub(super) type TakeRow<'a> = &'a mut dyn FnMut(&[u8], Change<'_>) -> Result<(), RocksError>;
 
 /// The frozen rows of one table that RocksDB may not have.
 pub(super) trait Rows: Send + Sync {
@@ -605,6 +612,7 @@ impl Instance {
 fn start(core: Arc<Core>) -> Writer {
     let (sender, requests) = crossbeam::channel::unbounded::<Request>();
     let make = move || {
+        let mut merging = None;
         for request in requests {
             let Request { number, rows, ticket } = request;
             let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -613,11 +621,18 @@ fn start(core: Arc<Core>) -> Writer {
             // Before the ticket: whoever waits for it may go on writing.
             drop(rows);
             core.snapshot_over();
+            let is_made = matches!(made, Ok(Ok(_)));
             ticket.set(match made {
                 Ok(Ok(snapshot)) => Ok(Made::Local(Arc::new(snapshot))),
                 Ok(Err(error)) => Err(error.text()),
                 Err(_) => Err("a snapshot of RocksDB panicked".to_owned()),
             });
+            if is_made && let Err(error) = merge(&core, &mut merging) {
+                tracing::warn!("files of RocksDB are not merged: {error}");
+            }
+        }
+        if let Some(merging) = &mut merging {
+            merging.end(&core);
         }
     };
     let thread = std::thread::Builder::new().name("rocks-snapshot".to_owned()).spawn(make);
@@ -625,4 +640,14 @@ fn start(core: Arc<Core>) -> Writer {
         requests: Some(sender),
         thread: Some(thread.expect("the operating system makes a thread")),
     }
+}
+
+/// Sees to it that files are merged at their pace.
+fn merge(core: &Arc<Core>, merging: &mut Option<Merging>) -> Result<(), String> {
+    let merging = match merging {
+        Some(merging) => merging,
+        none => none.insert(Merging::start(Arc::clone(core)).map_err(|error| error.to_string())?),
+    };
+    let database = core.database().map_err(|error| error.text())?;
+    merging.snapshot_was_made(database).map_err(|error| error.text())
 }

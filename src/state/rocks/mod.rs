@@ -12,7 +12,10 @@
 //!
 //! # Rows
 //! The key group, two bytes with the high one first, and the key; then the value, both as a savepoint has them. So rows
-//! are in the order of their key groups, those of some key groups are one range, and a savepoint is a copy of the rows.
+//! are in the order of their key groups, those of some key groups are one range, and a savepoint is a copy of the rows. A state is
+//! cut by key groups into several column families, so that files can be rewritten piece by piece: see `column` and `merging`.
+//!
+//! What is appended to a list that is not in memory is merged behind its row, unread: see `tails`. A map is one row.
 //!
 //! # Snapshots
 //! The worker shares the pages that have changed, which takes a pass over the pages. A thread of the instance writes their
@@ -32,12 +35,15 @@
 
 mod budget;
 mod cache;
+mod column;
 mod error;
 mod frozen;
 mod instance;
+mod merging;
 mod options;
 mod restore;
 mod table;
+mod tails;
 mod weigh;
 
 pub use budget::Budget;
@@ -54,8 +60,9 @@ use super::{Key, StateBackend, StateValue};
 /// The name of the backend in manifests.
 pub const BACKEND: &str = "rocksdb";
 
-/// The version of the files: that of RocksDB's own format, and of the rows.
-pub const FORMAT_VERSION: u16 = 1;
+/// The version of the files: that of RocksDB's own format, of the rows, and of the column families. Version 1 has one family for
+/// a state.
+pub const FORMAT_VERSION: u16 = 2;
 
 impl StateBackend for Instance {
     type Table<K: Key, V: StateValue> = Table<K, V>;

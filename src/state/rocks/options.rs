@@ -2,15 +2,22 @@
 //!
 //! What all have in common: no write-ahead log (a crash goes back to a checkpoint, never to the instance's own directory),
 //! Bloom filters, index and filter blocks in the shared block cache so that they count in the budget, LZ4 above and Zstandard
-//! in the last level, and leveled compaction with small files. Leveled, because a compaction then rewrites a few files of
-//! two levels and the others stay as they are: what is settled is not uploaded again. Universal compaction writes less in
-//! the mean, but now and then all at once.
+//! in the last level, and universal compaction of files of like sizes.
+//!
+//! # Compaction
+//! Leveled compaction rewrites a file whenever a few rows of its range have come down: where one row in a hundred changes between two
+//! checkpoints, at random, that is all files, over and over. So files are only merged with others of like size: those
+//! of some snapshots, and what came of that. What is settled is rewritten by [`merging`](super::merging), piece by piece, at a pace
+//! that bounds what checkpoints upload. Where that does not keep up, since all rows change within a few snapshots, RocksDB
+//! does it by itself: a family holds at most three times as many newer bytes as settled ones.
 
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, CompactionPri, DBCompressionType, LogLevel, Options,
+    BlockBasedIndexType, BlockBasedOptions, DBCompactionStyle, DBCompressionType, LogLevel,
+    Options, UniversalCompactOptions, UniversalCompactionStopStyle,
 };
 
 use super::budget::Budget;
+use super::tails;
 
 /// How RocksDB is tuned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,8 +49,14 @@ impl Profile {
         Self::NAMES.into_iter().find(|(known, _)| *known == name).map(|(_, profile)| profile)
     }
 
+    /// The number of families of one state, in all instances of a job together.
+    pub(super) fn partitions(self) -> u16 {
+        self.shape().partitions
+    }
+
     fn shape(self) -> Shape {
         let default = Shape {
+            partitions: 16,
             block_bytes: 8 << 10,
             write_buffer_bytes: 32 << 20,
             file_bytes: 16 << 20,
@@ -62,6 +75,7 @@ impl Profile {
             },
             Self::FlashSsd => Shape { block_bytes: 4 << 10, background_jobs: 4, ..default },
             Self::LowMemory => Shape {
+                partitions: 4,
                 write_buffer_bytes: 4 << 20,
                 file_bytes: 4 << 20,
                 filter_bits: 8.0,
@@ -71,7 +85,18 @@ impl Profile {
     }
 }
 
+/// All families of a state get their rows at the same pace: this lets them merge files at different times.
+pub(super) fn stagger(options: &mut Options, partition: usize) {
+    let later = partition as i32 % MERGED_MIN;
+    options.set_level_zero_file_num_compaction_trigger(2 * MERGED_MIN + later);
+}
+
+/// Files of like sizes that are merged, at the least.
+const MERGED_MIN: i32 = 8;
+
 struct Shape {
+    /// Each has a write buffer, and files of its own in every checkpoint.
+    partitions: u16,
     block_bytes: usize,
     /// Of one column family; all together are bounded by the budget.
     write_buffer_bytes: usize,
@@ -114,25 +139,31 @@ pub(super) fn column(profile: Profile, budget: &Budget) -> Options {
     blocks.set_optimize_filters_for_memory(true);
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_cache_index_and_filter_blocks_with_high_priority(true);
-    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     blocks.set_index_type(BlockBasedIndexType::BinarySearch);
     blocks.set_format_version(5);
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
-    // A write buffer is allocated by pieces of an eighth, and there may be many small instances.
-    let per_column = (budget.total_bytes() / 16).clamp(256 << 10, shape.write_buffer_bytes);
-    options.set_write_buffer_size(per_column);
+    // No row of another kind of state is ever merged.
+    options.set_merge_operator_associative(tails::OPERATOR, tails::merge);
+    let total = budget.total_bytes();
+    options.set_write_buffer_size((total / 16).clamp(256 << 10, shape.write_buffer_bytes));
+    // There may be many families with a few rows each.
+    options.set_arena_block_size((total / 2048).clamp(4 << 10, 256 << 10));
     options.set_max_write_buffer_number(3);
     options.set_target_file_size_base(shape.file_bytes);
-    options.set_max_bytes_for_level_base(4 * shape.file_bytes);
-    options.set_level_compaction_dynamic_level_bytes(true);
-    options.set_level_zero_file_num_compaction_trigger(4);
-    options.set_compaction_pri(CompactionPri::MinOverlappingRatio);
+    // One for each merge of files, so that what comes of it is several files and not one.
+    options.set_num_levels(16);
+    options.set_compaction_style(DBCompactionStyle::Universal);
+    let mut universal = UniversalCompactOptions::default();
+    universal.set_stop_style(UniversalCompactionStopStyle::Similar);
+    universal.set_size_ratio(200);
+    universal.set_min_merge_width(MERGED_MIN);
+    universal.set_max_size_amplification_percent(300);
+    options.set_universal_compaction_options(&universal);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_bottommost_compression_type(DBCompressionType::Zstd);
     // Flushes of a checkpoint every second are many small files; they may pile up a little before writes are slowed.
-    options.set_level_zero_slowdown_writes_trigger(30);
-    options.set_level_zero_stop_writes_trigger(60);
-    options.set_max_compaction_bytes(25 * shape.file_bytes);
+    options.set_level_zero_slowdown_writes_trigger(48);
+    options.set_level_zero_stop_writes_trigger(96);
     options
 }

@@ -1,5 +1,6 @@
 //! Back from files: an instance is opened with those of one or several others; and rows are read off files alone.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -7,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rocksdb::{
-    ColumnFamilyDescriptor, DEFAULT_COLUMN_FAMILY_NAME, Direction, IngestExternalFileOptions,
-    IteratorMode, ReadOptions, SstFileWriter, WriteOptions,
+    ColumnFamilyDescriptor, Direction, IngestExternalFileOptions, IteratorMode, ReadOptions,
+    SstFileWriter, WriteOptions,
 };
 
 use super::budget::Budget;
+use super::column::{Column, state_of};
 use super::error::RocksError;
 use super::instance::{Core, Database, Instance};
 use super::options::{self, Profile};
@@ -23,6 +25,19 @@ pub struct Source {
     pub directory: PathBuf,
     /// The key groups that it has rows of.
     pub groups: Range<u16>,
+}
+
+impl Source {
+    /// Whether its states are cut into families as ours are.
+    fn is_partitioned(&self, core: &Core) -> Result<bool, RocksError> {
+        let options = options::database(core.setup.profile, &core.setup.budget);
+        let families = Database::list_cf(&options, &self.directory)
+            .map_err(RocksError::database(&self.directory, "list the column families"))?;
+        let is_ours = |name: &String| {
+            state_of(name).is_none_or(|state| core.column(state).families.contains(name))
+        };
+        Ok(families.iter().all(is_ours))
+    }
 }
 
 /// How many key groups two ranges share.
@@ -46,26 +61,31 @@ impl Source {
 
 impl Instance {
     /// Takes over the rows of `groups` that the sources have. The first one's files become the instance's own and keep their
-    /// names; those of the others are only read. To be called before anything else, once.
+    /// names, unless its states are cut otherwise; those of the others are only read. To be called before anything else, once. Returns
+    /// whether the first one's became its own.
     ///
     /// # Errors
     /// [`RocksError`] if files are missing or damaged, or if the disk fails.
-    pub fn take_over(&self, sources: &[Source], groups: &Range<u16>) -> Result<(), RocksError> {
+    pub fn take_over(&self, sources: &[Source], groups: &Range<u16>) -> Result<bool, RocksError> {
         let core = self.core();
-        let Some((first, others)) = sources.split_first() else { return Ok(()) };
-        let own = core.path();
-        if let Some(parent) = own.parent() {
-            fs::create_dir_all(parent).map_err(RocksError::io(parent))?;
+        let Some(first) = sources.first() else { return Ok(false) };
+        let is_ours = first.is_partitioned(core)?;
+        if is_ours {
+            let own = core.path();
+            if let Some(parent) = own.parent() {
+                fs::create_dir_all(parent).map_err(RocksError::io(parent))?;
+            }
+            fs::rename(&first.directory, &own).map_err(RocksError::io(&first.directory))?;
+            let database = core.database()?;
+            if first.groups.start < groups.start || first.groups.end > groups.end {
+                self.clip(database, groups)?;
+            }
         }
-        fs::rename(&first.directory, &own).map_err(RocksError::io(&first.directory))?;
         let database = core.database()?;
-        if first.groups.start < groups.start || first.groups.end > groups.end {
-            self.clip(database, groups)?;
-        }
-        for (number, source) in others.iter().enumerate() {
+        for (number, source) in sources.iter().enumerate().skip(usize::from(is_ours)) {
             self.copy(database, source, groups, number)?;
         }
-        Ok(())
+        Ok(is_ours)
     }
 
     /// Deletes the rows of all other key groups.
@@ -74,8 +94,19 @@ impl Instance {
         let mut options = WriteOptions::new();
         options.disable_wal(true);
         let [start, end] = [groups.start, groups.end].map(u16::to_be_bytes);
-        for name in self.core().families()? {
-            let Some(family) = database.cf_handle(&name) else { continue };
+        for (column, partition) in self.core().families()? {
+            let name = &column.families[partition];
+            let there = column.groups_of(partition);
+            if overlap(&there, groups) == there.len() as u16 {
+                continue;
+            }
+            if overlap(&there, groups) == 0 {
+                database
+                    .drop_cf(name)
+                    .map_err(RocksError::database(path, "drop a column family"))?;
+                continue;
+            }
+            let Some(family) = database.cf_handle(name) else { continue };
             for (from, to) in [([0; 2], start), (end, [0xff; 2])] {
                 if from < to {
                     database
@@ -97,31 +128,39 @@ impl Instance {
     ) -> Result<(), RocksError> {
         let core = self.core();
         let reader = Reader::open(&source.directory, core.setup.profile, &core.setup.budget)?;
-        for (index, name) in reader.families.iter().enumerate() {
-            let file = core.setup.directory.join(format!("copied-{number}-{index}.sst"));
-            let column = core.column(name);
-            let options = core.column_options(&column);
-            let mut writer = None;
-            reader.rows(name, groups.clone(), &mut |key, value| {
-                let writer = match &mut writer {
-                    Some(writer) => writer,
-                    none => {
-                        let new = SstFileWriter::create(&options);
-                        new.open(&file).map_err(RocksError::database(&file, "begin a file"))?;
-                        none.insert(new)
-                    }
-                };
-                writer.put(key, value).map_err(RocksError::database(&file, "copy a row"))
-            })?;
-            let Some(mut writer) = writer else { continue };
-            writer.finish().map_err(RocksError::database(&file, "finish a file"))?;
-            let family = core.family(database, &column)?;
-            let mut ingest = IngestExternalFileOptions::default();
-            ingest.set_move_files(true);
-            database
-                .ingest_external_file_cf_opts(&family, &ingest, vec![&file])
-                .map_err(RocksError::database(&file, "take a file in"))?;
-            column.has_rows.store(true, Ordering::Relaxed);
+        for (index, state) in reader.states().into_iter().enumerate() {
+            let column = core.column(state);
+            let options = core.column_options(&column, None);
+            for partition in 0..column.families.len() {
+                let there = column.groups_of(partition);
+                let wanted = there.start.max(groups.start)..there.end.min(groups.end);
+                if wanted.is_empty() {
+                    continue;
+                }
+                let file = format!("copied-{number}-{index}-{partition}.sst");
+                let file = core.setup.directory.join(file);
+                let mut writer = None;
+                reader.rows(state, wanted, &mut |key, value| {
+                    let writer = match &mut writer {
+                        Some(writer) => writer,
+                        none => {
+                            let new = SstFileWriter::create(&options);
+                            new.open(&file).map_err(RocksError::database(&file, "begin a file"))?;
+                            none.insert(new)
+                        }
+                    };
+                    writer.put(key, value).map_err(RocksError::database(&file, "copy a row"))
+                })?;
+                let Some(mut writer) = writer else { continue };
+                writer.finish().map_err(RocksError::database(&file, "finish a file"))?;
+                let family = core.family(database, &column, partition)?;
+                let mut ingest = IngestExternalFileOptions::default();
+                ingest.set_move_files(true);
+                database
+                    .ingest_external_file_cf_opts(&family, &ingest, vec![&file])
+                    .map_err(RocksError::database(&file, "take a file in"))?;
+                column.has_rows.store(true, Ordering::Relaxed);
+            }
         }
         drop(reader);
         _ = fs::remove_dir_all(&source.directory);
@@ -134,10 +173,10 @@ impl Instance {
     /// [`RocksError`] of RocksDB.
     pub fn keep_only(&self, states: &[&str]) -> Result<(), RocksError> {
         let Some(database) = self.core().opened() else { return Ok(()) };
-        for name in self.core().families()? {
-            if name != DEFAULT_COLUMN_FAMILY_NAME && !states.contains(&name.as_str()) {
+        for (column, partition) in self.core().families()? {
+            if !states.contains(&column.name.as_str()) {
                 database
-                    .drop_cf(&name)
+                    .drop_cf(&column.families[partition])
                     .map_err(RocksError::database(database.path(), "drop a column family"))?;
             }
         }
@@ -146,13 +185,14 @@ impl Instance {
 }
 
 impl Core {
-    /// The names of the column families that may have rows.
-    fn families(&self) -> Result<Vec<String>, RocksError> {
+    /// The column families that may have rows, by their states and partitions.
+    fn families(&self) -> Result<Vec<(Arc<Column>, usize)>, RocksError> {
         let database = self.database()?;
         let columns = self.columns();
-        let there = columns.into_iter().filter(|column| column.has_rows.load(Ordering::Relaxed));
-        let names = there.map(|column| column.name.clone());
-        Ok(names.filter(|name| database.cf_handle(name).is_some()).collect())
+        let all = columns.iter().flat_map(|column| {
+            (0..column.families.len()).map(move |partition| (Arc::clone(column), partition))
+        });
+        Ok(all.filter(|(column, at)| database.cf_handle(&column.families[*at]).is_some()).collect())
     }
 }
 
@@ -179,14 +219,20 @@ impl Reader {
     /// [`RocksError`] if they are not a whole snapshot.
     pub fn open(path: &Path, profile: Profile, budget: &Arc<Budget>) -> Result<Self, RocksError> {
         let options = options::database(profile, budget);
-        let families = Database::list_cf(&options, path)
+        let mut families = Database::list_cf(&options, path)
             .map_err(RocksError::database(path, "list the column families"))?;
+        families.sort_unstable();
         let descriptors = families
             .iter()
             .map(|name| ColumnFamilyDescriptor::new(name, options::column(profile, budget)));
         let database = Database::open_cf_descriptors_read_only(&options, path, descriptors, false)
             .map_err(RocksError::database(path, "open a snapshot"))?;
         Ok(Self { database, families, path: path.to_owned() })
+    }
+
+    /// The states that have families.
+    fn states(&self) -> BTreeSet<&str> {
+        self.families.iter().filter_map(|name| state_of(name)).collect()
     }
 
     /// Gives the rows of one state and some key groups, in the order of the key groups.
@@ -199,16 +245,21 @@ impl Reader {
         groups: Range<u16>,
         take: TakeValue<'_>,
     ) -> Result<(), RocksError> {
-        let Some(family) = self.database.cf_handle(state) else { return Ok(()) };
-        let mut reading = ReadOptions::default();
-        reading.fill_cache(false);
-        reading.set_readahead_size(2 << 20);
-        reading.set_iterate_upper_bound(groups.end.to_be_bytes());
-        let start = groups.start.to_be_bytes();
-        let from = IteratorMode::From(&start, Direction::Forward);
-        for row in self.database.iterator_cf_opt(&family, reading, from) {
-            let (key, value) = row.map_err(RocksError::database(&self.path, "read a snapshot"))?;
-            take(&key, &value)?;
+        let is_its = |name: &&String| state_of(name) == Some(state);
+        // Their order is that of their key groups.
+        for name in self.families.iter().filter(is_its) {
+            let Some(family) = self.database.cf_handle(name) else { continue };
+            let mut reading = ReadOptions::default();
+            reading.fill_cache(false);
+            reading.set_readahead_size(2 << 20);
+            reading.set_iterate_upper_bound(groups.end.to_be_bytes());
+            let start = groups.start.to_be_bytes();
+            let from = IteratorMode::From(&start, Direction::Forward);
+            for row in self.database.iterator_cf_opt(&family, reading, from) {
+                let (key, value) =
+                    row.map_err(RocksError::database(&self.path, "read a snapshot"))?;
+                take(&key, &value)?;
+            }
         }
         Ok(())
     }

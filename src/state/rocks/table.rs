@@ -8,9 +8,11 @@ use rocksdb::IteratorMode;
 
 use super::budget::Share;
 use super::cache::{Cache, Cached, Place};
+use super::column::Column;
 use super::error::RocksError;
 use super::frozen::{FrozenRows, FrozenTable};
-use super::instance::{Column, Instance, RowBatch};
+use super::instance::{Change, Instance, RowBatch};
+use super::tails::{Tails, joined};
 use super::weigh::owned_bytes;
 use crate::format::{Extent, FormatError, codec};
 use crate::protocol::key_groups::key_group;
@@ -30,7 +32,7 @@ pub struct Table<K: Key, V: StateValue> {
     generation: u32,
     /// RocksDB has all changes up to this generation.
     durable: Arc<AtomicU32>,
-    /// Number of keys.
+    /// Number of keys, as far as they have been in memory.
     len: usize,
     max_parallelism: u16,
     /// The page that gives something up next if values have grown.
@@ -45,7 +47,12 @@ pub struct Table<K: Key, V: StateValue> {
     hits: u64,
     row_key: Vec<u8>,
     row_value: Vec<u8>,
+    /// What was appended to lists that are not in memory.
+    tails: Tails,
 }
+
+/// What is appended to lists that are not in memory may take so small a part of the budget in each table.
+const TAILS_OF_BUDGET: usize = 32;
 
 /// With every so manyth change an entry is weighed.
 const WEIGH_EVERY: u32 = 32;
@@ -84,6 +91,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
             hits: 0,
             row_key: Vec::new(),
             row_value: Vec::new(),
+            tails: Tails::default(),
             column,
             instance,
         }
@@ -105,23 +113,60 @@ impl<K: Key, V: StateValue> Table<K, V> {
     #[cold]
     #[inline(never)]
     fn load(&mut self, hash: u64, key: &K) -> Option<Place> {
-        let value = match self.read(hash, key) {
-            Ok(value) => value?,
+        let (value, stamp) = match self.read(hash, key) {
+            Ok(read) => read?,
             Err(error) => fail(&self.column, &error),
         };
         self.weigh(key, &value);
         self.make_room(hash);
-        let cached = Cached { value: Some(value), stamp: 0, used: true };
+        let cached = Cached { value: Some(value), stamp, used: true };
         self.entries += 1;
         Some(self.cache.push(hash, key.clone(), cached))
     }
 
-    fn read(&mut self, hash: u64, key: &K) -> Result<Option<V>, RocksError> {
-        let core = self.instance.core();
+    /// The value of a key that is not in memory, and its stamp: it has changed if there is something that was appended.
+    fn read(&mut self, hash: u64, key: &K) -> Result<Option<(V, u32)>, RocksError> {
+        let core = Arc::clone(self.instance.core());
         core.counters.looked_up.fetch_add(1, Ordering::Relaxed);
+        self.encode_row_key(hash, key)?;
+        if self.tails.is_underway(Some(&self.row_key)) {
+            self.wait_for_tails()?;
+        }
+        let Some(tail) = self.tails.take(&self.row_key)? else {
+            return core.get(&self.column, &self.row_key, |row| Ok((codec::decode(row)?, 0)));
+        };
+        let row = core.get(&self.column, &self.row_key, |row| Ok(row.to_vec()))?;
+        let list = joined(row.iter().map(Vec::as_slice).chain([&tail[..]]))?;
+        Ok(Some((codec::decode(&list)?, self.generation)))
+    }
+
+    fn encode_row_key(&mut self, hash: u64, key: &K) -> Result<(), FormatError> {
         self.row_key.clear();
-        encode_key(key_group(hash, self.max_parallelism).0, key, &mut self.row_key)?;
-        core.get(&self.column, &self.row_key, |row| Ok(codec::decode(row)?))
+        encode_key(key_group(hash, self.max_parallelism).0, key, &mut self.row_key)
+    }
+
+    /// Waits until frozen tails are in RocksDB.
+    fn wait_for_tails(&mut self) -> Result<(), RocksError> {
+        self.instance.core().wait_until_it_may_write();
+        if self.tails.is_underway(None) {
+            let why = "elements that were appended are lost, since a snapshot failed";
+            return Err(RocksError::Before(why.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Writes what was appended, if it may be written or has to be.
+    fn write_tails(&mut self, must: bool) -> Result<(), RocksError> {
+        let core = Arc::clone(self.instance.core());
+        if self.tails.is_empty() || !core.may_write() && !must {
+            return Ok(());
+        }
+        if self.tails.is_underway(None) || !core.may_write() {
+            self.wait_for_tails()?;
+        }
+        let mut batch = RowBatch::new(&core, &self.column)?;
+        self.tails.take_all().each(|key, list| batch.add(key, Change::Append(list)))?;
+        batch.finish()
     }
 
     fn weigh(&mut self, key: &K, value: &V) {
@@ -138,7 +183,8 @@ impl<K: Key, V: StateValue> Table<K, V> {
 
     fn account(&mut self) {
         let pages = self.cache.pages() * Cache::<K, V>::PAGE_BYTES;
-        self.share.set(pages + (self.entries as f64 * self.owned) as usize);
+        let owned = (self.entries as f64 * self.owned) as usize;
+        self.share.set(pages + owned + self.tails.bytes());
     }
 
     /// An entry that is about to be changed.
@@ -242,15 +288,15 @@ impl<K: Key, V: StateValue> Table<K, V> {
                 self.row_key.clear();
                 let group = key_group(entry.hash, self.max_parallelism).0;
                 encode_key(group, &entry.key, &mut self.row_key)?;
-                let value = match &entry.value.value {
+                let change = match &entry.value.value {
                     Some(value) => {
                         self.row_value.clear();
                         codec::encode(value, &mut self.row_value)?;
-                        Some(&self.row_value[..])
+                        Change::Put(&self.row_value)
                     }
-                    None => None,
+                    None => Change::Delete,
                 };
-                batch.add(&self.row_key, value)?;
+                batch.add(&self.row_key, change)?;
             }
             batch.finish()?;
         }
@@ -289,15 +335,21 @@ impl<K: Key, V: StateValue> Table<K, V> {
 
     /// Gives the rows of RocksDB whose keys are not in memory.
     fn try_each_row(&mut self, visit: &mut impl FnMut(&K, &V)) -> Result<(), RocksError> {
+        self.write_tails(true)?;
+        if self.tails.is_underway(None) {
+            self.wait_for_tails()?;
+        }
         let core = Arc::clone(self.instance.core());
         let Some(database) = core.opened() else { return Ok(()) };
-        let Some(family) = database.cf_handle(&self.column.name) else { return Ok(()) };
-        for row in database.iterator_cf(&family, IteratorMode::Start) {
-            let (key, value) =
-                row.map_err(RocksError::database(database.path(), "read the rows"))?;
-            let key: K = codec::decode(key.get(2..).unwrap_or_default())?;
-            if self.cache.find(stable_hash(&key), &key).is_none() {
-                visit(&key, &codec::decode(&value)?);
+        let column = Arc::clone(&self.column);
+        for family in column.families.iter().filter_map(|name| database.cf_handle(name)) {
+            for row in database.iterator_cf(&family, IteratorMode::Start) {
+                let (key, value) =
+                    row.map_err(RocksError::database(database.path(), "read the rows"))?;
+                let key: K = codec::decode(key.get(2..).unwrap_or_default())?;
+                if self.cache.find(stable_hash(&key), &key).is_none() {
+                    visit(&key, &codec::decode(&value)?);
+                }
             }
         }
         Ok(())
@@ -306,6 +358,34 @@ impl<K: Key, V: StateValue> Table<K, V> {
     fn count_hits(&mut self) {
         let hits = std::mem::take(&mut self.hits);
         self.instance.counters().hits.fetch_add(hits, Ordering::Relaxed);
+    }
+}
+
+impl<K: Key, T: StateValue> Table<K, Vec<T>> {
+    /// Adds an element at the end of a list, which is not read for it.
+    pub(crate) fn append(&mut self, hash: u64, key: &K, element: T) {
+        if self.cache.find(hash, key).is_none() && self.column.has_rows.load(Ordering::Relaxed) {
+            if let Err(error) = self.append_unread(hash, key, &element) {
+                fail(&self.column, &error);
+            }
+        } else {
+            self.get_or_insert_with(hash, key, &mut Vec::new).push(element);
+        }
+    }
+
+    fn append_unread(&mut self, hash: u64, key: &K, element: &T) -> Result<(), RocksError> {
+        self.instance.counters().appended.fetch_add(1, Ordering::Relaxed);
+        self.encode_row_key(hash, key)?;
+        self.tails.append(&self.row_key, |elements| codec::encode(element, elements))?;
+        let most = self.instance.core().setup.budget.total_bytes() / TAILS_OF_BUDGET;
+        if self.tails.bytes() < most {
+            return Ok(());
+        }
+        // While a snapshot is made they may take twice as much.
+        self.write_tails(self.tails.bytes() > 2 * most)?;
+        self.account();
+        self.shed();
+        Ok(())
     }
 }
 
@@ -374,8 +454,13 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         self.count_hits();
         self.account();
         let durable = self.durable.load(Ordering::Acquire);
+        if self.tails.is_underway(None) && self.instance.core().may_write() {
+            // Nobody writes them any more.
+            let failed = self.wait_for_tails();
+            failed.unwrap_or_else(|error| fail(&self.column, &error));
+        }
         let rows = Arc::new(FrozenRows::new(
-            self.cache.share_changed(durable),
+            (self.cache.share_changed(durable), self.tails.freeze()),
             durable,
             self.generation,
             Arc::clone(&self.durable),

@@ -33,9 +33,14 @@ impl Apart {
     }
 
     fn instance(&self) -> Instance {
+        self.instance_of(128)
+    }
+
+    fn instance_of(&self, max_parallelism: u16) -> Instance {
         let number = self.instances.fetch_add(1, Ordering::Relaxed);
         let directory = self.root.path().join(number.to_string());
-        let mut setup = Setup::new(directory, Arc::clone(&self.budget), Profile::LowMemory);
+        let budget = Arc::clone(&self.budget);
+        let mut setup = Setup::new(directory, budget, Profile::LowMemory, max_parallelism);
         setup.small_bytes = self.small_bytes;
         Instance::new(setup)
     }
@@ -49,7 +54,7 @@ impl StateBackend for Apart {
         max_parallelism: u16,
         groups: &Range<u16>,
     ) -> Table<K, V> {
-        self.instance().value_table(max_parallelism, groups)
+        self.instance_of(max_parallelism).value_table(max_parallelism, groups)
     }
 }
 
@@ -136,7 +141,7 @@ fn state_many_times_the_budget_stays_within_it() {
     let backend = Apart::new(2 << 20, 0);
     let instance = backend.instance();
     let mut table: Table<u64, u64> = instance.named_table("counts", 128, &(0..128));
-    let keys = 400_000;
+    let keys = 200_000;
     let mut most = 0;
     for round in 0..2 {
         for key in 0..keys {
@@ -146,7 +151,7 @@ fn state_many_times_the_budget_stays_within_it() {
             if key % 1_000 == 0 {
                 most = most.max(backend.budget.used_bytes());
             }
-            if key % 100_000 == 0 {
+            if key % 50_000 == 0 {
                 drop(table.freeze(SnapshotForm::Plain));
             }
         }
@@ -214,8 +219,9 @@ fn what_has_expired_goes_when_files_are_compacted() {
     instance.end_snapshot().local().unwrap().expect("files were made");
     with_time.expired_until(699);
     let database = instance.core().database().unwrap();
-    for name in ["counts", "timed"] {
-        let family = database.cf_handle(name).unwrap();
+    let columns = instance.core().columns();
+    for family in columns.iter().flat_map(|column| &column.families) {
+        let family = database.cf_handle(family).unwrap();
         database.compact_range_cf(&family, None::<&[u8]>, None::<&[u8]>);
     }
     let mut entries = Entries::default();
@@ -253,8 +259,20 @@ fn tables_of_one_snapshot_are_frozen_together_and_the_worker_goes_on() {
     assert_eq!(content(&mut counts).values().filter(|value| **value == 2).count(), 60_000);
 }
 
+/// The same files once more.
+fn copied(backend: &Apart, source: &Source) -> Source {
+    let number = backend.instances.fetch_add(1, Ordering::Relaxed);
+    let directory = backend.root.path().join(format!("copy-{number}"));
+    std::fs::create_dir(&directory).unwrap();
+    for file in std::fs::read_dir(&source.directory).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), directory.join(file.file_name())).unwrap();
+    }
+    Source { directory, groups: source.groups.clone() }
+}
+
 /// Freezes a table and copies the files of the snapshot, as storage would give them back.
-fn source(backend: &Apart, table: &mut Table<u64, u64>, groups: Range<u16>) -> Source {
+fn source<V: StateValue>(backend: &Apart, table: &mut Table<u64, V>, groups: Range<u16>) -> Source {
     let instance = table.instance().clone();
     instance.begin_snapshot();
     drop(table.freeze(SnapshotForm::Plain));
@@ -271,50 +289,57 @@ fn source(backend: &Apart, table: &mut Table<u64, u64>, groups: Range<u16>) -> S
 
 #[test]
 fn files_are_taken_over_at_any_parallelism() {
-    for max_parallelism in [13, 128, 32_768] {
+    let rescales: [(u16, &[(usize, usize)]); 3] =
+        [(13, &[(1, 3)]), (128, &[(1, 1), (4, 1), (3, 8)]), (32_768, &[(8, 5)])];
+    for (max_parallelism, rescales) in rescales {
         let backend = Apart::new(1 << 20, 0);
         let keys = 5_000;
         let fill = |parallelism: usize| -> Vec<Source> {
-            let filled = (0..parallelism).map(|worker| {
-                let groups = key_groups(max_parallelism, parallelism, worker);
-                let mut table: Table<u64, u64> =
-                    backend.instance().named_table("counts", max_parallelism, &groups);
-                for key in 0..keys {
-                    let hash = stable_hash(&key);
-                    if groups.contains(&key_group(hash, max_parallelism).0) {
-                        table.insert(hash, &key, key + 1);
-                        // Some rows are deleted in a later file.
-                        if key % 7 == 0 {
-                            drop(table.freeze(SnapshotForm::Plain));
-                            table.remove(hash, &key);
+            let filled =
+                (0..parallelism).map(|worker| {
+                    let groups = key_groups(max_parallelism, parallelism, worker);
+                    let mut table: Table<u64, u64> = backend
+                        .instance_of(max_parallelism)
+                        .named_table("counts", max_parallelism, &groups);
+                    for key in 0..keys {
+                        let hash = stable_hash(&key);
+                        if groups.contains(&key_group(hash, max_parallelism).0) {
+                            table.insert(hash, &key, key + 1);
+                            // Some rows are deleted in a later file.
+                            if key % 7 == 0 {
+                                drop(table.freeze(SnapshotForm::Plain));
+                                table.remove(hash, &key);
+                            }
+                        }
+                        if key == 20 {
+                            break;
                         }
                     }
-                    if key == 20 {
-                        break;
+                    for key in 21..keys {
+                        let hash = stable_hash(&key);
+                        if groups.contains(&key_group(hash, max_parallelism).0) {
+                            table.insert(hash, &key, key + 1);
+                        }
                     }
-                }
-                for key in 21..keys {
-                    let hash = stable_hash(&key);
-                    if groups.contains(&key_group(hash, max_parallelism).0) {
-                        table.insert(hash, &key, key + 1);
-                    }
-                }
-                source(&backend, &mut table, groups)
-            });
+                    source(&backend, &mut table, groups)
+                });
             filled.collect()
         };
-        for (from, to) in [(1, 1), (1, 3), (4, 1), (3, 8), (8, 5)] {
+        for &(from, to) in rescales {
             let mut all = BTreeMap::new();
+            let filled = fill(from);
             for worker in 0..to {
                 let groups = key_groups(max_parallelism, to, worker);
-                let mut sources = fill(from);
+                // What is taken over is used up.
+                let mut sources: Vec<Source> =
+                    filled.iter().map(|source| copied(&backend, source)).collect();
                 sources.retain(|source| {
                     source.groups.start < groups.end && groups.start < source.groups.end
                 });
                 let fullest = Source::fullest(sources.iter().map(|s| &s.groups), &groups);
                 sources.swap(0, fullest.expect("somebody has its key groups"));
-                let instance = backend.instance();
-                instance.take_over(&sources, &groups).unwrap();
+                let instance = backend.instance_of(max_parallelism);
+                assert!(instance.take_over(&sources, &groups).unwrap());
                 let mut table: Table<u64, u64> =
                     instance.named_table("counts", max_parallelism, &groups);
                 for key in 0..keys {
@@ -386,4 +411,84 @@ fn the_directory_is_removed_with_the_last_that_needs_it() {
     assert!(snapshot.path().join("CURRENT").exists());
     drop(snapshot);
     assert_eq!(std::fs::read_dir(backend.root.path()).unwrap().count(), 0);
+}
+
+type Lists = Table<u64, Vec<u64>>;
+
+fn lists_of(table: &mut Lists) -> BTreeMap<u64, Vec<u64>> {
+    let mut entries = Entries::default();
+    table.freeze(SnapshotForm::Plain).content.write(&mut entries).unwrap();
+    let decoded = entries.0.iter().map(|(_, bytes)| postcard::from_bytes(bytes).unwrap());
+    decoded.collect()
+}
+
+#[test]
+fn lists_that_are_appended_to_unread_agree_with_a_model() {
+    for seed in 1..=3 {
+        let backend = Apart::new(0, 0);
+        let instance = backend.instance();
+        let mut table: Lists = instance.named_table("lists", 128, &(0..128));
+        let mut model: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        let mut random = seed * 7_919;
+        let mut tickets = Vec::new();
+        for step in 0..20_000_u64 {
+            random = stable_hash(&(random + step));
+            let key = random % 3_000;
+            let hash = stable_hash(&key);
+            match random >> 32 & 31 {
+                0 => assert_eq!(table.get(hash, &key), model.get(&key), "step {step}"),
+                1 => assert_eq!(table.remove(hash, &key), model.remove(&key), "step {step}"),
+                2 => {
+                    let before = table.insert(hash, &key, vec![step]);
+                    assert_eq!(before, model.insert(key, vec![step]), "step {step}");
+                }
+                3 if step % 40 == 0 => tickets.push(table.freeze(SnapshotForm::Plain)),
+                _ => {
+                    table.append(hash, &key, step);
+                    model.entry(key).or_default().push(step);
+                }
+            }
+        }
+        assert_eq!(lists_of(&mut table), model);
+        let mut seen = BTreeMap::new();
+        table.for_each(|key, list| drop(seen.insert(*key, list.clone())));
+        assert_eq!(seen, model);
+        let appended = instance.counters().appended.load(Ordering::Relaxed);
+        assert!(appended > 5_000, "only {appended} were appended unread: the test says nothing");
+        // And what is in files goes on elsewhere.
+        let source = source(&backend, &mut table, 0..128);
+        let next = backend.instance();
+        next.take_over(&[source], &(0..128)).unwrap();
+        let mut table: Lists = next.named_table("lists", 128, &(0..128));
+        assert_eq!(lists_of(&mut table), model);
+    }
+}
+
+#[test]
+fn appending_to_a_long_list_neither_reads_nor_rewrites_it() {
+    let backend = Apart::new(1 << 20, 0);
+    let instance = backend.instance();
+    let mut table: Lists = instance.named_table("lists", 128, &(0..128));
+    for key in 0..40_u64 {
+        table.insert(stable_hash(&key), &key, (0..10_000).collect());
+        drop(table.freeze(SnapshotForm::Plain));
+    }
+    // Lists that are not in memory any more.
+    for key in 100..30_000_u64 {
+        table.insert(stable_hash(&key), &key, vec![key]);
+    }
+    lists_of(&mut table);
+    let counters = instance.counters();
+    let before = counters.looked_up.load(Ordering::Relaxed);
+    for step in 0..1_000_u64 {
+        let key = step % 20;
+        table.append(stable_hash(&key), &key, step);
+    }
+    assert_eq!(counters.looked_up.load(Ordering::Relaxed), before);
+    assert!(counters.appended.load(Ordering::Relaxed) >= 900);
+    let lists = lists_of(&mut table);
+    for key in 0..20 {
+        let expected = (0..10_000).chain((0..1_000).filter(|step| step % 20 == key));
+        assert!(lists[&key].iter().copied().eq(expected), "the list of {key}");
+    }
 }
