@@ -17,7 +17,7 @@ fn random_jobs_commit_what_follows_from_their_sources() {
         let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).try_init();
     }
     let name = "random_jobs_commit_what_follows_from_their_sources";
-    each_seed_on_all_cores(name, 3000, PAST, |seed| {
+    each_seed_on_all_cores(name, 1000, PAST, |seed| {
         let job = RandomJob::draw(seed);
         job.check(&job.simulate());
     });

@@ -396,14 +396,14 @@ fn rounds(seed: u64) -> (usize, Outcome) {
 
 #[test]
 fn records_that_wait_for_timers_in_a_loop_leave_it_once() {
-    each_seed("records_that_wait_for_timers_in_a_loop_leave_it_once", 500, PAST, |seed| {
+    each_seed("records_that_wait_for_timers_in_a_loop_leave_it_once", 120, PAST, |seed| {
         rounds(seed);
     });
 }
 
 #[test]
 fn all_kinds_of_state_hold_every_record_once() {
-    each_seed("all_kinds_of_state_hold_every_record_once", 500, PAST, |seed| {
+    each_seed("all_kinds_of_state_hold_every_record_once", 120, PAST, |seed| {
         kinds(seed);
     });
 }
@@ -412,7 +412,7 @@ fn all_kinds_of_state_hold_every_record_once() {
 fn state_expires_by_the_simulated_clock_through_crashes() {
     let expired: usize = (0..20).map(|seed| expiry(seed).0).sum();
     assert!(expired > 100, "{expired} values have expired");
-    each_seed("state_expires_by_the_simulated_clock_through_crashes", 500, PAST, |seed| {
+    each_seed("state_expires_by_the_simulated_clock_through_crashes", 120, PAST, |seed| {
         expiry(seed);
     });
 }
@@ -426,7 +426,7 @@ fn every_window_fires_once_with_all_of_its_records() {
         crashes += outcome.crashes.len() + outcome.restarts as usize;
     }
     assert!(fired > 200 && crashes > 10, "{fired} windows, {crashes} crashes");
-    each_seed("every_window_fires_once_with_all_of_its_records", 500, PAST, |seed| {
+    each_seed("every_window_fires_once_with_all_of_its_records", 120, PAST, |seed| {
         windows(seed);
     });
 }
@@ -442,7 +442,7 @@ fn every_processing_time_timer_fires_once_or_is_left_at_the_end_of_input() {
     assert!(fired > 200 && crashes > 10, "{fired} timers, {crashes} crashes");
     each_seed(
         "every_processing_time_timer_fires_once_or_is_left_at_the_end_of_input",
-        500,
+        120,
         PAST,
         |seed| {
             alarms(seed);

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use highwater::prelude::*;
-use highwater_operators::join::{Join, Side};
+use highwater_operators::join::Join;
 use highwater_operators::{
     BroadcastJoin, Change, IntervalJoin, JoinByKey, JoinChanges, TemporalJoin, net,
 };
@@ -272,17 +272,17 @@ fn what_an_interval_join_calls_late_comes_out_aside_and_the_rest_is_joined() {
                 .interval_join(right, (|l| l.time, |r| r.time), NEAR)
                 .left_and_late("join", |key, l, r| pair(*key, Some(l), r));
             let late = late.map(|(_, event)| match event {
-                Side::Left(event) | Side::Right(event) => Side::Right(event),
+                Either::Left(event) | Either::Right(event) => Either::Right(event),
             });
-            pairs.map(Side::Left).union(late)
+            pairs.map(Either::Left).union(late)
         },
         |events, found| {
             let (mut found_pairs, mut late) = (Vec::new(), BTreeSet::new());
             for found in found {
                 match found {
-                    Side::Left(pair) => found_pairs.push(pair),
-                    Side::Right(event) if late.insert(event) => {}
-                    Side::Right(event) => return Err(format!("{event:?} is late twice")),
+                    Either::Left(pair) => found_pairs.push(pair),
+                    Either::Right(event) if late.insert(event) => {}
+                    Either::Right(event) => return Err(format!("{event:?} is late twice")),
                 }
             }
             let on_time: Vec<Event> =

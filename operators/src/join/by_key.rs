@@ -21,7 +21,7 @@ use highwater::job::{Forever, Lifetime, Ttl};
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Side, both};
+use super::both;
 use crate::change::Change;
 
 /// Joins two keyed streams by key.
@@ -180,11 +180,11 @@ impl<'scope, K: Key, L: Record, R: Record, T: Lifetime + Clone> Join<'scope, K, 
         both(self.left, self.right).process(name, states, move |key, record, state, out| {
             let (lefts, rights) = state;
             match record {
-                Side::Left(left) => {
+                Either::Left(left) => {
                     rights.iter().for_each(|right| out.emit(pair(key, &left, right)));
                     lefts.append(left);
                 }
-                Side::Right(right) => {
+                Either::Right(right) => {
                     lefts.iter().for_each(|left| out.emit(pair(key, left, &right)));
                     rights.append(right);
                 }
@@ -281,8 +281,8 @@ where
         lonely: Lonely,
         pair: impl Fn(&K, Option<&L>, Option<&R>) -> Option<O> + 'static,
     ) -> Stream<'scope, Change<O>> {
-        let left = self.left.map_values(|_, change| change.map(Side::Left));
-        let sides = left.union(self.right.map_values(|_, change| change.map(Side::Right)));
+        let left = self.left.map_values(|_, change| change.map(Either::Left));
+        let sides = left.union(self.right.map_values(|_, change| change.map(Either::Right)));
         changes(sides, name, self.lifetime, lonely, (L::eq, R::eq), pair)
     }
 }
@@ -314,7 +314,7 @@ struct Half<T> {
 /// The operator behind all joins that emit changes. `pair` makes a result, of one side if the other is `None`; it is asked
 /// for those without a partner of `lonely` sides only.
 fn changes<'scope, K: Key, L: Record, R: Record, O: Record, T: Lifetime + Clone>(
-    sides: KeyedStream<'scope, K, Change<Side<L, R>>>,
+    sides: KeyedStream<'scope, K, Change<Either<L, R>>>,
     name: &str,
     lifetime: T,
     lonely: Lonely,
@@ -328,7 +328,7 @@ fn changes<'scope, K: Key, L: Record, R: Record, O: Record, T: Lifetime + Clone>
     sides.process(name, states, move |key, change, (lefts, rights), out| {
         let insert = change.is_insert();
         match change.into_record() {
-            Side::Left(left) => {
+            Either::Left(left) => {
                 let pair = |left: Option<&L>, right: Option<&R>| pair(key, left, right);
                 let mut step = Step { lonely: (lonely.left, lonely.right), pair, out };
                 if insert {
@@ -337,7 +337,7 @@ fn changes<'scope, K: Key, L: Record, R: Record, O: Record, T: Lifetime + Clone>
                     step.retract(lefts, rights, &left, &equal.0);
                 }
             }
-            Side::Right(right) => {
+            Either::Right(right) => {
                 let pair = |right: Option<&R>, left: Option<&L>| pair(key, left, right);
                 let mut step = Step { lonely: (lonely.right, lonely.left), pair, out };
                 if insert {

@@ -20,7 +20,7 @@ use std::rc::Rc;
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Side, apart, both};
+use super::{apart, both};
 
 /// Joins two keyed streams by key and nearness in event time.
 ///
@@ -88,16 +88,16 @@ impl<'scope, K: Key, L: Record> IntervalJoin<'scope, K, L> for KeyedStream<'scop
 /// The name that each of the methods takes is unique in the job, and identifies the state in checkpoints.
 #[derive(Debug)]
 pub struct IntervalJoined<'scope, K: Key, L: Record, R: Record, TL, TR> {
-    sides: KeyedStream<'scope, K, Side<L, R>>,
+    sides: KeyedStream<'scope, K, Either<L, R>>,
     times: (TL, TR),
     near: RangeInclusive<i64>,
 }
 
 /// What a late record comes out as, if it is not to be paired.
-type Aside<K, L, R, O> = fn(&K, Side<L, R>) -> O;
+type Aside<K, L, R, O> = fn(&K, Either<L, R>) -> O;
 
 /// Results, and late records.
-type WithLate<'scope, K, L, R, O> = (Stream<'scope, O>, Stream<'scope, (K, Side<L, R>)>);
+type WithLate<'scope, K, L, R, O> = (Stream<'scope, O>, Stream<'scope, (K, Either<L, R>)>);
 
 impl<'scope, K: Key, L: Record, R: Record, TL, TR> IntervalJoined<'scope, K, L, R, TL, TR>
 where
@@ -129,7 +129,7 @@ where
         pair: impl Fn(&K, &L, &R) -> O + 'static,
     ) -> WithLate<'scope, K, L, R, O> {
         apart(self.build(name, false, Some(aside), move |key, left, right| {
-            Some(Side::Left(pair(key, left?, right?)))
+            Some(Either::Left(pair(key, left?, right?)))
         }))
     }
 
@@ -140,7 +140,7 @@ where
         pair: impl Fn(&K, &L, Option<&R>) -> O + 'static,
     ) -> WithLate<'scope, K, L, R, O> {
         apart(self.build(name, true, Some(aside), move |key, left, right| {
-            Some(Side::Left(pair(key, left?, right)))
+            Some(Either::Left(pair(key, left?, right)))
         }))
     }
 
@@ -165,8 +165,8 @@ where
             states,
             move |key, record, (lefts, rights), context| {
                 let time = match &record {
-                    Side::Left(left) => left_time(left),
-                    Side::Right(right) => right_time(right),
+                    Either::Left(left) => left_time(left),
+                    Either::Right(right) => right_time(right),
                 };
                 if let Some(late) = late
                     && time <= context.watermark()
@@ -174,11 +174,11 @@ where
                     return context.emit(late(key, record));
                 }
                 match record {
-                    Side::Left(left) => {
+                    Either::Left(left) => {
                         let pair = |left: &L, right: Option<&R>| pair(key, Some(left), right);
                         to_right.meet(lefts, rights, Timed::new(time, left), pair, context);
                     }
-                    Side::Right(right) => {
+                    Either::Right(right) => {
                         let pair = |right: &R, left: Option<&L>| pair(key, left, Some(right));
                         to_left.meet(rights, lefts, Timed::new(time, right), pair, context);
                     }
@@ -195,9 +195,9 @@ where
 
 fn aside<K: Key, L: Record, R: Record, O: Record>(
     key: &K,
-    record: Side<L, R>,
-) -> Side<O, (K, Side<L, R>)> {
-    Side::Right((key.clone(), record))
+    record: Either<L, R>,
+) -> Either<O, (K, Either<L, R>)> {
+    Either::Right((key.clone(), record))
 }
 
 /// What is kept of one side of a key.

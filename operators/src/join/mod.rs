@@ -22,37 +22,19 @@ pub use interval::{IntervalJoin, IntervalJoined};
 pub use temporal::{TemporalJoin, TemporalJoined};
 
 use highwater::prelude::*;
-use serde::{Deserialize, Serialize};
-
-/// A record of one of two streams.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Side<L, R> {
-    /// Of the left one.
-    Left(L),
-    /// Of the right one.
-    Right(R),
-}
 
 /// Two streams as one.
 fn both<'scope, K: Key, L: Record, R: Record>(
     left: KeyedStream<'scope, K, L>,
     right: KeyedStream<'scope, K, R>,
-) -> KeyedStream<'scope, K, Side<L, R>> {
-    let left = left.map_values(|_, record| Side::Left(record));
-    left.union(right.map_values(|_, record| Side::Right(record)))
+) -> KeyedStream<'scope, K, Either<L, R>> {
+    let left = left.map_values(|_, record| Either::Left(record));
+    left.union(right.map_values(|_, record| Either::Right(record)))
 }
 
 /// One stream as two.
 fn apart<'scope, L: Record, R: Record>(
-    both: Stream<'scope, Side<L, R>>,
+    both: Stream<'scope, Either<L, R>>,
 ) -> (Stream<'scope, L>, Stream<'scope, R>) {
-    let left = both.clone().flat_map(|record| match record {
-        Side::Left(record) => Some(record),
-        Side::Right(_) => None,
-    });
-    let right = both.flat_map(|record| match record {
-        Side::Left(_) => None,
-        Side::Right(record) => Some(record),
-    });
-    (left, right)
+    both.split(|record| record)
 }

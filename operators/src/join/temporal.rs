@@ -20,7 +20,7 @@ use std::rc::Rc;
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Side, apart, both};
+use super::{apart, both};
 use crate::sort::Waiting;
 
 /// Joins a keyed stream with the versions of another.
@@ -87,7 +87,7 @@ impl<'scope, K: Key, L: Record> TemporalJoin<'scope, K, L> for KeyedStream<'scop
 /// The name that each of the methods takes is unique in the job, and identifies the state in checkpoints.
 #[derive(Debug)]
 pub struct TemporalJoined<'scope, K: Key, L: Record, R: Record, TL, TR> {
-    sides: KeyedStream<'scope, K, Side<L, R>>,
+    sides: KeyedStream<'scope, K, Either<L, R>>,
     times: (TL, TR),
 }
 
@@ -124,7 +124,7 @@ where
         pair: impl Fn(&K, &L, &R) -> O + 'static,
     ) -> WithLate<'scope, K, L, O> {
         apart(self.build(name, Some(aside), move |key, left, right| {
-            right.map(|right| Side::Left(pair(key, left, right)))
+            right.map(|right| Either::Left(pair(key, left, right)))
         }))
     }
 
@@ -135,7 +135,7 @@ where
         pair: impl Fn(&K, &L, Option<&R>) -> O + 'static,
     ) -> WithLate<'scope, K, L, O> {
         apart(self.build(name, Some(aside), move |key, left, right| {
-            Some(Side::Left(pair(key, left, right)))
+            Some(Either::Left(pair(key, left, right)))
         }))
     }
 
@@ -153,7 +153,7 @@ where
             name,
             states,
             move |key, record, (lefts, rights), context| match record {
-                Side::Left(left) => {
+                Either::Left(left) => {
                     let time = left_time(&left);
                     if time > context.watermark() {
                         if let Some(timer) = lefts.or_insert_with(Waiting::new).add(time, left) {
@@ -166,7 +166,7 @@ where
                         pair(key, &left, valid).into_iter().for_each(|out| context.emit(out));
                     }
                 }
-                Side::Right(right) => {
+                Either::Right(right) => {
                     let first = lefts.get().map_or(i64::MAX, |lefts| lefts.first);
                     let time = right_time(&right);
                     let until = context.watermark().min(first);
@@ -206,8 +206,8 @@ where
     }
 }
 
-fn aside<K: Key, L: Record, O: Record>(key: &K, left: L) -> Side<O, (K, L)> {
-    Side::Right((key.clone(), left))
+fn aside<K: Key, L: Record, O: Record>(key: &K, left: L) -> Either<O, (K, L)> {
+    Either::Right((key.clone(), left))
 }
 
 /// The versions of a key. Never empty.

@@ -18,6 +18,7 @@
 //! # Source
 //! Li et al. 2005, No Pane, No Gain; Tangwongsan, Hirzel, Schneider 2015 for the two stacks.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 
 use highwater::prelude::*;
@@ -32,13 +33,15 @@ use crate::window::time::{Domain, Moments, Window};
 const FEW_PANES: usize = 4;
 
 /// Where windows begin and end. All of it in milliseconds; `pane` divides `size` and `slide`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Grid {
     pub(super) size: i64,
     pub(super) slide: i64,
     pub(super) offset: i64,
     pub(super) pane: i64,
     pub(super) lateness: i64,
+    /// A pane, by its start: that of most records that come next, so that it need not be found by a division.
+    current: Cell<i64>,
 }
 
 impl Grid {
@@ -47,13 +50,19 @@ impl Grid {
         while rest != 0 {
             (pane, rest) = (rest, pane % rest);
         }
-        Self { size, slide, offset, pane, lateness }
+        Self { size, slide, offset, pane, lateness, current: Cell::new(offset) }
     }
 
     /// The pane of a time, by its start.
     #[inline]
     pub(super) fn pane_of(&self, time: i64) -> i64 {
-        time.saturating_sub((time.wrapping_sub(self.offset)).rem_euclid(self.pane))
+        let current = self.current.get();
+        if (0..self.pane).contains(&time.wrapping_sub(current)) {
+            return current;
+        }
+        let start = time.saturating_sub(time.wrapping_sub(self.offset).rem_euclid(self.pane));
+        self.current.set(start);
+        start
     }
 
     /// The end of the first window that ends behind `time`.
@@ -64,11 +73,10 @@ impl Grid {
     }
 
     /// The ends of the windows that hold a time, in order.
-    pub(super) fn ends_of(self, time: i64) -> impl Iterator<Item = i64> {
-        let last = time.saturating_add(self.size);
-        let ends = std::iter::successors(Some(self.end_behind(time)), move |end| {
-            end.checked_add(self.slide)
-        });
+    pub(super) fn ends_of(&self, time: i64) -> impl Iterator<Item = i64> + use<> {
+        let (last, slide) = (time.saturating_add(self.size), self.slide);
+        let ends =
+            std::iter::successors(Some(self.end_behind(time)), move |end| end.checked_add(slide));
         ends.take_while(move |end| *end <= last)
     }
 
@@ -91,6 +99,10 @@ impl Grid {
     /// The end of the first window that holds a pane and has not passed.
     #[inline]
     fn next_end(&self, pane: i64, passed: i64) -> i64 {
+        let end = pane.saturating_add(self.size);
+        if self.slide == self.size && end - 1 > passed {
+            return end;
+        }
         self.end_behind(pane.max(passed.saturating_add(1)))
     }
 }
@@ -161,10 +173,12 @@ impl<S: Record, D: Domain> WindowState<S, D> for Panes<S, D> {
         if last_end <= pane || grid.over_at(pane) <= passed {
             return Err(record);
         }
-        self.add_to_pane(aggregate, pane, record);
-        let next = grid.next_end(pane, passed);
-        if next <= last_end {
-            self.due = self.due.min(next - 1);
+        // A pane that is there has been seen to.
+        if self.add_to_pane(aggregate, pane, record) {
+            let next = grid.next_end(pane, passed);
+            if next <= last_end {
+                self.due = self.due.min(next - 1);
+            }
         }
         if grid.lateness > 0 {
             self.due = self.due.min(grid.over_at(pane));
@@ -209,8 +223,14 @@ impl<S: Record, D: Domain> WindowState<S, D> for Panes<S, D> {
 }
 
 impl<S: Record, D: Domain> Panes<S, D> {
+    /// Whether the pane is new.
     #[inline]
-    fn add_to_pane<A: Aggregate<State = S>>(&mut self, aggregate: &A, pane: i64, record: A::Input) {
+    fn add_to_pane<A: Aggregate<State = S>>(
+        &mut self,
+        aggregate: &A,
+        pane: i64,
+        record: A::Input,
+    ) -> bool {
         if self.mergers.as_ref().is_some_and(|mergers| pane < mergers.end) {
             self.mergers = None;
         }
@@ -218,12 +238,14 @@ impl<S: Record, D: Domain> Panes<S, D> {
         // Nearly always the last one.
         let place = match panes.iter().rposition(|(start, _)| *start <= pane) {
             Some(at) if panes[at].0 == pane => {
-                return aggregate.add(&mut panes[at].1, record);
+                aggregate.add(&mut panes[at].1, record);
+                return false;
             }
             Some(at) => at + 1,
             None => 0,
         };
         self.panes.insert(place, (pane, aggregate.create(record)));
+        true
     }
 
     fn next_due(&self, grid: &Grid, passed: i64) -> i64 {

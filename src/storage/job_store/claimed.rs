@@ -163,6 +163,8 @@ impl JobStore {
         }
         // Left by a deletion that was cut short.
         self.storage.delete(&self.path(&layout::retiring(claimed.epoch, super::pins::BY_USER)))?;
+        // Before it is known that nobody has begun there: what begins later starts from one of these.
+        let needed = self.referenced_by(self.published()?)?;
         if Some(self.newest_attempt()?) != claimed.newest_attempt {
             let Claimed { given, job, .. } = claimed;
             tracing::info!(
@@ -170,7 +172,6 @@ impl JobStore {
             );
             return Ok(());
         }
-        let needed = self.referenced_by(self.published()?)?;
         let mut blobs = Vec::new();
         for blob in &claimed.blobs {
             let blob = self.reference(claimed.epoch, blob)?;

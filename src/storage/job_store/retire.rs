@@ -7,9 +7,10 @@
 //! Before a manifest that counts is deleted it is marked, and the pins are listed: what is pinned stays ([`super::pins`]).
 //!
 //! # What a slow attempt can do
-//! It looks for a newer claim before it deletes. If one appears afterwards, what it deletes is what the newer one does
-//! not need: checkpoints older than one that it has itself announced (the newer one starts from that or a later one),
-//! and data of attempts up to itself that no manifest which counts references. A user who restores an *older*
+//! It looks for a newer claim before it deletes checkpoints, and again, when it has read what the remaining ones reference,
+//! before it deletes data. If one appears afterwards, what it deletes is what the newer one does not need: checkpoints older
+//! than one that it has itself announced (the newer one starts from that or a later one), and data of attempts up to itself that
+//! no checkpoint references which the newer one could start from. A user who restores an *older*
 //! checkpoint while a stopped attempt wakes up may find it gone; that is an error, not damage.
 
 use std::collections::BTreeSet;
@@ -44,7 +45,7 @@ impl JobStore {
     /// says again that no checkpoint completed, unless one is pinned.
     ///
     /// # Errors
-    /// [`JobStoreError::Fenced`] if a newer attempt has claimed: nothing is deleted. After others call again.
+    /// [`JobStoreError::Fenced`] if a newer attempt has claimed: nothing is deleted that it needs. After others call again.
     pub fn retire(
         &self,
         claim: &Claim,
@@ -84,6 +85,7 @@ impl JobStore {
             |epoch| retention.manifest_goes(epoch),
             |attempt, epoch| retention.unreferenced_blob_goes(attempt, epoch),
             live,
+            mine,
         )?;
         claimed.map(|()| released)
     }
@@ -92,7 +94,7 @@ impl JobStore {
     /// than `temporary_age` (of all jobs of the store; so let it be longer than a write may take).
     ///
     /// # Errors
-    /// [`JobStoreError::Fenced`] if a newer attempt has claimed: nothing is deleted. After others call again.
+    /// [`JobStoreError::Fenced`] if a newer attempt has claimed: nothing is deleted that it needs. After others call again.
     pub fn sweep(&self, claim: &Claim, temporary_age: Duration) -> Result<Released, JobStoreError> {
         // First the pins: the checkpoint of a pin was published before the pin was made.
         let pins = self.pinned()?;
@@ -104,6 +106,7 @@ impl JobStore {
             |epoch| !registry::counts(epoch, Some(&claim.fence)),
             |attempt, _| attempt < claim.attempt,
             BTreeSet::new(),
+            claim.attempt,
         )?;
         let remaining: BTreeSet<Epoch> = self
             .manifests(&blobs)
@@ -128,12 +131,12 @@ impl JobStore {
     /// checkpoint was given up. The attempt must be over: a part of a checkpoint in progress would go as well.
     ///
     /// # Errors
-    /// [`JobStoreError::Fenced`] if a newer attempt has claimed: nothing is deleted. After others call again.
+    /// [`JobStoreError::Fenced`] if a newer attempt has claimed: nothing is deleted that it needs. After others call again.
     pub fn tidy(&self, claim: &Claim) -> Result<Released, JobStoreError> {
         let blobs = self.storage.list(Some(&self.job_path()))?;
         self.check_unfenced(claim.attempt)?;
         let goes = |attempt, _| attempt <= claim.attempt;
-        self.delete_unwanted(&blobs, |_| false, goes, BTreeSet::new())
+        self.delete_unwanted(&blobs, |_| false, goes, BTreeSet::new(), claim.attempt)
     }
 
     /// Deletes the parts of a checkpoint of this attempt that was aborted. If its manifest is there after all, nothing.
@@ -255,6 +258,7 @@ impl JobStore {
         manifest_goes: impl Fn(Epoch) -> bool,
         data_goes: impl Fn(Attempt, Epoch) -> bool,
         mut needed: BTreeSet<BlobPath>,
+        mine: Attempt,
     ) -> Result<Released, JobStoreError> {
         let mut released = Released::default();
         for (path, size) in blobs {
@@ -286,6 +290,10 @@ impl JobStore {
             return Ok(released);
         }
         needed.extend(self.referenced_by(remaining)?);
+        // SUBTLE: 1. this attempt lists, and stops; 2. a newer one goes on from a checkpoint of the list, publishes one that
+        // references the same files, and retires the first; 3. this one finds the manifest gone, and so nothing that needs
+        // the files. If nobody has claimed by now, what whoever claims later starts from is among what was read above.
+        self.check_unfenced(mine)?;
         // Of data any order will do, and an object store deletes several at once.
         let data: Blobs = unwanted.into_iter().filter(|(path, _)| !needed.contains(path)).collect();
         let paths: Vec<BlobPath> = data.iter().map(|(path, _)| path.clone()).collect();
