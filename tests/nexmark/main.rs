@@ -207,21 +207,28 @@ fn backends() -> Vec<StateBackendKind> {
     all
 }
 
+/// Each parallelism with each backend; each alignment on some of these.
+fn every_mode() -> Vec<JobConfig> {
+    let mut alignments =
+        [None, Some(Duration::ZERO), Some(Duration::from_millis(200))].into_iter().cycle();
+    let mut configs = Vec::new();
+    for workers in [1, 2, 4] {
+        for backend in backends() {
+            let mut config = config(workers);
+            config.checkpoints.alignment_timeout = alignments.next().unwrap();
+            config.state.backend = backend;
+            configs.push(config);
+        }
+    }
+    configs
+}
+
 #[test]
 fn the_queries_have_the_published_results_at_any_parallelism_and_in_every_mode() {
     for (query, count, digest) in RESULTS {
-        let modes = [None, Some(Duration::ZERO), Some(Duration::from_millis(200))];
-        let mut drawn = 0;
-        for workers in [1, 2, 4] {
-            for backend in backends() {
-                let mut config = config(workers);
-                // Each query has each mode on some of these.
-                config.checkpoints.alignment_timeout = modes[drawn % modes.len()];
-                drawn += 1;
-                config.state.backend = backend;
-                let what = format!("{query}, {workers} workers, {backend:?}");
-                assert_eq!(run(query, config, false), (count, digest, 0), "{what}");
-            }
+        for config in every_mode() {
+            let what = format!("{query}, {} workers, {:?}", config.workers, config.state.backend);
+            assert_eq!(run(query, config, false), (count, digest, 0), "{what}");
         }
         let mut config = config(2);
         config.checkpoints.interval = None;
@@ -251,16 +258,8 @@ fn every_query_has_published_results_or_those_of_an_oracle() {
 fn the_other_queries_have_the_results_of_an_oracle_at_any_parallelism_and_in_every_mode() {
     for case in &CASES {
         let expected = case.expected();
-        let modes = [None, Some(Duration::ZERO), Some(Duration::from_millis(200))];
-        let mut drawn = 0;
-        for workers in [1, 2, 4] {
-            for backend in backends() {
-                let mut config = config(workers);
-                config.checkpoints.alignment_timeout = modes[drawn % modes.len()];
-                drawn += 1;
-                config.state.backend = backend;
-                case.check(config, false, &expected);
-            }
+        for config in every_mode() {
+            case.check(config, false, &expected);
         }
     }
 }
@@ -269,9 +268,10 @@ fn the_other_queries_have_the_results_of_an_oracle_at_any_parallelism_and_in_eve
 fn the_other_queries_have_the_results_of_an_oracle_through_a_crash() {
     for case in &CASES {
         let expected = case.expected();
-        for backend in backends() {
+        for (backend, alignment) in backends().into_iter().zip([None, Some(Duration::ZERO)]) {
             let mut config = config(3);
             config.state.backend = backend;
+            config.checkpoints.alignment_timeout = alignment;
             case.check(config, true, &expected);
         }
     }

@@ -114,7 +114,8 @@ impl Scheduled for Lot {
 
 /// q9: the auctions that are sold, and to whom: to the highest bid from the auction's beginning to its end, both included, that is
 /// at least the reserve. Of bids of one price the earliest wins; of those of one time, that of the least bidder, channel and URL.
-/// An auction ends when the watermark reaches its end, at the end of the input at the latest; without such a bid it is not sold.
+/// An auction ends when the watermark reaches its end, at the end of the input at the latest; without such a bid it is not sold. A late
+/// bid counts if its auction has not ended yet.
 ///
 /// Result: the auction, and the bid. Number: auction, seller, category, bidder, price, time of the bid, end of the auction.
 ///

@@ -2,8 +2,8 @@
 //! order they came.
 //!
 //! The documentation of each query says what a result is, and of which fields, in which order, its number is made by
-//! [`fold`](highwater::connect::workload::fold). Some queries emit changes: the number of a retraction is the negative of that of the insertion, so that the sum is
-//! that of the results that hold in the end, whatever came before.
+//! [`fold`](highwater::connect::workload::fold). Some queries emit changes: the number of a retraction is the negative of that of
+//! the insertion, so that the sum is that of the results that hold in the end, whatever came before.
 
 mod auctions;
 mod joins;
@@ -11,8 +11,10 @@ mod simple;
 mod statistics;
 mod windows;
 
+use std::marker::PhantomData;
+
 use highwater::prelude::*;
-use highwater_operators::Change;
+use highwater_operators::{Aggregate, Change};
 
 use crate::events::Event;
 
@@ -45,5 +47,51 @@ fn number_of(change: Change<u64>) -> u64 {
     match change {
         Change::Insert(number) => number,
         Change::Retract(number) => number.wrapping_neg(),
+    }
+}
+
+/// An aggregate of parts that are what they come to themselves: a record makes one, and any two make one.
+#[derive(Clone)]
+struct Parts<I, S, F, G> {
+    /// What a record makes.
+    of: F,
+    /// Adds another part to one.
+    add: G,
+    types: PhantomData<fn(I) -> S>,
+}
+
+impl<I, S, F: Fn(I) -> S, G: Fn(&mut S, S)> Parts<I, S, F, G> {
+    fn new(of: F, add: G) -> Self {
+        Self { of, add, types: PhantomData }
+    }
+}
+
+impl<I, S, F, G> Aggregate for Parts<I, S, F, G>
+where
+    I: Record,
+    S: Record,
+    F: Fn(I) -> S + 'static,
+    G: Fn(&mut S, S) + 'static,
+{
+    type Input = I;
+    type State = S;
+    type Output = S;
+
+    #[inline]
+    fn create(&self, first: I) -> S {
+        (self.of)(first)
+    }
+
+    #[inline]
+    fn add(&self, state: &mut S, input: I) {
+        (self.add)(state, (self.of)(input));
+    }
+
+    fn merge(&self, state: &mut S, other: S) {
+        (self.add)(state, other);
+    }
+
+    fn result(&self, state: &S) -> S {
+        state.clone()
     }
 }

@@ -4,12 +4,10 @@ use std::time::Duration;
 
 use highwater::connect::workload::fold;
 use highwater::prelude::*;
-use highwater_operators::{
-    Aggregate, AllWindows, Change, KeyedWindows, RunningAggregate, Window, Windows,
-};
+use highwater_operators::{AllWindows, Change, KeyedWindows, RunningAggregate, Window, Windows};
 use serde::{Deserialize, Serialize};
 
-use super::number_of;
+use super::{Parts, number_of};
 use crate::events::{Bid, Event};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -92,32 +90,6 @@ impl Bids {
     }
 }
 
-/// Adds up [`Bids`].
-#[derive(Clone, Copy)]
-struct Together;
-
-impl Aggregate for Together {
-    type Input = Bids;
-    type State = Bids;
-    type Output = Bids;
-
-    fn create(&self, first: Bids) -> Bids {
-        first
-    }
-
-    fn add(&self, state: &mut Bids, input: Bids) {
-        state.add(input);
-    }
-
-    fn merge(&self, state: &mut Bids, other: Bids) {
-        state.add(other);
-    }
-
-    fn result(&self, state: &Bids) -> Bids {
-        *state
-    }
-}
-
 /// Who has bid, or what for.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Which {
@@ -137,6 +109,24 @@ struct Statistics {
 }
 
 impl Statistics {
+    /// Those of one bidder or auction. Each is to be added once, so that counting them is counting different ones.
+    fn of((_, which, bids): OfWhich) -> Self {
+        let none = Ranked::default();
+        let (last, once) = (bids.last, bids.count.once());
+        match which {
+            Which::Bidder(_) => Self { bids: bids.count, bidders: once, auctions: none, last },
+            // Its bids come with their bidders.
+            Which::Auction(_) => Self { bids: none, bidders: none, auctions: once, last },
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.bids.add(other.bids);
+        self.bidders.add(other.bidders);
+        self.auctions.add(other.auctions);
+        self.last = self.last.max(other.last);
+    }
+
     fn numbers(&self) -> [u64; 3] {
         [self.bids, self.bidders, self.auctions].map(|ranked| ranked.number())
     }
@@ -149,43 +139,6 @@ impl Statistics {
 
 /// The bids of one bidder, or for one auction, in a day.
 type OfWhich = (Window, Which, Bids);
-
-/// Makes statistics of them. Each bidder and auction is to come once, so that counting them is counting different ones.
-#[derive(Clone, Copy)]
-struct Summary;
-
-impl Aggregate for Summary {
-    type Input = OfWhich;
-    type State = Statistics;
-    type Output = Statistics;
-
-    fn create(&self, (_, which, bids): OfWhich) -> Statistics {
-        let none = Ranked::default();
-        let (last, once) = (bids.last, bids.count.once());
-        match which {
-            Which::Bidder(_) => {
-                Statistics { bids: bids.count, bidders: once, auctions: none, last }
-            }
-            // Its bids come with their bidders.
-            Which::Auction(_) => Statistics { bids: none, bidders: none, auctions: once, last },
-        }
-    }
-
-    fn add(&self, state: &mut Statistics, input: OfWhich) {
-        self.merge(state, self.create(input));
-    }
-
-    fn merge(&self, state: &mut Statistics, other: Statistics) {
-        state.bids.add(other.bids);
-        state.bidders.add(other.bidders);
-        state.auctions.add(other.auctions);
-        state.last = state.last.max(other.last);
-    }
-
-    fn result(&self, state: &Statistics) -> Statistics {
-        *state
-    }
-}
 
 /// For each day and group, the bids of each bidder and those for each auction, at the end of the day. So to count different ones takes a
 /// small state for each of them, on any worker, instead of a large set in one place.
@@ -203,7 +156,7 @@ fn of_each<'a, G: Key>(
         })
         .into_keyed(|bids| bids)
         .window(Windows::tumbling(DAY), |bids| bids.last)
-        .aggregate(name, Together)
+        .aggregate(name, Parts::new(|bids| bids, Bids::add))
         .map(|((group, which), window, bids)| (group, (window, which, bids)))
 }
 
@@ -219,7 +172,7 @@ fn days(events: Stream<'_, Event>) -> Stream<'_, (Window, Statistics)> {
         .map(|((), of_which)| of_which)
         // All results of a window end with it.
         .window_all(Windows::tumbling(DAY), |(window, ..)| window.end - 1)
-        .aggregate("days", Summary)
+        .aggregate("days", Parts::new(Statistics::of, Statistics::add))
 }
 
 /// q16: as q15, for each channel and day, with the minute of the day in which the last bid was. At the end of the day.
@@ -231,7 +184,7 @@ fn channel_days(events: Stream<'_, Event>) -> Stream<'_, (u64, Window, Statistic
     of_each(events, "bids-of-channel-days", |bid| bid.channel)
         .into_keyed(|of_which| of_which)
         .window(Windows::tumbling(DAY), |(window, ..)| window.end - 1)
-        .aggregate("channel-days", Summary)
+        .aggregate("channel-days", Parts::new(Statistics::of, Statistics::add))
 }
 
 /// What the bids for an auction come to in a day.
@@ -244,39 +197,21 @@ struct Prices {
 }
 
 impl Prices {
+    fn of(price: u64) -> Self {
+        let bids = Bids::one(price, 0).count;
+        Self { bids, least: price, greatest: price, sum: price }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.bids.add(other.bids);
+        self.least = self.least.min(other.least);
+        self.greatest = self.greatest.max(other.greatest);
+        self.sum += other.sum;
+    }
+
     /// Rounded down.
     fn average(&self) -> u64 {
         self.sum / self.bids.all
-    }
-}
-
-/// Adds up prices.
-#[derive(Clone, Copy)]
-struct PricesOfDay;
-
-impl Aggregate for PricesOfDay {
-    type Input = u64;
-    type State = Prices;
-    type Output = Prices;
-
-    fn create(&self, price: u64) -> Prices {
-        let bids = Bids::one(price, 0).count;
-        Prices { bids, least: price, greatest: price, sum: price }
-    }
-
-    fn add(&self, state: &mut Prices, price: u64) {
-        self.merge(state, self.create(price));
-    }
-
-    fn merge(&self, state: &mut Prices, other: Prices) {
-        state.bids.add(other.bids);
-        state.least = state.least.min(other.least);
-        state.greatest = state.greatest.max(other.greatest);
-        state.sum += other.sum;
-    }
-
-    fn result(&self, state: &Prices) -> Prices {
-        *state
     }
 }
 
@@ -291,5 +226,5 @@ fn auction_days(events: Stream<'_, Event>) -> Stream<'_, Change<((u64, i64), Pri
     events
         .flat_map(Event::bid)
         .into_keyed(|bid| ((bid.auction, bid.time.div_euclid(MILLIS_OF_DAY)), bid.price))
-        .aggregate_changes("auction-days", PricesOfDay)
+        .aggregate_changes("auction-days", Parts::new(Prices::of, Prices::add))
 }

@@ -6,6 +6,7 @@ use highwater::connect::workload::fold;
 use highwater::prelude::*;
 use highwater_operators::{Aggregate, AllWindows, Count, KeyedWindows, Window, Windows};
 
+use super::Parts;
 use crate::events::{Bid, Event};
 
 const TEN_SECONDS: Duration = Duration::from_secs(10);
@@ -133,51 +134,29 @@ fn highest_bids(events: Stream<'_, Event>) -> Stream<'_, (Window, (u64, u64, u64
         .flat_map(|(window, bids)| bids.into_iter().map(move |bid| (window, bid)))
 }
 
-/// What has happened to a person: the name, if it is a registration; otherwise something was put up for auction.
-type Happened = (i64, Option<u64>);
-
-/// The name of who has registered, and whether something was put up for auction.
-#[derive(Clone, Copy)]
-struct NewSeller;
-
-impl Aggregate for NewSeller {
-    type Input = Happened;
-    type State = (Option<u64>, bool);
-    type Output = (Option<u64>, bool);
-
-    fn create(&self, (_, name): Happened) -> Self::State {
-        (name, name.is_none())
-    }
-
-    fn add(&self, state: &mut Self::State, (_, name): Happened) {
-        state.0 = state.0.or(name);
-        state.1 |= name.is_none();
-    }
-
-    fn merge(&self, state: &mut Self::State, other: Self::State) {
-        state.0 = state.0.or(other.0);
-        state.1 |= other.1;
-    }
-
-    fn result(&self, state: &Self::State) -> Self::Output {
-        *state
-    }
-}
-
 /// q8: who has registered and put something up for auction in the same ten seconds.
 ///
 /// Result: window, identity, name. Number: the start of the window, and the others.
 fn new_sellers(events: Stream<'_, Event>) -> Stream<'_, (Window, u64, u64)> {
+    // The name of who has registered, and whether something was put up for auction.
+    let seller = Parts::new(
+        |(_, name): (i64, Option<u64>)| (name, name.is_none()),
+        |seller: &mut (Option<u64>, bool), other| {
+            seller.0 = seller.0.or(other.0);
+            seller.1 |= other.1;
+        },
+    );
     events
         .flat_map(|event| match event {
+            // A name, if it is a registration.
             Event::Person(person) => Some((person.id, (person.time, Some(person.name)))),
             Event::Auction(auction) => Some((auction.seller, (auction.time, None))),
             Event::Bid(_) => None,
         })
         .into_keyed(|happened| happened)
         .window(Windows::tumbling(TEN_SECONDS), |(time, _)| *time)
-        .aggregate_with("new-sellers", NewSeller, |id, window, seller, out| {
-            if let (Some(name), true) = seller {
+        .aggregate_with("new-sellers", seller, |id, window, (name, sells), out| {
+            if let (Some(name), true) = (name, sells) {
                 out.emit((window, *id, name));
             }
         })
