@@ -19,7 +19,7 @@ mod keyed_count;
 mod large_state;
 mod latency;
 mod memory;
-#[path = "../../examples/nexmark/queries.rs"]
+#[path = "../../examples/nexmark/queries/mod.rs"]
 #[allow(dead_code, reason = "some queries are measured, not all")]
 mod nexmark_queries;
 mod progress;
@@ -86,10 +86,7 @@ fn main() -> ExitCode {
 /// Runs the workloads once on few records.
 fn smoke(args: &Args) -> Measured {
     let small = Args { records: Some(200_000), keys: Some(1_000), ..args.clone() };
-    let few = Args { records: Some(100_000), ..args.clone() };
-    for query in nexmark_queries::QUERIES {
-        query::nexmark(&few, query)?;
-    }
+    query::smoke(args, 100_000)?;
     Ok(serde_json::json!({
         "window": window::run(&Args { records: Some(20_000), ..small.clone() })?,
         "keyed-count": keyed_count::run(&small)?,

@@ -38,6 +38,15 @@ const PUBLISHED: [(&str, u64, u64, &str); 23] = [
     ("q8", 200_000_000, 1_677_860, "898fce7c1504eeba"),
 ];
 
+/// Runs the queries of Nexmark that have published results of as many events.
+pub fn smoke(args: &Args, records: u64) -> Result<(), String> {
+    let args = Args { records: Some(records), ..args.clone() };
+    for (query, ..) in PUBLISHED.iter().filter(|row| row.1 == records) {
+        nexmark(&args, query)?;
+    }
+    Ok(())
+}
+
 /// Runs a query of Nexmark and checks what comes out.
 pub fn nexmark(args: &Args, query: &'static str) -> Measured {
     let lasting = match query {
