@@ -42,6 +42,7 @@ mod guide {
     }
 
     chapters! {
+        "about" About;
         "concepts" Concepts;
         "first-job" FirstJob;
         "time" Time;
