@@ -28,3 +28,30 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Compiles the programs of the guide, and runs those that end by themselves.
+#[cfg(doctest)]
+mod guide {
+    macro_rules! chapters {
+        ($($chapter:literal $name:ident;)*) => {
+            $(
+                #[doc = include_str!(concat!("../docs/guide/src/", $chapter, ".md"))]
+                struct $name;
+            )*
+        };
+    }
+
+    chapters! {
+        "about" About;
+        "concepts" Concepts;
+        "first-job" FirstJob;
+        "time" Time;
+        "state" State;
+        "checkpoints" Checkpoints;
+        "windows-and-joins" WindowsAndJoins;
+        "deploying" Deploying;
+        "testing" Testing;
+        "connectors" Connectors;
+        "from-flink" FromFlink;
+    }
+}

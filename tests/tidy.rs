@@ -379,6 +379,28 @@ fn documents_link_only_to_what_is_there() {
 }
 
 #[test]
+fn every_chapter_of_the_guide_is_in_its_summary_and_its_programs_are_compiled() {
+    let summary = read(Path::new("docs/guide/src/SUMMARY.md"));
+    let compiled = read(Path::new("src/lib.rs"));
+    let mut found = Vec::new();
+    let chapters = files("docs/guide/src", &[".md"]);
+    for path in &chapters {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        if name == "SUMMARY" {
+            continue;
+        }
+        if !summary.contains(&format!("]({name}.md)")) {
+            found.push(format!("{}: not in the summary", path.display()));
+        }
+        if !compiled.contains(&format!("{name:?} ")) {
+            found.push(format!("{}: not compiled by src/lib.rs", path.display()));
+        }
+    }
+    nothing_found(&found);
+    assert!(chapters.len() > 10, "the test sees only {} chapters", chapters.len());
+}
+
+#[test]
 fn documents_name_only_tests_that_are_there() {
     let tests: BTreeSet<String> = rust_files()
         .iter()
