@@ -1,8 +1,11 @@
 //! Incremental views, held to the suite that all operators are.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use highwater::config::CheckpointMode;
 use highwater::prelude::*;
+use highwater::testing::{FaultSink, Simulation, Trickle, each_seed, fewer};
 use highwater_operators::differential::Collected;
 use highwater_operators::differential::differential_dataflow::operators::Iterate;
 use highwater_operators::{Change, Differential, net};
@@ -10,6 +13,9 @@ use highwater_operators::{Change, Differential, net};
 use conformance::{Event, checked_case, same};
 
 mod conformance;
+
+/// Fewer than of others: every worker of a view has some dozens of timely operators.
+const SEEDS: u64 = 12;
 
 type Edge = (u64, u64);
 
@@ -99,6 +105,7 @@ fn a_view_that_reduces_and_joins_comes_to_that_of_what_is_left() {
         },
     )
     .keys(12)
+    .seeds(SEEDS)
     .run();
 }
 
@@ -144,6 +151,7 @@ fn a_view_that_iterates_comes_to_the_components_of_the_edges_that_are_left() {
     )
     .keys(12)
     .records(40)
+    .seeds(SEEDS)
     .run();
 }
 
@@ -162,7 +170,37 @@ fn a_view_of_late_and_disordered_records_is_of_all_of_them() {
         },
     )
     .late(60, 20)
+    .seeds(SEEDS)
     .run();
+}
+
+#[test]
+fn at_least_once_no_record_of_a_view_is_lost() {
+    // Nothing is held back before the view. If it counted records of the next epoch into the state of this one, what
+    // follows from them would be taken for old after a restart.
+    let restarts = Cell::new(0);
+    each_seed("at_least_once_no_record_of_a_view_is_lost", SEEDS, "", |seed| {
+        let records = fewer(60);
+        let sink = Collect::new();
+        let seen = sink.handle();
+        let simulation = Simulation::new(seed).workers(2..=4).crashes(2).config(|config| {
+            config.checkpoints.mode = CheckpointMode::AtLeastOnce;
+        });
+        let outcome = simulation.run(move |job| {
+            job.source("numbers", Trickle::new(seed, 3, records, |split, i| split * 1000 + i))
+                .rebalance()
+                .map(Change::Insert)
+                .differential("view", |numbers| numbers.distinct())
+                .sink("out", FaultSink::new(sink.clone()));
+            Ok(())
+        });
+        outcome.check();
+        restarts.set(restarts.get() + outcome.restarts);
+        let seen: BTreeSet<u64> = net(seen.committed()).into_keys().collect();
+        let all = (0..3).flat_map(|split| (0..records).map(move |i| split * 1000 + i));
+        same(all.collect(), seen.into_iter().collect()).unwrap_or_else(|why| panic!("{why}"));
+    });
+    assert!(restarts.get() > 0);
 }
 
 #[test]
@@ -191,5 +229,6 @@ fn what_watches_a_view_sees_its_event_time_and_state() {
         },
     )
     .keys(12)
+    .seeds(SEEDS)
     .run();
 }
