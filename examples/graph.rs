@@ -86,9 +86,11 @@ fn naive_facts(edges: &BTreeSet<Edge>) -> Vec<Fact> {
 }
 
 /// Edges that come, and of which most go some time later.
-const CHANGES: u64 = 120;
+const CHANGES: u64 = 90;
 const NODES: u64 = 40;
 const SPLITS: u64 = 2;
+/// Jobs.
+const SEEDS: u64 = 5;
 
 /// The change at a place of the input: every third takes back an edge that came earlier in its split.
 fn change(seed: u64, split: u64, index: u64) -> Change<Edge> {
@@ -110,7 +112,7 @@ fn change(seed: u64, split: u64, index: u64) -> Change<Edge> {
 /// If a job fails, or comes to something else than it should.
 pub fn demonstrate() {
     let (mut kills, mut moves, mut emitted) = (0, 0, 0);
-    for seed in 0..12 {
+    for seed in 0..SEEDS {
         let seen = Collect::new();
         let found = seen.handle();
         let outcome = Simulation::new(seed).workers(1..=4).crashes(3).run(move |job| {
@@ -161,7 +163,7 @@ fn parse(line: &str) -> Option<Change<Edge>> {
     }
 }
 
-pub fn main() -> highwater::Result<()> {
+fn main() -> highwater::Result<()> {
     if std::env::args().len() == 1 {
         demonstrate();
         return Ok(());

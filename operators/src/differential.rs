@@ -175,8 +175,10 @@ pub trait Differential<'scope, D: ViewRecord>: Sized {
     /// Emits the changes of the collection that `view` makes of the collection of all records. `name` is unique in the job, and
     /// identifies the state in checkpoints.
     ///
-    /// Each record is in the collection as often as it was inserted, less how often it was retracted. Several inputs are one whose
-    /// records are an enum, taken apart inside of the view.
+    /// Each record is in the collection as often as it was inserted, less how often it was retracted: less than not at all,
+    /// for a while, if a retraction comes before its insertion (see [`change`](crate::change) for when it may), which
+    /// differential dataflow can compute with, but not all functions of a view may expect. Several inputs are one whose records
+    /// are an enum, taken apart inside of the view.
     ///
     /// State: one count for each record.
     fn differential<R: ViewRecord>(

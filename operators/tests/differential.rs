@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use highwater::config::CheckpointMode;
 use highwater::prelude::*;
@@ -15,7 +16,7 @@ use conformance::{Event, checked_case, same};
 mod conformance;
 
 /// Fewer than of others: every worker of a view has some dozens of timely operators.
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 8;
 
 type Edge = (u64, u64);
 
@@ -150,7 +151,7 @@ fn a_view_that_iterates_comes_to_the_components_of_the_edges_that_are_left() {
         },
     )
     .keys(12)
-    .records(40)
+    .records(25)
     .seeds(SEEDS)
     .run();
 }
@@ -201,6 +202,29 @@ fn at_least_once_no_record_of_a_view_is_lost() {
         same(all.collect(), seen.into_iter().collect()).unwrap_or_else(|why| panic!("{why}"));
     });
     assert!(restarts.get() > 0);
+}
+
+#[test]
+fn results_come_when_the_watermark_moves_on_without_waiting_for_a_checkpoint() {
+    let sink = Collect::new();
+    let seen = sink.handle();
+    let simulation = Simulation::new(3).workers(2..=2).config(|config| {
+        config.checkpoints.interval = Some(Duration::from_secs(3600));
+    });
+    let outcome = simulation.run(move |job| {
+        let time = EventTime::monotonic(|n: &u64| *n as i64);
+        job.source_with("numbers", Trickle::new(3, 2, 80, |_, i| i * 10), time)
+            .map(|n| Change::Insert(n % 2))
+            .differential("view", |numbers| numbers.count())
+            .sink("out", FaultSink::new(sink.clone()));
+        Ok(())
+    });
+    outcome.check();
+    let changes = seen.committed();
+    let rounds = changes.iter().filter(|change| change.is_insert()).count();
+    let checkpoints = outcome.checkpoints;
+    assert!(rounds > 5 * checkpoints, "{rounds} rounds, {checkpoints} checkpoints");
+    comes_to([(0, 160)], changes).unwrap_or_else(|why| panic!("{why}"));
 }
 
 #[test]

@@ -433,6 +433,56 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
     ///
     /// Its own exchanges are no channels: flow control does not count what waits there, and nothing overtakes it. A
     /// checkpoint waits until it is through. `name` is unique in the job, and identifies the state in checkpoints.
+    ///
+    /// # Examples
+    /// An operator of timely's that emits each word once. It remembers the words, by its own means:
+    /// ```
+    /// use std::collections::HashSet;
+    ///
+    /// use highwater::config::JobConfig;
+    /// use highwater::ids::Name;
+    /// use highwater::job::{JobHandle, execute};
+    /// use highwater::prelude::*;
+    /// use timely::dataflow::channels::pact::Pipeline;
+    /// use timely::dataflow::operators::generic::Operator;
+    ///
+    /// let collect = Collect::new();
+    /// let seen = collect.handle();
+    /// let config = JobConfig::new(Name::new("words")?);
+    /// execute(config, &JobHandle::default(), move |job| {
+    ///     let words = ["to", "be", "or", "not", "to", "be"].map(str::to_owned).to_vec();
+    ///     job.source("words", Collection::new(words))
+    ///         .into_keyed(|word| (word, ()))
+    ///         .through_stateful_timely(
+    ///             "once",
+    ///             Value::<()>::new("seen"),
+    ///             |word, (), seen, out| {
+    ///                 seen.set(());
+    ///                 out.emit(word.clone());
+    ///             },
+    ///             |word, ()| word.clone(),
+    ///             |words| {
+    ///                 words.unary(Pipeline, "Once", |_, _| {
+    ///                     let mut remembered = HashSet::new();
+    ///                     move |input, output| {
+    ///                         input.for_each(|capability, words: &mut Vec<String>| {
+    ///                             words.retain(|word| remembered.insert(word.clone()));
+    ///                             if capability.time().epoch > 0 {
+    ///                                 output.session(&capability).give_container(words);
+    ///                             }
+    ///                         });
+    ///                     }
+    ///                 })
+    ///             },
+    ///         )
+    ///         .sink("out", collect.clone());
+    ///     Ok(())
+    /// })?;
+    /// let mut words = seen.committed();
+    /// words.sort();
+    /// assert_eq!(words, ["be", "not", "or", "to"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn through_stateful_timely<W, O, R>(
         self,
         name: &str,
