@@ -20,6 +20,9 @@ mod enrich;
 #[path = "../examples/fraud.rs"]
 #[expect(dead_code, reason = "the tests have a main of their own")]
 mod fraud;
+#[path = "../examples/graph.rs"]
+#[expect(dead_code, reason = "the part of the example that is a program")]
+mod graph;
 #[path = "../examples/sessions.rs"]
 #[expect(dead_code, reason = "the tests have a main of their own")]
 mod sessions;
@@ -284,6 +287,12 @@ fn orders_are_named_once_through_crashes() {
         outcome.check();
         assert_eq!(sorted(found.committed()), sorted((0..records).map(named_order)));
     });
+}
+
+#[test]
+fn facts_about_a_graph_stay_right_through_kills_and_on_any_number_of_workers() {
+    // It asserts what it finds.
+    graph::demonstrate();
 }
 
 #[test]

@@ -20,14 +20,21 @@
 //! | [`sort_by_time`](SortByTime::sort_by_time)       | `KeyedStream` | what the watermark has not reached     |
 //! | [`limit_rate`](LimitRate::limit_rate)            | `KeyedStream` | what it holds back                     |
 //! | [`lookup_join`](LookupJoin::lookup_join), [`left_lookup_join`](LookupJoin::left_lookup_join) | `Stream` | the records under way; a cache, in no checkpoint |
+//! | [`differential`](#incremental-views)             | `Stream`, `KeyedStream` | the records that are not retracted |
 //! | [`detect`](Detect::detect)                       | `KeyedStream` | the partial matches of each key        |
 //!
 //! All of them are stateful, so each takes a name that is unique in the job: a checkpoint finds its state by it.
+//!
+//! # Incremental views
+//! With the cargo feature `differential`, `Differential::differential` keeps the result of any computation of differential dataflow
+//! (joins, reductions, iteration) over the records of a stream of changes, as they come and go.
 
 pub mod aggregate;
 pub mod cep;
 pub mod change;
 pub mod dedup;
+#[cfg(feature = "differential")]
+pub mod differential;
 mod few;
 pub mod join;
 pub mod lookup;
@@ -41,6 +48,8 @@ pub use aggregate::{Aggregate, Average, Count, Max, Min, RunningAggregate, Sum, 
 pub use cep::{Detect, Detected, Matched, Pattern, Skip, Unfinished};
 pub use change::{Change, net};
 pub use dedup::Dedup;
+#[cfg(feature = "differential")]
+pub use differential::Differential;
 pub use join::{BroadcastJoin, IntervalJoin, JoinByKey, JoinChanges, TemporalJoin};
 pub use lookup::{LookupCache, LookupJoin};
 pub use rate_limit::{LimitRate, Rate};

@@ -21,7 +21,9 @@ use crate::runtime::channel::ChannelSpec;
 use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log};
 use crate::runtime::context::WorkerContext;
 use crate::runtime::event_time::EventTime;
-use crate::runtime::keyed::{Context, OperatorState, keyed, owned_groups, watermark_header};
+use crate::runtime::keyed::{
+    Context, OperatorState, Replay, keyed, owned_groups, watermark_header,
+};
 use crate::runtime::keyed_timers::{KeyTimers, TimerContext, TimersLogic, timer_headers};
 use crate::runtime::kinds::Value;
 use crate::runtime::migration::{Fit, Migrations};
@@ -344,6 +346,7 @@ impl<'scope> Job<'scope> {
         name: &str,
         states: S,
         logic: F,
+        replay: Option<Replay<S::Tables, O>>,
     ) -> Stream<'scope, O>
     where
         K: Key,
@@ -356,8 +359,8 @@ impl<'scope> Job<'scope> {
         let (taken, shown) = self.restored_watermark(&name);
         let (tables, _) = self.restored_tables(&name, &states, BTreeSet::from([taken]), &[]);
         let Stream { inner, job, origins, channel } = stream;
-        let inner =
-            keyed(inner, origins.clone(), &self.context, &name, (states, tables, shown), logic);
+        let of_state = (states, tables, shown);
+        let inner = keyed(inner, origins.clone(), &self.context, &name, of_state, logic, replay);
         Stream { inner, job, origins, channel }
     }
 

@@ -15,17 +15,17 @@ use crate::runtime::chain::Origin;
 use crate::runtime::channel::{channel, feedback};
 use crate::runtime::channel_log::{GroupOf, Placement, RouteBy};
 use crate::runtime::either::Either;
-use crate::runtime::keyed::Context;
+use crate::runtime::keyed::{Context, Replay};
 use crate::runtime::keyed_timers::TimerContext;
-use crate::runtime::kinds::Value;
+use crate::runtime::kinds::{Value, ValueState};
 use crate::runtime::router::{Route, Targets, router};
 use crate::runtime::scheduled::{Scheduled, ScheduledContext};
 use crate::runtime::stateless::{batchwise, split, stateless};
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
 use crate::runtime::timed::Timer;
-use crate::state::Key;
 use crate::state::hash::stable_hash;
+use crate::state::{Key, StateValue, ValueTable};
 
 pub(crate) type Timely<'scope, D> = timely::dataflow::Stream<'scope, Time, Vec<D>>;
 
@@ -282,7 +282,7 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
         O: Record,
         F: FnMut(&K, V, &mut S::Access<'_>, &mut Context<'_, O>) + 'static,
     {
-        self.stream.job.clone().add_keyed(self.stream, name, states, logic)
+        self.stream.job.clone().add_keyed(self.stream, name, states, logic, None)
     }
 
     /// Processes every record with the states of its key, and calls a second function when a time has come that the key
@@ -416,6 +416,91 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
         T: FnMut(&K, Timer, &mut W, &mut ScheduledContext<'_, O>) + 'static,
     {
         self.stream.job.clone().add_scheduled(self.stream, name, state, on_record, on_due)
+    }
+
+    /// Goes through plain timely dataflow that remembers what it was sent, and back: such as one of differential dataflow.
+    ///
+    /// Highwater cannot snapshot what timely's operators hold. So `state` keeps for each key what they have to be sent to
+    /// hold the same again: `on_record` brings it up to date with every record and emits what goes into the dataflow, and at
+    /// every start `on_restored` makes it again for every key of the restored state, before any record comes.
+    ///
+    /// What `on_restored` returns is sent at `Time { epoch: 0, event: i64::MIN }`, before all times of the job. Whatever `f`
+    /// builds must
+    /// * emit nothing at epoch 0: it follows from records of which the checkpoint has the results;
+    /// * emit all that follows from records of an epoch at that epoch, neither later, nor earlier. An operator that emits
+    ///   at the time of its capabilities, and lets go of those of an epoch only when the frontier has passed it, does that;
+    /// * be a function of what it was sent: restored, it has to come to where it was.
+    ///
+    /// Its own exchanges are no channels: flow control does not count what waits there, and nothing overtakes it. A
+    /// checkpoint waits until it is through. `name` is unique in the job, and identifies the state in checkpoints.
+    ///
+    /// # Examples
+    /// An operator of timely's that emits each word once. It remembers the words, by its own means:
+    /// ```
+    /// use std::collections::HashSet;
+    ///
+    /// use highwater::config::JobConfig;
+    /// use highwater::ids::Name;
+    /// use highwater::job::{JobHandle, execute};
+    /// use highwater::prelude::*;
+    /// use timely::dataflow::channels::pact::Pipeline;
+    /// use timely::dataflow::operators::generic::Operator;
+    ///
+    /// let collect = Collect::new();
+    /// let seen = collect.handle();
+    /// let config = JobConfig::new(Name::new("words")?);
+    /// execute(config, &JobHandle::default(), move |job| {
+    ///     let words = ["to", "be", "or", "not", "to", "be"].map(str::to_owned).to_vec();
+    ///     job.source("words", Collection::new(words))
+    ///         .into_keyed(|word| (word, ()))
+    ///         .through_stateful_timely(
+    ///             "once",
+    ///             Value::<()>::new("seen"),
+    ///             |word, (), seen, out| {
+    ///                 seen.set(());
+    ///                 out.emit(word.clone());
+    ///             },
+    ///             |word, ()| word.clone(),
+    ///             |words| {
+    ///                 words.unary(Pipeline, "Once", |_, _| {
+    ///                     let mut remembered = HashSet::new();
+    ///                     move |input, output| {
+    ///                         input.for_each(|capability, words: &mut Vec<String>| {
+    ///                             words.retain(|word| remembered.insert(word.clone()));
+    ///                             if capability.time().epoch > 0 {
+    ///                                 output.session(&capability).give_container(words);
+    ///                             }
+    ///                         });
+    ///                     }
+    ///                 })
+    ///             },
+    ///         )
+    ///         .sink("out", collect.clone());
+    ///     Ok(())
+    /// })?;
+    /// let mut words = seen.committed();
+    /// words.sort();
+    /// assert_eq!(words, ["be", "not", "or", "to"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn through_stateful_timely<W, O, R>(
+        self,
+        name: &str,
+        state: Value<W>,
+        on_record: impl FnMut(&K, V, &mut ValueState<'_, K, W>, &mut Context<'_, O>) + 'static,
+        mut on_restored: impl FnMut(&K, &W) -> O + 'static,
+        f: impl FnOnce(Timely<'scope, O>) -> Timely<'scope, R>,
+    ) -> Stream<'scope, R>
+    where
+        W: StateValue,
+        O: Record,
+        R: Record,
+    {
+        let replay: Replay<<Value<W> as States<K>>::Tables, O> = Box::new(move |tables, send| {
+            tables.entries.for_each(|key, kept| send(on_restored(key, kept)));
+        });
+        let job = self.stream.job.clone();
+        job.add_keyed(self.stream, name, state, on_record, Some(replay)).through_timely(f)
     }
 
     /// Turns every value into another. The records stay keyed, and where they are.

@@ -89,6 +89,14 @@ impl<B> Gate<B> {
         }
     }
 
+    /// Holds later epochs back, even if the job counts records at least once.
+    ///
+    /// SUBTLE: its origins go on then, as they do in that mode. One that waited for this gate might have a batch of a later epoch
+    /// at the head of its queue, and behind it one of the epoch that the gate waits for.
+    pub(crate) fn hold_in_every_mode(&mut self) {
+        self.mode = CheckpointMode::ExactlyOnce;
+    }
+
     /// Stops the origins, whatever the epoch, or lets them go on. So that what an operator has no time for waits in the
     /// channel, where flow control sees it.
     pub(crate) fn pause(&mut self, pause: bool) {

@@ -6,6 +6,11 @@
 //! When the input frontier passes *n*: freeze, hand in, open *n+1*, process what was held. So the snapshot of *n*
 //! has seen every record of epochs up to *n* and none later (I1), and everything emitted later is emitted at *n+1*
 //! or later (I3).
+//! # Replay
+//! An operator may feed a dataflow that remembers what it was sent. At its start it sends that again, made of its restored
+//! state, at [`REPLAYED`]: of epoch 0, which is before all epochs of the job, so that what follows from it can be told from
+//! what is new. Until it has, nothing else is processed, and no barrier passes it. Its gate holds later epochs back in every
+//! mode: what was counted into the state before its barrier would be replayed, and what follows from it be taken for old.
 //! # Failure
 //! A panic of the user's function ends the attempt and names the operator; nothing that it did to state survives.
 
@@ -67,6 +72,12 @@ impl<'a, O> Context<'a, O> {
 
 pub(crate) type Session<'a, O> = OutputBuilderSession<'a, Time, NoopBuilder<Vec<O>>>;
 
+/// When an operator sends again what its restored state holds.
+pub(crate) const REPLAYED: Time = Time { epoch: 0, event: i64::MIN };
+
+/// Sends again what the tables of an operator hold, one record at a time.
+pub(crate) type Replay<T, O> = Box<dyn FnOnce(&mut T, &mut dyn FnMut(O))>;
+
 /// The tables of an operator on one worker, and what keeps them.
 pub(crate) struct OperatorState<T> {
     pub(crate) backend: Backend,
@@ -120,7 +131,7 @@ where
 }
 
 /// Builds a keyed operator, of its states, their tables, and what event time was shown before the restored snapshot.
-/// Tables are restored already; the key groups that this worker owns are all they hold.
+/// Tables are restored already; the key groups that this worker owns are all they hold. `replay`: what it does with them first.
 pub(crate) fn keyed<'scope, K, V, S, O, F>(
     stream: Stream<'scope, Time, Vec<(K, V)>>,
     origins: Vec<Origin>,
@@ -128,6 +139,7 @@ pub(crate) fn keyed<'scope, K, V, S, O, F>(
     name: &Name,
     (states, tables, shown): (S, OperatorState<S::Tables>, i64),
     logic: F,
+    replay: Option<Replay<S::Tables, O>>,
 ) -> Stream<'scope, Time, Vec<O>>
 where
     K: Key,
@@ -136,7 +148,8 @@ where
     O: Record,
     F: FnMut(&K, V, &mut S::Access<'_>, &mut Context<'_, O>) + 'static,
 {
-    let mut builder = OperatorBuilder::new(name.to_string(), stream.scope());
+    let scope = stream.scope();
+    let mut builder = OperatorBuilder::new(name.to_string(), scope);
     let (output, results) = builder.new_output::<Vec<O>>();
     let mut output = OutputBuilder::<_, NoopBuilder<Vec<O>>>::from(output);
     let mut input = builder.new_input(stream, Pipeline);
@@ -145,6 +158,9 @@ where
     let mode = context.config().checkpoints.mode;
     let mut gate = Gate::new(mode, context.shared.first_epoch, origins);
     gate.resume_at(shown);
+    if replay.is_some() {
+        gate.hold_in_every_mode();
+    }
     let OperatorState { backend, tables } = tables;
     let mut processor = Processor::<K, V, S, O, F> {
         tables,
@@ -155,7 +171,12 @@ where
     };
     let operator = scope_name(name.as_str());
     let name = name.clone();
-    builder.build(move |_capabilities| {
+    let activator = scope.activator_for(builder.operator_info().address);
+    builder.build(move |mut capabilities| {
+        let mut replay = replay.zip(capabilities.pop());
+        if replay.is_some() {
+            activator.activate();
+        }
         move |frontiers| {
             let _scope = operator.enter();
             let frontier = &frontiers[0];
@@ -164,6 +185,11 @@ where
                 S::set_now(&mut processor.tables, context.unix_ms());
             }
             let mut output = output.activate();
+            if let Some((replay, capability)) = replay.take() {
+                assert_eq!(*capability.time(), REPLAYED, "no operator has begun earlier");
+                let Processor { outgoing, tables, .. } = &mut processor;
+                outgoing.send_all(&mut output, &capability, |send| replay(tables, send));
+            }
             input.for_each(|capability, records| {
                 let epoch = capability.time().epoch();
                 if gate.admits(epoch) {

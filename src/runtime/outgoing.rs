@@ -47,6 +47,26 @@ impl<O: Record> Outgoing<O> {
         }
     }
 
+    /// Sends all that `visit` gives to the function that it gets.
+    pub(crate) fn send_all<C: CapabilityTrait<Time>>(
+        &mut self,
+        output: &mut Session<'_, O>,
+        capability: &C,
+        visit: impl FnOnce(&mut dyn FnMut(O)),
+    ) {
+        let mut session = output.session_with_builder(capability);
+        visit(&mut |record| {
+            self.records.push(record);
+            if self.records.len() >= self.full {
+                session.give_container(&mut self.records);
+                self.records = self.pool.take();
+            }
+        });
+        if !self.records.is_empty() {
+            session.give_container(&mut self.records);
+        }
+    }
+
     /// Sends what `fill` makes as one batch.
     #[inline]
     pub(crate) fn send_batch<C: CapabilityTrait<Time>>(

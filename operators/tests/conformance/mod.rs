@@ -39,6 +39,7 @@ type Check<O> = Arc<dyn Fn(&[Event], Vec<O>) -> Result<(), String> + Send + Sync
 /// An operator under test, the input it gets, and what its output is held to.
 pub struct Case<O: Record> {
     name: &'static str,
+    seeds: u64,
     keys: u64,
     records: u64,
     step_ms: u64,
@@ -66,6 +67,7 @@ pub fn checked_case<O: Record + Sync + Debug>(
 ) -> Case<O> {
     Case {
         name,
+        seeds: SEEDS,
         keys: 5,
         records: 60,
         step_ms: 20,
@@ -101,6 +103,12 @@ pub fn same<O: Debug + Ord>(mut expected: Vec<O>, mut found: Vec<O>) -> Result<(
 }
 
 impl<O: Record + Sync + Debug> Case<O> {
+    /// Seeds of the simulator: fewer for operators that take long.
+    pub fn seeds(mut self, seeds: u64) -> Self {
+        self.seeds = seeds;
+        self
+    }
+
     /// Different keys.
     pub fn keys(mut self, keys: u64) -> Self {
         self.keys = keys;
@@ -161,7 +169,7 @@ impl<O: Record + Sync + Debug> Case<O> {
     }
 
     fn under_the_simulator(&self) {
-        each_seed(self.name, SEEDS, "", |seed| {
+        each_seed(self.name, self.seeds, "", |seed| {
             let records = Random::new(seed).fork(78).scaled(1, self.records);
             let input = self.input(seed, fewer(records));
             let all = input.all();
