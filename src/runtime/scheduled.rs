@@ -118,6 +118,8 @@ impl<K: Key, W: Scheduled, F, T> ScheduledLogic<K, W, F, T> {
     /// The state of a key has changed. `before`: when it was due.
     #[inline]
     fn changed(&mut self, hash: u64, key: &K, before: Dues, after: Dues, vacant: bool) {
+        // What is not kept waits for nothing, whatever it says.
+        let after = if vacant { (None, None) } else { after };
         self.event.moved(hash, key, before.0, after.0);
         self.processing.moved(hash, key, before.1, after.1);
         if vacant {
