@@ -360,46 +360,49 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
     /// downstream does not reach its time.
     ///
     /// # Examples
-    /// What was said last before a silence of ten milliseconds of event time:
+    /// The sum of ten milliseconds of event time:
     /// ```
+    /// use std::collections::BTreeMap;
+    ///
     /// use highwater::config::JobConfig;
     /// use highwater::ids::Name;
     /// use highwater::job::{JobHandle, execute};
     /// use highwater::prelude::*;
     /// use serde::{Deserialize, Serialize};
     ///
+    /// /// Sums by the last millisecond of their time.
     /// #[derive(Clone, Default, Serialize, Deserialize)]
-    /// struct Last(Option<(i64, String)>);
+    /// struct Sums(BTreeMap<i64, u64>);
     ///
-    /// impl Scheduled for Last {
+    /// impl Scheduled for Sums {
     ///     fn event_due(&self) -> Option<i64> {
-    ///         self.0.as_ref().map(|(time, _)| time + 10)
+    ///         self.0.keys().next().copied()
     ///     }
     ///     fn is_vacant(&self) -> bool {
-    ///         self.0.is_none()
+    ///         self.0.is_empty()
     ///     }
     /// }
     ///
     /// let collect = Collect::new();
     /// let seen = collect.handle();
-    /// let config = JobConfig::new(Name::new("talk")?);
+    /// let config = JobConfig::new(Name::new("sums")?);
     /// execute(config, &JobHandle::default(), move |job| {
-    ///     let said = [(1, "hear"), (4, "me"), (30, "well"), (55, "no")];
-    ///     let said: Vec<(i64, String)> = said.map(|(at, what)| (at, what.to_owned())).to_vec();
-    ///     let time = EventTime::monotonic(|(at, _): &(i64, String)| *at);
-    ///     job.source_with("said", Collection::new(said), time)
+    ///     let numbers: Vec<(i64, u64)> = vec![(1, 5), (4, 6), (12, 7), (25, 8)];
+    ///     let time = EventTime::monotonic(|(at, _): &(i64, u64)| *at);
+    ///     job.source_with("numbers", Collection::new(numbers), time)
     ///         .key_by(|_| ())
     ///         .process_scheduled(
-    ///             "last",
-    ///             Value::<Last>::new("last"),
-    ///             |(), said, last, _| last.0 = Some(said),
-    ///             |(), _, last, out| out.emit(last.0.take()),
+    ///             "sums",
+    ///             Value::<Sums>::new("sums"),
+    ///             // Several may be open: the watermark moves on between batches of records, not with each.
+    ///             |(), (at, n), sums, _| *sums.0.entry(at - at % 10 + 9).or_default() += n,
+    ///             |(), _, sums, out| out.emit(sums.0.pop_first()),
     ///         )
     ///         .sink("out", collect.clone());
     ///     Ok(())
     /// })?;
-    /// let last: Vec<String> = seen.committed().into_iter().flatten().map(|(_, what)| what).collect();
-    /// assert_eq!(last, ["me", "well", "no"]);
+    /// let sums: Vec<(i64, u64)> = seen.committed().into_iter().flatten().collect();
+    /// assert_eq!(sums, [(9, 11), (19, 7), (29, 8)]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn process_scheduled<W, O, F, T>(
