@@ -1,7 +1,8 @@
 //! Nexmark: the queries of an auction house.
 //!
 //! `cargo run --release --example nexmark -- --query q5 --records 1000000 --workers 2` prints the results of a query as one line:
-//! how many there are, and a digest of all of them. All flags of Highwater work as well; see `--help`.
+//! how many there are, and a digest of all of them. Of a query that emits changes, these are counted, and the digest is that of what they
+//! come to. What each query is, the documentation of its function says. All flags of Highwater work as well; see `--help`.
 
 mod events;
 mod queries;
