@@ -246,7 +246,7 @@ impl<'scope, D: Record> Stream<'scope, D> {
 
     /// Goes through plain timely dataflow and back: whatever `f` builds must emit nothing at an epoch whose barrier
     /// has passed it, and must hold no record across a barrier, since Highwater cannot snapshot it. Timely's own
-    /// stateless operators do neither.
+    /// stateless operators do neither. What remembers more goes through [`KeyedStream::through_stateful_timely`].
     pub fn through_timely<O: Record>(
         self,
         f: impl FnOnce(Timely<'scope, D>) -> Timely<'scope, O>,
