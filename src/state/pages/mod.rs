@@ -72,6 +72,7 @@ impl<K, V> Pages<K, V> {
     }
 
     /// Whether snapshots may have the page.
+    #[cfg(any(test, feature = "rocksdb"))]
     pub(super) fn is_shared(&self, number: usize) -> bool {
         self.slots[number].is_none()
     }
