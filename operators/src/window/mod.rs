@@ -166,17 +166,17 @@ impl Windows {
 ///         .to_vec();
 ///     let time = EventTime::monotonic(|(at, ..): &(i64, String, i32)| *at);
 ///     job.source_with("degrees", Collection::new(degrees), time)
-///         .into_keyed(|(at, room, degrees)| (room, (at, degrees)))
-///         .window(Windows::tumbling(Duration::from_millis(10)), |(at, _)| *at)
+///         .into_keyed(|(at, room, degrees)| (room, (degrees, at)))
+///         .window(Windows::tumbling(Duration::from_millis(10)), |(_, at)| *at)
 ///         .aggregate("warmest", Max::new())
-///         .map(|(room, window, (_, degrees))| (room, window.start, degrees))
+///         .map(|(room, window, (degrees, _))| (room, window.start, degrees))
 ///         .sink("out", collect.clone());
 ///     Ok(())
 /// })?;
 /// let mut warmest = seen.committed();
 /// warmest.sort();
 /// let warmest: Vec<(&str, i64, i32)> = warmest.iter().map(|(r, w, d)| (r.as_str(), *w, *d)).collect();
-/// assert_eq!(warmest, [("attic", 0, 12), ("hall", 0, 19), ("hall", 10, 18)]);
+/// assert_eq!(warmest, [("attic", 0, 12), ("hall", 0, 21), ("hall", 10, 18)]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait KeyedWindows<'scope, K: Key, V: Record>: Sized {
