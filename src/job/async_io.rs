@@ -21,7 +21,7 @@ impl<'scope, D: Record> Stream<'scope, D> {
     ///
     /// When so many requests are under way as the settings allow, no more is taken from the input. The watermark does not
     /// pass a record that is not answered: no answer is late that was not late as a record. A job whose input has ended goes
-    /// on until everything is answered; one that is stopped before keeps what is under way in its final checkpoint.
+    /// on until everything is answered; one that is stopped keeps what is under way in its final checkpoint.
     ///
     /// A request that has failed for good fails the job, which goes on from the last checkpoint by its restart strategy;
     /// or it is answered by [`AsyncFunction::or_else`].

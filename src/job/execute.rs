@@ -112,7 +112,8 @@ impl Default for JobHandle {
 
 impl JobHandle {
     /// Ends the job with a final checkpoint: what was read is committed, and the job can go on from there. If
-    /// the attempt fails before, or none runs now, the next one does so at once. Only the process of worker 0 can.
+    /// the attempt fails before, or none runs now, the next one does so at once. What goes round in a loop or waits for an answer from
+    /// outside stays in that checkpoint, also if the input has ended. Only the process of worker 0 can.
     pub fn stop(&self) {
         self.running.request(Request::Stop { drain: false });
     }

@@ -24,7 +24,8 @@
 //! | Ending     | the final one aborted   | Ending     | abort, record; later a new one       |
 //! | Ending     | it was to be a savepoint, and sources have not ended | Running | abort, record, answer |
 //! | Ending     | it was to be a savepoint, and sources have ended | Ending | the same; the next one is none |
-//! | Ending     | it holds records in flight, input has ended | Ending | complete, not as the last; later a new one |
+//! | Ending     | it holds records in flight, input has ended, nobody stopped | Ending | complete, not as the last; later a new one |
+//! | Ending, input has ended | `Stop`, not draining | Ending | the next one is the last, whatever it holds |
 //! | Committing | last `WorkerCommitted`  | Over       | finish                               |
 //! | not Over   | `Cancel`                | Over       | abort those in progress, finish      |
 //! | not Over   | too many failures       | Over       | abort those in progress, fail        |
@@ -148,6 +149,8 @@ pub struct Coordinator<P> {
     savepoints: VecDeque<u64>,
     /// The savepoint that the final checkpoint is to be.
     final_savepoint: Option<u64>,
+    /// Whether a user stopped the job where it is: then what is on its way is for the next run.
+    stopped: bool,
     final_retry: Retry,
     /// The final checkpoint is tried again until nothing is on its way.
     in_flight_retry: Retry,
@@ -261,6 +264,7 @@ impl<P> Coordinator<P> {
             wanted: false,
             savepoints: VecDeque::new(),
             final_savepoint: None,
+            stopped: false,
             final_retry: Retry::NEW,
             in_flight_retry: Retry {
                 delay: IN_FLIGHT_DELAY.0,
@@ -437,11 +441,14 @@ impl<P> Coordinator<P> {
     }
 
     fn stop(&mut self, drain: bool, effects: &mut Vec<Effect<P>>) {
-        if self.phase != Phase::Running {
+        let ended = self.phase == Phase::Ending && self.finished.len() == self.workers;
+        if self.phase != Phase::Running && !ended {
             return;
         }
         self.wanted = false;
         if !drain {
+            self.stopped = true;
+            self.in_flight_retry.not_before = Duration::ZERO;
             self.begin_ending(effects);
         } else if self.finished.len() < self.workers {
             self.phase = Phase::Draining;
@@ -504,7 +511,7 @@ impl<P> Coordinator<P> {
             assert_eq!(parts.len(), workers, "C2: publish only with all parts");
             // What is on its way at the end of input still has to come out: then this one is a checkpoint like any
             // other, and there will be one more. After a stop it is what the next run goes on with.
-            let ended = self.finished.len() == workers;
+            let ended = self.finished.len() == workers && !self.stopped;
             let last = pending.is_last() && !(ended && pending.in_flight);
             pending.last = last;
             // If there will be one more, that one is the savepoint.
@@ -520,7 +527,7 @@ impl<P> Coordinator<P> {
         assert_eq!(pending.acked.len(), self.workers, "C2: complete only with all parts");
         assert!(self.valid.last().is_none_or(|last| *last < epoch), "C3: epochs grow");
         let last = pending.last;
-        if pending.is_last() && !last {
+        if pending.is_last() && !last && !self.stopped {
             self.in_flight_retry.failed(now);
         }
         effects.push(Effect::Complete { epoch, last });
@@ -577,6 +584,8 @@ impl<P> Coordinator<P> {
         }
         if pending.is_last() {
             let undo = self.final_savepoint.take().is_some() && self.finished.len() < self.workers;
+            // Who asked for a stop with a savepoint asked for both.
+            self.stopped &= pending.savepoint.is_none();
             if undo {
                 self.phase = Phase::Running;
             } else {

@@ -8,6 +8,9 @@ use highwater::ids::Epoch;
 use highwater::protocol::abort::AbortReason;
 use highwater::protocol::coordinator::{Coordinator, CoordinatorSetup, Effect, Event};
 
+/// The shortest of the delays after a final checkpoint that failed; the script `final_retried` has them all.
+const FAILED_DELAY: Duration = Duration::from_millis(200);
+
 /// A part: which message brought it, so that the first one can be told from its copies.
 pub type Part = u64;
 
@@ -17,6 +20,9 @@ struct Pending {
     savepoint: bool,
     /// The first part of each worker that the coordinator was given.
     parts: BTreeMap<usize, Part>,
+    in_flight: bool,
+    /// The final one, but records on their way ask for another.
+    again: bool,
 }
 
 /// What must be true of one attempt, recomputed from events and effects alone.
@@ -38,6 +44,10 @@ pub struct Checker {
     committed: BTreeMap<usize, Epoch>,
     finished: BTreeSet<usize>,
     stopped: Option<bool>,
+    /// Whether what is on its way may stay there.
+    stopped_in_place: bool,
+    /// Least time between a final checkpoint and the next.
+    final_delay: Duration,
     /// Whether the job is to end with a savepoint.
     stop_savepoint: bool,
     /// Requests for savepoints that have no answer.
@@ -69,6 +79,8 @@ impl Checker {
             committed: BTreeMap::new(),
             finished: BTreeSet::new(),
             stopped: None,
+            stopped_in_place: false,
+            final_delay: Duration::ZERO,
             stop_savepoint: false,
             unanswered: BTreeSet::new(),
             answering: None,
@@ -93,9 +105,12 @@ impl Checker {
         }
         let known = |worker: &usize| *worker < self.setup.workers;
         match event {
-            Event::Ack { epoch, worker, part, .. } if known(worker) => {
-                if let Some(pending) = self.pending.get_mut(epoch) {
-                    pending.parts.entry(*worker).or_insert(*part);
+            Event::Ack { epoch, worker, part, in_flight } if known(worker) => {
+                if let Some(pending) = self.pending.get_mut(epoch)
+                    && !pending.parts.contains_key(worker)
+                {
+                    pending.parts.insert(*worker, *part);
+                    pending.in_flight |= in_flight;
                 }
             }
             Event::Published { epoch } if self.publishing == Some(*epoch) => {
@@ -118,15 +133,24 @@ impl Checker {
                 let committed = self.committed.entry(*worker).or_insert(*epoch);
                 *committed = (*committed).max(*epoch);
             }
-            Event::Stop { drain } => self.stopped = self.stopped.or(Some(*drain)),
+            Event::Stop { drain } => {
+                if !drain && (self.stopped.is_none() || self.all_finished()) {
+                    self.stopped_in_place = true;
+                    if self.final_delay < FAILED_DELAY {
+                        self.final_delay = Duration::ZERO;
+                    }
+                }
+                self.stopped = self.stopped.or(Some(*drain));
+            }
             Event::Cancel => self.cancelled = true,
             Event::Savepoint { request } if !self.over => {
                 assert!(self.unanswered.insert(*request));
             }
             Event::StopWithSavepoint { request, drain } if !self.over => {
                 assert!(self.unanswered.insert(*request));
-                if self.stopped.is_none() && self.finished.len() < self.setup.workers {
+                if self.stopped.is_none() && !self.all_finished() {
                     self.stopped = Some(*drain);
+                    self.stopped_in_place = !drain;
                     self.stop_savepoint = true;
                 }
             }
@@ -148,9 +172,13 @@ impl Checker {
                 }
                 Effect::Publish { epoch, last, savepoint, parts } => {
                     assert_eq!(self.publishing, None, "C4");
+                    let waits = self.all_finished() && !self.stopped_in_place;
+                    let pending = self.pending.get_mut(epoch).expect("C1: published, not pending");
+                    let again = pending.last && pending.in_flight && waits;
+                    assert_eq!(pending.last && !again, *last);
+                    assert_eq!(pending.savepoint && !again, savepoint.is_some());
+                    pending.again = again;
                     let pending = &self.pending[epoch];
-                    assert_eq!(pending.last, *last);
-                    assert_eq!(pending.savepoint, savepoint.is_some());
                     assert!(savepoint.is_none_or(|request| self.unanswered.contains(&request)));
                     self.answering = *savepoint;
                     assert_eq!(pending.parts.len(), self.setup.workers, "C2: {epoch}");
@@ -164,7 +192,14 @@ impl Checker {
                 Effect::Complete { epoch, last } => {
                     assert_eq!(self.published.take(), Some(*epoch), "C2: complete, not published");
                     let pending = self.pending.remove(epoch).expect("C1: complete, not pending");
-                    assert_eq!(pending.last, *last);
+                    assert_eq!(pending.last && !pending.again, *last);
+                    if pending.again {
+                        let least = if self.stopped_in_place { 0 } else { 10 };
+                        self.final_delay = Duration::from_millis(least);
+                        self.count("final again");
+                    } else if *last && pending.in_flight && self.all_finished() {
+                        self.count("final in flight");
+                    }
                     assert!(self.valid.iter().all(|valid| valid < epoch), "C3");
                     if let Some(request) = self.answering.take() {
                         assert!(self.unanswered.remove(&request), "{request} is answered twice");
@@ -245,19 +280,21 @@ impl Checker {
         self.setup.checkpoints.tolerable_failures.is_none_or(|max| self.failures <= max)
     }
 
+    fn all_finished(&self) -> bool {
+        self.finished.len() == self.setup.workers
+    }
+
     fn begin(&mut self, now: Duration, epoch: Epoch, last: bool, savepoint: bool) {
         let config = &self.setup.checkpoints;
         assert!(self.begun_before.is_none_or(|begun| begun < epoch), "C3: {epoch} is not new");
         assert!(epoch >= self.setup.first_epoch && epoch < self.reserved_end, "C3: {epoch}");
-        let all_finished = self.finished.len() == self.setup.workers;
+        let all_finished = self.all_finished();
         if last {
             assert!(self.pending.is_empty(), "the final checkpoint is alone");
             assert!(all_finished || self.stopped == Some(false), "final for no reason");
-            // The shortest of the delays; the script `final_retried` has them all.
-            let delay = Duration::from_millis(200);
-            let retried = self.counts.contains_key("final");
+            let delay = self.final_delay;
             let waited = self.last_end.is_none_or(|end| now >= end + delay);
-            assert!(!retried || waited, "a final checkpoint is retried after a delay");
+            assert!(waited, "a final checkpoint is retried after a delay");
         } else {
             assert!(!all_finished && self.stopped != Some(false), "periodic at the end");
             let slots = if config.min_pause.is_zero() { config.concurrent_max as usize } else { 1 };
@@ -274,7 +311,10 @@ impl Checker {
         assert_eq!(self.final_complete, None, "nothing behind the final one");
         self.begun_before = Some(epoch);
         self.last_trigger = now;
-        self.pending.insert(epoch, Pending { begun: now, last, savepoint, parts: BTreeMap::new() });
+        let parts = BTreeMap::new();
+        let pending =
+            Pending { begun: now, last, savepoint, parts, in_flight: false, again: false };
+        self.pending.insert(epoch, pending);
         self.unrecorded.insert(epoch);
         self.count(if last { "final" } else { "periodic" });
     }
@@ -285,12 +325,16 @@ impl Checker {
         let pending = self.pending.remove(&epoch).expect("C1: aborted, but not pending");
         self.last_end = Some(now);
         self.failures += u32::from(reason.counts());
-        if pending.last && std::mem::take(&mut self.stop_savepoint) {
-            // The job goes on as if nobody had stopped it, if it can.
-            if self.finished.len() < self.setup.workers {
-                self.stopped = None;
-                self.counts.remove("final");
-                self.count("stop undone");
+        if pending.last {
+            self.final_delay = FAILED_DELAY;
+            if std::mem::take(&mut self.stop_savepoint) {
+                self.stopped_in_place = false;
+                // The job goes on as if nobody had stopped it, if it can.
+                if !self.all_finished() {
+                    self.stopped = None;
+                    self.final_delay = Duration::ZERO;
+                    self.count("stop undone");
+                }
             }
         }
         match reason {

@@ -138,7 +138,8 @@ impl World {
 
     fn part_of(&mut self, epoch: Epoch, worker: usize) {
         self.part += 1;
-        let ack = Event::Ack { epoch, worker, part: self.part, in_flight: false };
+        let in_flight = self.chaos && self.random.percent(20);
+        let ack = Event::Ack { epoch, worker, part: self.part, in_flight };
         match self.random.below(100) {
             0..3 if self.chaos => {} // Never.
             3..6 if self.chaos => {
@@ -151,7 +152,7 @@ impl World {
             }
             6..10 => {
                 self.part += 1;
-                let again = Event::Ack { epoch, worker, part: self.part, in_flight: false };
+                let again = Event::Ack { epoch, worker, part: self.part, in_flight: !in_flight };
                 self.underway.extend([ack, again]);
             }
             _ => self.underway.push(ack),
@@ -285,6 +286,8 @@ fn the_contract_holds_under_lost_duplicated_and_reordered_events_and_the_job_fin
         "drain",
         "savepoint",
         "final savepoint",
+        "final again",
+        "final in flight",
         "savepoint failed",
         "stop undone",
         "finish",

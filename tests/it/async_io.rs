@@ -93,16 +93,30 @@ fn a_full_operator_stops_the_source_and_checkpoints_go_on_while_nothing_is_answe
 
 #[test]
 fn what_is_under_way_when_a_job_stops_is_asked_again_at_any_parallelism() {
-    // More than a source that is not stopped by flow control would have read when it is: the end of the input would wait for
-    // the answers.
-    let (scratch, collect, records) = (Scratch::new(), Collect::new(), RECORDS);
+    stop_again_and_again(RECORDS, |_| true);
+}
+
+#[test]
+fn a_job_whose_input_has_ended_stops_with_what_is_under_way_and_asks_again() {
+    let records = 40;
+    stop_again_and_again(records, |read| read == records);
+}
+
+/// Stops a job that gets no answers, at several parallelisms, as soon as `enough` records have been read by all its runs.
+fn stop_again_and_again(records: u64, enough: impl Fn(u64) -> bool) {
+    let (scratch, collect) = (Scratch::new(), Collect::new());
+    let mut read = 0;
     for workers in [2, 3, 1] {
         let function = Withheld::default();
         let job = start(&scratch, workers, records, &function, &collect);
         wait_until("requests are under way", || function.under_way() > 0);
+        let handle = job.handle.clone();
+        let counters = handle.counters();
+        wait_until("enough has been read", || enough(read + counters.source_records()));
         job.wait_for_checkpoints(2);
         job.handle.stop();
         job.end().unwrap();
+        read += counters.source_records();
         assert!(collect.handle().committed().is_empty(), "nothing was answered");
         scratch.assert_directory_is_the_reachable_set();
     }

@@ -157,6 +157,9 @@ pub fn running_counts(records: u64, key: impl Fn(u64) -> u64) -> Vec<(u64, u64)>
         .collect()
 }
 
+/// How long a job may take to its end. One that never ends has to name its test.
+const END_MAX: Duration = Duration::from_secs(300);
+
 /// Waits until `met` holds.
 #[track_caller]
 pub fn wait_until(what: &str, mut met: impl FnMut() -> bool) {
@@ -199,7 +202,15 @@ impl Background {
         self.thread.is_finished()
     }
 
+    /// Waits for its end.
+    #[track_caller]
     pub fn end(self) -> Result<(), Error> {
+        let start = Instant::now();
+        while !self.thread.is_finished() {
+            let counters = self.handle.counters();
+            assert!(start.elapsed() < END_MAX, "the job does not end: {counters:?}");
+            std::thread::sleep(Duration::from_millis(1)); // Poll: until the job has ended.
+        }
         self.thread.join().unwrap()
     }
 }
