@@ -245,112 +245,35 @@ pub struct SavepointInfo {
     pub native_files: u64,
 }
 
-impl SavepointRequest {
-    /// The request as one checked block.
-    ///
-    /// # Errors
-    /// [`FormatError::Encode`].
-    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
-        block::encode_value(BlockKind::Request, self)
-    }
+macro_rules! blocks {
+    ($($record:ident: $kind:ident;)+) => {$(
+        impl $record {
+            /// The record as one checked block.
+            ///
+            /// # Errors
+            /// [`FormatError::Encode`].
+            pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+                block::encode_value(BlockKind::$kind, self)
+            }
 
-    /// Reads what [`SavepointRequest::encode`] made.
-    ///
-    /// # Errors
-    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        block::decode_value(BlockKind::Request, bytes)
-    }
+            #[doc = concat!("Reads what [`", stringify!($record), "::encode`] made.")]
+            ///
+            /// # Errors
+            /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
+            pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+                block::decode_value(BlockKind::$kind, bytes)
+            }
+        }
+    )+};
 }
 
-impl SavepointAnswer {
-    /// The answer as one checked block.
-    ///
-    /// # Errors
-    /// [`FormatError::Encode`].
-    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
-        block::encode_value(BlockKind::Answer, self)
-    }
-
-    /// Reads what [`SavepointAnswer::encode`] made.
-    ///
-    /// # Errors
-    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        block::decode_value(BlockKind::Answer, bytes)
-    }
-}
-
-impl JobRecord {
-    /// The record as one checked block.
-    ///
-    /// # Errors
-    /// [`FormatError::Encode`].
-    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
-        block::encode_value(BlockKind::Job, self)
-    }
-
-    /// Reads what [`JobRecord::encode`] made.
-    ///
-    /// # Errors
-    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        block::decode_value(BlockKind::Job, bytes)
-    }
-}
-
-impl ClaimedRecord {
-    /// The record as one checked block.
-    ///
-    /// # Errors
-    /// [`FormatError::Encode`].
-    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
-        block::encode_value(BlockKind::Claimed, self)
-    }
-
-    /// Reads what [`ClaimedRecord::encode`] made.
-    ///
-    /// # Errors
-    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        block::decode_value(BlockKind::Claimed, bytes)
-    }
-}
-
-impl CheckpointRecord {
-    /// The record as one checked block.
-    ///
-    /// # Errors
-    /// [`FormatError::Encode`].
-    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
-        block::encode_value(BlockKind::History, self)
-    }
-
-    /// Reads what [`CheckpointRecord::encode`] made.
-    ///
-    /// # Errors
-    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        block::decode_value(BlockKind::History, bytes)
-    }
-}
-
-impl RestoreRecord {
-    /// The record as one checked block.
-    ///
-    /// # Errors
-    /// [`FormatError::Encode`].
-    pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
-        block::encode_value(BlockKind::Restore, self)
-    }
-
-    /// Reads what [`RestoreRecord::encode`] made.
-    ///
-    /// # Errors
-    /// [`FormatError::Corrupt`] or [`FormatError::TooNew`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        block::decode_value(BlockKind::Restore, bytes)
-    }
+blocks! {
+    SavepointRequest: Request;
+    SavepointAnswer: Answer;
+    JobRecord: Job;
+    ClaimedRecord: Claimed;
+    CheckpointRecord: History;
+    RestoreRecord: Restore;
 }
 
 #[cfg(test)]

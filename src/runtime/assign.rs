@@ -24,77 +24,37 @@ use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 
 use crate::connect::Record;
-use crate::format::shape::EntryShape;
 use crate::format::{SectionHeader, SectionKind};
 use crate::ids::Name;
 use crate::protocol::watermark::{SplitState, SplitWatermarks, event_coordinate};
 use crate::runtime::chain::{Gate, Origin};
-use crate::runtime::context::{Alarm, Contribution, SectionPart, WorkerContext, event_section};
+use crate::runtime::context::{
+    Alarm, Contribution, SectionPart, WorkerContext, event_header, event_section,
+};
+use crate::runtime::event_clock::EventClock;
 use crate::runtime::event_time::EventTime;
 use crate::runtime::scope_name;
-use crate::runtime::shapes::shape_of;
 use crate::runtime::time::Time;
-
-/// An idle instance looks at the others this much less often while they do not move either. Units: watermark intervals.
-const IDLE_INTERVALS: u32 = 10;
 
 /// The section that keeps the watermark of each instance.
 pub(crate) fn assigned_header(operator: &Name) -> SectionHeader {
-    SectionHeader {
-        operator: operator.clone(),
-        state: Name::new("assigned-watermark").expect("a constant name"),
-        kind: SectionKind::Watermark,
-        type_name: "i64".to_owned(),
-        type_version: 1,
-        shape: EntryShape::of_values(shape_of::<i64>()),
-    }
+    event_header(operator, "assigned-watermark", SectionKind::Watermark)
 }
 
-/// The event time of one instance.
-struct Clock {
+/// One instance of the operator, which reads as if from one split.
+struct Instance {
     watermarks: SplitWatermarks,
-    number: u32,
-    /// The least event time that its output may still have.
-    event: i64,
+    clock: EventClock,
     ended: bool,
-    tick_at: Duration,
-    /// Something came since the last tick.
-    unticked: bool,
 }
 
-impl Clock {
-    /// Moves event time on. Returns when there may be something to move on again, if no record comes.
+impl Instance {
+    /// Moves event time on, to its end with the input. Returns when there may be something to move on again.
     fn tick(&mut self, ended: bool, context: &WorkerContext) -> Option<Duration> {
-        if self.ended {
+        if std::mem::replace(&mut self.ended, ended) {
             return None;
         }
-        let now = context.now();
-        if !ended && now < self.tick_at {
-            let due = self.unticked || self.watermarks.status().idle;
-            let idle = self.watermarks.next_idle().map(|idle| idle.max(self.tick_at));
-            return if due { Some(self.tick_at) } else { idle };
-        }
-        let interval = context.config().watermark_interval;
-        self.unticked = false;
-        self.tick_at = now + interval;
-        self.watermarks.advance(now);
-        let mut status = self.watermarks.status();
-        if status.idle
-            && let Some(watermark) = context.shared.board.idle_target(self.number..=self.number)
-        {
-            self.watermarks.follow(watermark);
-            status = self.watermarks.status();
-        }
-        status.finished = ended;
-        self.ended = ended;
-        context.set_status(self.number, status);
-        let reached = if ended { i64::MAX } else { event_coordinate(status.watermark) };
-        let moved = reached > self.event;
-        self.event = self.event.max(reached);
-        if status.idle {
-            return Some(now + if moved { interval } else { interval * IDLE_INTERVALS });
-        }
-        self.watermarks.next_idle().map(|idle| idle.max(self.tick_at))
+        self.clock.tick(&mut self.watermarks, (ended, ended), context).1
     }
 }
 
@@ -122,20 +82,17 @@ pub(crate) fn assign<'scope, D: Record>(
     let mut gate = Gate::<Vec<D>>::new(mode, context.shared.first_epoch, origins);
     let EventTime { strategy, timestamp } = event_time;
     let split = SplitState { watermark: restored, finished: false };
-    let mut clock = Clock {
+    let mut instance = Instance {
         watermarks: SplitWatermarks::new(&strategy, &[split], context.now()),
-        number,
-        event: event_coordinate(restored),
+        clock: EventClock::new(number, number..=number, event_coordinate(restored)),
         ended: false,
-        tick_at: Duration::ZERO,
-        unticked: false,
     };
     let operator = scope_name(name.as_str());
     let name = name.clone();
     builder.build(move |mut capabilities| {
         let mut held: Option<Capability<Time>> = capabilities.pop();
         if let Some(held) = &mut held {
-            held.downgrade(&Time::new(gate.open(), clock.event));
+            held.downgrade(&Time::new(gate.open(), instance.clock.event()));
         }
         activator.activate();
         move |frontiers| {
@@ -150,17 +107,17 @@ pub(crate) fn assign<'scope, D: Record>(
             let Some(held) = &mut held else { return };
             let mut output = output.activate();
             let now = context.now();
-            let mut give = |held: &Capability<Time>, clock: &mut Clock, records: &mut Vec<D>| {
+            let mut give = |held: &Capability<Time>, to: &mut Instance, records: &mut Vec<D>| {
                 if let Some(timestamp) = &timestamp {
-                    clock.watermarks.observe(0, records.iter().map(timestamp), now);
-                    clock.unticked = true;
+                    to.watermarks.observe(0, records.iter().map(timestamp), now);
+                    to.clock.stir();
                 }
                 output.session_with_builder(held).give_container(records);
             };
             input.for_each(|capability, records| {
                 let time = *capability.time();
                 if gate.admits(time.epoch()) {
-                    give(held, &mut clock, records);
+                    give(held, &mut instance, records);
                 } else {
                     gate.hold(time, std::mem::take(records));
                 }
@@ -168,22 +125,22 @@ pub(crate) fn assign<'scope, D: Record>(
             while gate.barrier_passed(&[frontier]) {
                 let mut contribution = Contribution::nothing();
                 if context.shared.durable {
-                    let kept = event_section(clock.watermarks.state(0).watermark);
+                    let kept = event_section(instance.watermarks.state(0).watermark);
                     let section = SectionPart::plain(assigned_header(&name), kept);
                     contribution = Contribution::state(vec![section], Duration::ZERO);
                 }
                 context.hand_in(gate.open(), participant, contribution);
                 gate.advance();
-                held.downgrade(&Time::new(gate.open(), clock.event));
+                held.downgrade(&Time::new(gate.open(), instance.clock.event()));
                 while let Some(mut records) = gate.next_open() {
-                    give(held, &mut clock, &mut records);
+                    give(held, &mut instance, &mut records);
                 }
             }
             let over = |time: &Time| time.event == i64::MAX;
             let ended = frontier.frontier().iter().all(over) && !gate.holds();
-            alarm.wake_at.set(clock.tick(ended, &context));
-            if held.time().event < clock.event {
-                held.downgrade(&Time::new(gate.open(), clock.event));
+            alarm.wake_at.set(instance.tick(ended, &context));
+            if held.time().event < instance.clock.event() {
+                held.downgrade(&Time::new(gate.open(), instance.clock.event()));
             }
         }
     });

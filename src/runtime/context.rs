@@ -13,7 +13,8 @@ use crate::config::JobConfig;
 use crate::connect::ConnectError;
 use crate::format::manifest::LayerRef;
 use crate::format::record::{CheckpointPhase, CheckpointWait, SavepointFormat};
-use crate::format::{Extent, FormatError, SectionHeader, SectionOutput, codec};
+use crate::format::shape::EntryShape;
+use crate::format::{Extent, FormatError, SectionHeader, SectionKind, SectionOutput, codec};
 use crate::ids::{Attempt, Epoch, KeyGroup, Lineage, Name};
 use crate::protocol::key_groups::key_groups;
 use crate::protocol::watermark::InstanceStatus;
@@ -30,6 +31,7 @@ use crate::runtime::migration::Migrations;
 use crate::runtime::natives::{NativePart, Uploads};
 use crate::runtime::pool::Pool;
 use crate::runtime::restore::Restored;
+use crate::runtime::shapes::shape_of;
 use crate::state::{FrozenState, SnapshotForm};
 use crate::storage::job_store::JobStore;
 
@@ -83,6 +85,18 @@ impl SectionPart {
     pub(crate) fn state(header: SectionHeader, frozen: FrozenState) -> Self {
         let FrozenState { content, extent, needs, layer } = frozen;
         Self { header, extent, needs, layer, task: Box::new(move |out| Ok(content.write(out)?)) }
+    }
+}
+
+/// The section of an operator that keeps an event time of each instance.
+pub(crate) fn event_header(operator: &Name, state: &str, kind: SectionKind) -> SectionHeader {
+    SectionHeader {
+        operator: operator.clone(),
+        state: Name::new(state).expect("a constant name"),
+        kind,
+        type_name: "i64".to_owned(),
+        type_version: 1,
+        shape: EntryShape::of_values(shape_of::<i64>()),
     }
 }
 

@@ -30,13 +30,14 @@ use crate::format::{SectionHeader, SectionKind};
 use crate::ids::{Epoch, InvalidName, Name};
 use crate::protocol::key_groups::key_groups;
 use crate::runtime::chain::{Gate, Origin};
-use crate::runtime::context::{Contribution, SectionPart, WorkerContext, event_section};
+use crate::runtime::context::{
+    Contribution, SectionPart, WorkerContext, event_header, event_section,
+};
 use crate::runtime::migration::Migrations;
 use crate::runtime::natives::NativePart;
 use crate::runtime::outgoing::Outgoing;
 use crate::runtime::pool::Pool;
 use crate::runtime::scope_name;
-use crate::runtime::shapes::shape_of;
 use crate::runtime::states::States;
 use crate::runtime::time::Time;
 use crate::state::hash::stable_hash;
@@ -223,14 +224,7 @@ where
 
 /// The section that keeps what event time an operator has shown.
 pub(crate) fn watermark_header(operator: &Name) -> SectionHeader {
-    SectionHeader {
-        operator: operator.clone(),
-        state: Name::new("operator-watermark").expect("a constant name"),
-        kind: SectionKind::Watermark,
-        type_name: "i64".to_owned(),
-        type_version: 1,
-        shape: EntryShape::of_values(shape_of::<i64>()),
-    }
+    event_header(operator, "operator-watermark", SectionKind::Watermark)
 }
 
 /// Keeps what was shown, if it says anything.

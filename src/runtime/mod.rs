@@ -21,6 +21,7 @@ pub(crate) mod counters;
 pub(crate) mod driver;
 pub(crate) mod due;
 pub mod either;
+pub(crate) mod event_clock;
 pub mod event_time;
 pub(crate) mod executor;
 #[cfg(feature = "rocksdb")]
@@ -57,6 +58,8 @@ mod tests;
 pub mod time;
 pub mod timed;
 pub(crate) mod timers;
+
+pub(crate) use crate::storage::describe;
 
 thread_local! {
     /// The operator that runs on this thread now, for the message of a panic.
@@ -99,16 +102,4 @@ pub(crate) fn take_current_operator() -> Option<String> {
 pub(crate) fn current_operator() -> Option<String> {
     // A panic may come while the name is being set.
     CURRENT.with(|current| current.try_borrow().ok()?.as_ref().map(ToString::to_string))
-}
-
-/// An error with all its causes, in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -33,6 +33,7 @@ use crate::runtime::context::{
     Contribution, SectionPart, SectionTask, SourceControl, WorkerContext,
 };
 use crate::runtime::control::Control;
+use crate::runtime::event_clock::{EventClock, Tick};
 use crate::runtime::event_time::EventTime;
 use crate::runtime::pace::Pace;
 use crate::runtime::pool::Pool;
@@ -48,9 +49,6 @@ const READ_RECORDS_MAX: usize = 8192;
 const BLOCKED_WAIT: Duration = Duration::from_micros(500);
 /// How long a source waits at the most for a gate, or for the end of the job. Both activate it.
 const GATED_WAIT: Duration = Duration::from_millis(100);
-
-/// An idle source looks at the others this much less often while they do not move either. Units: watermark intervals.
-const IDLE_INTERVALS: u32 = 10;
 
 /// A split as checkpoints keep it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -156,7 +154,6 @@ impl Orders {
 
 struct Reading<S: Source> {
     name: Name,
-    number: u32,
     from: S,
     context: Rc<WorkerContext>,
     participant: usize,
@@ -170,10 +167,7 @@ struct Reading<S: Source> {
     splits: Option<(Vec<OpenSplit<S>>, SplitWatermarks)>,
     next: usize,
     epoch: Epoch,
-    event: i64,
-    tick_at: Duration,
-    /// Something was read, or a split ended, since the last tick.
-    unticked: bool,
+    clock: EventClock,
     finished: bool,
     pace: Pace,
     pool: Pool<S::Record>,
@@ -216,7 +210,6 @@ where
     });
     let mut reading = Reading {
         name: name.clone(),
-        number,
         from,
         context: Rc::clone(context),
         participant: context.participant(name.clone()),
@@ -228,9 +221,7 @@ where
         splits: None,
         next: 0,
         epoch: context.shared.first_epoch,
-        event,
-        tick_at: Duration::ZERO,
-        unticked: false,
+        clock: EventClock::new(number, SOURCES, event),
         finished: false,
         pace: Pace::new(context, READ_RECORDS_MAX),
         pool: context.pool(),
@@ -321,12 +312,12 @@ where
             return Ok(());
         }
         if capability.time().epoch() < self.epoch {
-            capability.downgrade(&Time::new(self.epoch, self.event));
+            capability.downgrade(&Time::new(self.epoch, self.clock.event()));
         }
         while self.epoch < self.context.epoch() {
             self.hand_in();
             self.epoch = self.epoch.next();
-            capability.downgrade(&Time::new(self.epoch, self.event));
+            capability.downgrade(&Time::new(self.epoch, self.clock.event()));
         }
         let wait = if self.finished { None } else { self.read(capability, &mut give)? };
         let tick = self.tick(capability);
@@ -389,7 +380,7 @@ where
                 context.shared.counters.source_records.fetch_add(read as u64, Ordering::Relaxed);
                 if let Some(timestamp) = &self.event_time.timestamp {
                     watermarks.observe(self.next, records.iter().map(timestamp), now);
-                    self.unticked = true;
+                    self.clock.stir();
                 }
                 give(capability, &mut records);
             } else {
@@ -406,7 +397,7 @@ where
                     open.split = reader.split();
                     open.reader = None;
                     watermarks.finish(self.next);
-                    self.unticked = true;
+                    self.clock.stir();
                 }
             }
         }
@@ -420,45 +411,19 @@ where
     /// Moves event time on. Returns when there may be something to move on again, if no record comes.
     fn tick(&mut self, capability: &mut Capability<Time>) -> Option<Duration> {
         let (_, watermarks) = self.splits.as_mut()?;
-        let now = self.context.now();
-        let interval = self.context.config().watermark_interval;
-        let ended = self.finished || watermarks.status().finished || self.orders.drain.get();
-        if !ended && now < self.tick_at {
-            let due = self.unticked || watermarks.status().idle;
-            let idle = watermarks.next_idle().map(|idle| idle.max(self.tick_at));
-            return if due { Some(self.tick_at) } else { idle };
-        }
-        self.unticked = false;
-        self.tick_at = now + interval;
-        watermarks.advance(now);
-        let mut status = watermarks.status();
-        if status.idle
-            && let Some(watermark) = self.context.shared.board.idle_target(SOURCES)
-        {
-            watermarks.follow(watermark);
-            status = watermarks.status();
-        }
-        let mut event = event_coordinate(status.watermark);
-        if self.orders.drain.get() {
-            status.finished = true;
-            event = i64::MAX;
-        }
-        self.context.set_status(self.number, status);
-        let moved = event > self.event;
+        let drained = self.orders.drain.get();
+        let ended = self.finished || watermarks.status().finished;
+        let (tick, again) = self.clock.tick(watermarks, (ended, drained), &self.context);
+        let Some(Tick { status, moved }) = tick else { return again };
         if moved {
-            self.event = event;
             self.context.shared.counters.set_watermark(status.watermark);
-            capability.downgrade(&Time::new(self.epoch, event));
+            capability.downgrade(&Time::new(self.epoch, self.clock.event()));
         }
         if status.finished && !self.finished {
             self.finished = true;
             self.context.source_finished();
         }
-        if status.idle {
-            // It follows the others: closely while they move, else only to see whether they do.
-            return Some(now + if moved { interval } else { interval * IDLE_INTERVALS });
-        }
-        self.splits.as_ref()?.1.next_idle().map(|idle| idle.max(self.tick_at))
+        again
     }
 
     /// Writes down where every split stands.

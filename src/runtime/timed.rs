@@ -38,11 +38,10 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use crate::connect::Record;
 use crate::format::SectionHeader;
 use crate::format::SectionKind;
-use crate::format::shape::EntryShape;
 use crate::ids::{Epoch, Name};
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{
-    Alarm, Contribution, SectionPart, SectionTask, WorkerContext, event_section,
+    Alarm, Contribution, SectionPart, SectionTask, WorkerContext, event_header, event_section,
 };
 use crate::runtime::keyed::{Session, native_part, watermark_section};
 use crate::runtime::operator::FrozenOperator;
@@ -50,7 +49,6 @@ use crate::runtime::outgoing::Outgoing;
 use crate::runtime::pace::Pace;
 use crate::runtime::pool::Pool;
 use crate::runtime::scope_name;
-use crate::runtime::shapes::shape_of;
 use crate::runtime::time::Time;
 use crate::state::hash::stable_hash;
 use crate::state::{Key, SnapshotForm};
@@ -145,14 +143,7 @@ pub(crate) trait TimedLogic<K: Key, V, O>: 'static {
 /// later watermark, on any worker, and may not before what it waited for has come: so every worker of a restored job needs to
 /// know the least of these.
 pub(crate) fn held_header(operator: &Name) -> SectionHeader {
-    SectionHeader {
-        operator: operator.clone(),
-        state: Name::new("timers-event").expect("a constant name"),
-        kind: SectionKind::EventTimers,
-        type_name: "i64".to_owned(),
-        type_version: 1,
-        shape: EntryShape::of_values(shape_of::<i64>()),
-    }
+    event_header(operator, "timers-event", SectionKind::EventTimers)
 }
 
 struct Processor<K, V, O, L> {

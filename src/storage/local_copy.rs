@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use super::{
     BlobContents, BlobPath, BlobReader, BlobWriter, CheckpointStorage, Created, StorageError,
+    describe,
 };
 use crate::ids::Name;
 
@@ -242,7 +243,7 @@ impl Shared {
             state.written > state.kept.max(COPIES_MIN)
         };
         if crowded && let Err(error) = self.sweep() {
-            tracing::warn!("local copies that nothing needs may remain: {}", chain(&error));
+            tracing::warn!("local copies that nothing needs may remain: {}", describe(&error));
         }
     }
 
@@ -255,7 +256,7 @@ impl Shared {
                 state.written = state.written.saturating_sub(1);
             }
             if let Err(error) = copies.delete(&copy) {
-                tracing::warn!("local copy {copy} remains for now: {}", chain(&error));
+                tracing::warn!("local copy {copy} remains for now: {}", describe(&error));
             }
         }
     }
@@ -270,7 +271,7 @@ impl Shared {
         // It is of no use to a later restore either.
         let removed = |why: &str| {
             if let Err(error) = copies.delete(&copy) {
-                tracing::warn!("local copy {copy} remains for now: {}", chain(&error));
+                tracing::warn!("local copy {copy} remains for now: {}", describe(&error));
             }
             unusable(why)
         };
@@ -278,7 +279,7 @@ impl Shared {
             Ok(reader) => reader,
             // Another process wrote it elsewhere, or it was given up.
             Err(StorageError::NotFound { .. }) => return None,
-            Err(error) => return unusable(&chain(&error)),
+            Err(error) => return unusable(&describe(&error)),
         };
         if reader.size_bytes() != contents.bytes {
             let (found, BlobContents { bytes, .. }) = (reader.size_bytes(), contents);
@@ -318,13 +319,7 @@ fn checksum(reader: &mut dyn BlobReader) -> io::Result<u32> {
 }
 
 fn given_up(copy: &BlobPath, error: &dyn std::error::Error) {
-    tracing::warn!("local copy {copy} is given up, the checkpoint is not: {}", chain(error));
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    tracing::warn!("local copy {copy} is given up, the checkpoint is not: {}", describe(error));
 }
 
 impl CheckpointStorage for LocalCopies {

@@ -290,3 +290,15 @@ pub trait CheckpointStorage: Send + Sync + fmt::Debug {
     /// The store's address as the operator knows it, for messages.
     fn location(&self) -> String;
 }
+
+/// An error with all its causes, in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

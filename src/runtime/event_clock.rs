@@ -1,0 +1,90 @@
+//! How an instance moves event time on: that of a source, or of an operator that assigns event time.
+//!
+//! Once a watermark interval it looks at its watermarks and tells the others where it is. An idle one follows the others: closely
+//! while they move, and else only to see whether they do.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use crate::protocol::watermark::{InstanceStatus, SplitWatermarks, event_coordinate};
+use crate::runtime::context::WorkerContext;
+
+/// An idle instance looks at the others this much less often while they do not move either. Units: watermark intervals.
+const IDLE_INTERVALS: u32 = 10;
+
+/// The event time of one instance.
+pub(crate) struct EventClock {
+    number: u32,
+    /// The numbers of those that it follows.
+    among: RangeInclusive<u32>,
+    /// The least event time that its output may still have.
+    event: i64,
+    tick_at: Duration,
+    /// Something came since the last tick.
+    unticked: bool,
+}
+
+/// What a tick found.
+pub(crate) struct Tick {
+    pub(crate) status: InstanceStatus,
+    /// Whether event time has moved on.
+    pub(crate) moved: bool,
+}
+
+impl EventClock {
+    /// The clock of the instances `number` at this worker, at `event`. `among`: the numbers of those that it follows when idle.
+    pub(crate) fn new(number: u32, among: RangeInclusive<u32>, event: i64) -> Self {
+        Self { number, among, event, tick_at: Duration::ZERO, unticked: false }
+    }
+
+    /// The least event time that the output may still have.
+    pub(crate) fn event(&self) -> i64 {
+        self.event
+    }
+
+    /// Something came that may move event time on.
+    pub(crate) fn stir(&mut self) {
+        self.unticked = true;
+    }
+
+    /// Moves event time on if it is time to, or `at_once`; to its end if `to_end`. Returns what was found, if it was time, and
+    /// when there may be something to move on again, if no record comes.
+    pub(crate) fn tick(
+        &mut self,
+        watermarks: &mut SplitWatermarks,
+        (at_once, to_end): (bool, bool),
+        context: &WorkerContext,
+    ) -> (Option<Tick>, Option<Duration>) {
+        let now = context.now();
+        if !at_once && !to_end && now < self.tick_at {
+            let due = self.unticked || watermarks.status().idle;
+            let idle = watermarks.next_idle().map(|idle| idle.max(self.tick_at));
+            return (None, if due { Some(self.tick_at) } else { idle });
+        }
+        let interval = context.config().watermark_interval;
+        self.unticked = false;
+        self.tick_at = now + interval;
+        watermarks.advance(now);
+        let mut status = watermarks.status();
+        if status.idle
+            && let Some(watermark) = context.shared.board.idle_target(self.among.clone())
+        {
+            watermarks.follow(watermark);
+            status = watermarks.status();
+        }
+        let mut reached = event_coordinate(status.watermark);
+        if to_end {
+            status.finished = true;
+            reached = i64::MAX;
+        }
+        context.set_status(self.number, status);
+        let moved = reached > self.event;
+        self.event = self.event.max(reached);
+        let again = if status.idle {
+            Some(now + if moved { interval } else { interval * IDLE_INTERVALS })
+        } else {
+            watermarks.next_idle().map(|idle| idle.max(self.tick_at))
+        };
+        (Some(Tick { status, moved }), again)
+    }
+}
