@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use highwater::prelude::*;
 
+use crate::duration::milliseconds;
+
 /// Emits the first record of each key.
 ///
 /// # Examples
@@ -110,10 +112,6 @@ impl<'scope, D: Record> Dedup<'scope, D> for Stream<'scope, D> {
     }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
-}
-
 /// Whether no record after `watermark` can be at most `within` away from `emitted`.
 fn forgotten(emitted: i64, within: u64, watermark: i64) -> bool {
     emitted <= watermark && emitted.abs_diff(watermark) >= within
@@ -140,13 +138,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn a_part_of_a_millisecond_counts_as_a_whole_one() {
-        assert_eq!(milliseconds(Duration::ZERO), 0);
-        assert_eq!(milliseconds(Duration::from_nanos(1)), 1);
-        assert_eq!(milliseconds(Duration::from_millis(5)), 5);
-        assert_eq!(milliseconds(Duration::MAX), u64::MAX);
     }
 }

@@ -35,6 +35,7 @@ pub mod change;
 pub mod dedup;
 #[cfg(feature = "differential")]
 pub mod differential;
+mod duration;
 mod few;
 pub mod join;
 pub mod lookup;

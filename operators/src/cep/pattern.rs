@@ -5,6 +5,7 @@ use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
 use crate::cep::nfa::Matched;
+use crate::duration::some_milliseconds;
 
 /// Whether an event is one that is looked for, given what was matched before it.
 pub(super) type Condition<E> = Box<dyn Fn(&E, &Matched<'_, E>) -> bool>;
@@ -226,8 +227,7 @@ impl<E: 'static> Pattern<E> {
     /// milliseconds, rounded up. Without it, what has begun is kept for ever.
     #[must_use]
     pub fn within(mut self, within: Duration) -> Self {
-        let milliseconds = within.as_nanos().div_ceil(1_000_000);
-        self.within = Some(i64::try_from(milliseconds).unwrap_or(i64::MAX).max(1));
+        self.within = Some(some_milliseconds(within, i64::MAX));
         self
     }
 

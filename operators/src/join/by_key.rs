@@ -125,7 +125,7 @@ impl<'scope, K: Key, L: Record + PartialEq> JoinChanges<'scope, K, L>
         self,
         right: KeyedStream<'scope, K, Change<R>>,
     ) -> JoinOfChanges<'scope, K, L, R> {
-        JoinOfChanges { left: self, right, lifetime: Forever }
+        JoinOfChanges { left: self, right, lifetime: Forever, equal: (L::eq, R::eq) }
     }
 }
 
@@ -147,7 +147,11 @@ pub struct JoinOfChanges<'scope, K: Key, L: Record, R: Record, T = Forever> {
     left: KeyedStream<'scope, K, Change<L>>,
     right: KeyedStream<'scope, K, Change<R>>,
     lifetime: T,
+    equal: (Equal<L>, Equal<R>),
 }
+
+/// Whether a record is the one that is retracted.
+type Equal<T> = fn(&T, &T) -> bool;
 
 impl<'scope, K: Key, L: Record, R: Record> Join<'scope, K, L, R> {
     /// Forgets what a side has of a key when no record of it has come on that side for so long, in processing time.
@@ -161,7 +165,8 @@ impl<'scope, K: Key, L: Record, R: Record> JoinOfChanges<'scope, K, L, R> {
     /// As [`Join::ttl`].
     #[must_use]
     pub fn ttl(self, ttl: impl Into<Ttl>) -> JoinOfChanges<'scope, K, L, R, Ttl> {
-        JoinOfChanges { left: self.left, right: self.right, lifetime: ttl.into() }
+        let Self { left, right, lifetime: Forever, equal } = self;
+        JoinOfChanges { left, right, lifetime: ttl.into(), equal }
     }
 }
 
@@ -198,7 +203,7 @@ impl<'scope, K: Key, L: Record, R: Record, T: Lifetime + Clone> Join<'scope, K, 
         name: &str,
         pair: impl Fn(&K, &L, Option<&R>) -> O + 'static,
     ) -> Stream<'scope, Change<O>> {
-        self.outer(name, LEFT, move |key, left, right| pair(key, left?, right).into())
+        self.of_changes().left(name, pair)
     }
 
     /// Emits every pair of records of a key, and every right record for as long as it has no partner.
@@ -207,7 +212,7 @@ impl<'scope, K: Key, L: Record, R: Record, T: Lifetime + Clone> Join<'scope, K, 
         name: &str,
         pair: impl Fn(&K, Option<&L>, &R) -> O + 'static,
     ) -> Stream<'scope, Change<O>> {
-        self.outer(name, RIGHT, move |key, left, right| pair(key, left, right?).into())
+        self.of_changes().right(name, pair)
     }
 
     /// Emits every pair of records of a key, and every record of either side for as long as it has no partner.
@@ -216,29 +221,21 @@ impl<'scope, K: Key, L: Record, R: Record, T: Lifetime + Clone> Join<'scope, K, 
         name: &str,
         pair: impl Fn(&K, Option<&L>, Option<&R>) -> O + 'static,
     ) -> Stream<'scope, Change<O>> {
-        self.outer(name, FULL, move |key, left, right| Some(pair(key, left, right)))
+        self.of_changes().full(name, pair)
     }
 
-    fn outer<O: Record>(
-        self,
-        name: &str,
-        lonely: Lonely,
-        pair: impl Fn(&K, Option<&L>, Option<&R>) -> Option<O> + 'static,
-    ) -> Stream<'scope, Change<O>> {
-        // What is never retracted is never compared.
-        let equal = (|_: &L, _: &L| false, |_: &R, _: &R| false);
-        let sides = both(self.left, self.right).map_values(|_, record| Change::Insert(record));
-        changes(sides, name, self.lifetime, lonely, equal, pair)
+    fn of_changes(self) -> JoinOfChanges<'scope, K, L, R, T> {
+        JoinOfChanges {
+            left: self.left.map_values(|_, record| Change::Insert(record)),
+            right: self.right.map_values(|_, record| Change::Insert(record)),
+            lifetime: self.lifetime,
+            // What is never retracted is never compared.
+            equal: (|_, _| false, |_, _| false),
+        }
     }
 }
 
-impl<'scope, K, L, R, T> JoinOfChanges<'scope, K, L, R, T>
-where
-    K: Key,
-    L: Record + PartialEq,
-    R: Record + PartialEq,
-    T: Lifetime + Clone,
-{
+impl<'scope, K: Key, L: Record, R: Record, T: Lifetime + Clone> JoinOfChanges<'scope, K, L, R, T> {
     /// The pairs of records of a key.
     pub fn inner<O: Record>(
         self,
@@ -283,7 +280,7 @@ where
     ) -> Stream<'scope, Change<O>> {
         let left = self.left.map_values(|_, change| change.map(Either::Left));
         let sides = left.union(self.right.map_values(|_, change| change.map(Either::Right)));
-        changes(sides, name, self.lifetime, lonely, (L::eq, R::eq), pair)
+        changes(sides, name, self.lifetime, lonely, self.equal, pair)
     }
 }
 
@@ -318,7 +315,7 @@ fn changes<'scope, K: Key, L: Record, R: Record, O: Record, T: Lifetime + Clone>
     name: &str,
     lifetime: T,
     lonely: Lonely,
-    equal: (impl Fn(&L, &L) -> bool + 'static, impl Fn(&R, &R) -> bool + 'static),
+    equal: (Equal<L>, Equal<R>),
     pair: impl Fn(&K, Option<&L>, Option<&R>) -> Option<O> + 'static,
 ) -> Stream<'scope, Change<O>> {
     let states = (
@@ -334,7 +331,7 @@ fn changes<'scope, K: Key, L: Record, R: Record, O: Record, T: Lifetime + Clone>
                 if insert {
                     step.insert(lefts, rights, left);
                 } else {
-                    step.retract(lefts, rights, &left, &equal.0);
+                    step.retract(lefts, rights, &left, equal.0);
                 }
             }
             Either::Right(right) => {
@@ -343,7 +340,7 @@ fn changes<'scope, K: Key, L: Record, R: Record, O: Record, T: Lifetime + Clone>
                 if insert {
                     step.insert(rights, lefts, right);
                 } else {
-                    step.retract(rights, lefts, &right, &equal.1);
+                    step.retract(rights, lefts, &right, equal.1);
                 }
             }
         }

@@ -20,7 +20,7 @@ use std::rc::Rc;
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{apart, both};
+use super::{aside, both};
 
 /// Joins two keyed streams by key and nearness in event time.
 ///
@@ -128,9 +128,10 @@ where
         name: &str,
         pair: impl Fn(&K, &L, &R) -> O + 'static,
     ) -> WithLate<'scope, K, L, R, O> {
-        apart(self.build(name, false, Some(aside), move |key, left, right| {
+        self.build(name, false, Some(aside), move |key, left, right| {
             Some(Either::Left(pair(key, left?, right?)))
-        }))
+        })
+        .split(|record| record)
     }
 
     /// As [`IntervalJoined::left`], of the records that are not late; the second stream is of the late ones.
@@ -139,9 +140,10 @@ where
         name: &str,
         pair: impl Fn(&K, &L, Option<&R>) -> O + 'static,
     ) -> WithLate<'scope, K, L, R, O> {
-        apart(self.build(name, true, Some(aside), move |key, left, right| {
+        self.build(name, true, Some(aside), move |key, left, right| {
             Some(Either::Left(pair(key, left?, right)))
-        }))
+        })
+        .split(|record| record)
     }
 
     fn build<O: Record>(
@@ -191,13 +193,6 @@ where
             },
         )
     }
-}
-
-fn aside<K: Key, L: Record, R: Record, O: Record>(
-    key: &K,
-    record: Either<L, R>,
-) -> Either<O, (K, Either<L, R>)> {
-    Either::Right((key.clone(), record))
 }
 
 /// What is kept of one side of a key.

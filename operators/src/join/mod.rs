@@ -32,9 +32,7 @@ fn both<'scope, K: Key, L: Record, R: Record>(
     left.union(right.map_values(|_, record| Either::Right(record)))
 }
 
-/// One stream as two.
-fn apart<'scope, L: Record, R: Record>(
-    both: Stream<'scope, Either<L, R>>,
-) -> (Stream<'scope, L>, Stream<'scope, R>) {
-    both.split(|record| record)
+/// A late record that is not to be joined, beside results.
+fn aside<K: Key, V: Record, O: Record>(key: &K, record: V) -> Either<O, (K, V)> {
+    Either::Right((key.clone(), record))
 }

@@ -20,7 +20,7 @@ use std::rc::Rc;
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{apart, both};
+use super::{aside, both};
 use crate::sort::Waiting;
 
 /// Joins a keyed stream with the versions of another.
@@ -123,9 +123,10 @@ where
         name: &str,
         pair: impl Fn(&K, &L, &R) -> O + 'static,
     ) -> WithLate<'scope, K, L, O> {
-        apart(self.build(name, Some(aside), move |key, left, right| {
+        self.build(name, Some(aside), move |key, left, right| {
             right.map(|right| Either::Left(pair(key, left, right)))
-        }))
+        })
+        .split(|record| record)
     }
 
     /// As [`TemporalJoined::left`], of the left records that are not late; the second stream is of those that are.
@@ -134,9 +135,10 @@ where
         name: &str,
         pair: impl Fn(&K, &L, Option<&R>) -> O + 'static,
     ) -> WithLate<'scope, K, L, O> {
-        apart(self.build(name, Some(aside), move |key, left, right| {
+        self.build(name, Some(aside), move |key, left, right| {
             Some(Either::Left(pair(key, left, right)))
-        }))
+        })
+        .split(|record| record)
     }
 
     fn build<O: Record>(
@@ -204,10 +206,6 @@ where
             },
         )
     }
-}
-
-fn aside<K: Key, L: Record, O: Record>(key: &K, left: L) -> Either<O, (K, L)> {
-    Either::Right((key.clone(), left))
 }
 
 /// The versions of a key. Never empty.

@@ -19,7 +19,6 @@
 //! Li et al. 2005, No Pane, No Gain; Tangwongsan, Hirzel, Schneider 2015 for the two stacks.
 
 use std::cell::Cell;
-use std::marker::PhantomData;
 
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -27,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::aggregate::Aggregate;
 use crate::few::Few;
 use crate::window::WindowState;
-use crate::window::time::{Domain, Moments, Window};
+use crate::window::time::{Moments, Window};
 
 /// Panes of a window that are merged anew each time.
 const FEW_PANES: usize = 4;
@@ -120,41 +119,28 @@ struct Mergers<S> {
 /// The windows of one key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(bound(serialize = "S: Serialize", deserialize = "S: Deserialize<'de>"))]
-pub(super) struct Panes<S, D> {
+pub(super) struct Panes<S> {
     due: i64,
     /// By their starts.
     panes: Few<(i64, S)>,
     #[serde(skip)]
     mergers: Option<Box<Mergers<S>>>,
-    #[serde(skip)]
-    domain: PhantomData<fn() -> D>,
 }
 
-impl<S, D> Default for Panes<S, D> {
+impl<S> Default for Panes<S> {
     fn default() -> Self {
-        Self { due: i64::MAX, panes: Few::default(), mergers: None, domain: PhantomData }
+        Self { due: i64::MAX, panes: Few::default(), mergers: None }
     }
 }
 
-impl<S: Record, D: Domain> Scheduled for Panes<S, D> {
-    #[inline]
-    fn event_due(&self) -> Option<i64> {
-        if self.panes.is_empty() { None } else { D::event_due(self.due) }
-    }
-
-    #[inline]
-    fn processing_due(&self) -> Option<i64> {
-        if self.panes.is_empty() { None } else { D::processing_due(self.due) }
-    }
-
-    #[inline]
-    fn is_vacant(&self) -> bool {
-        self.panes.is_empty()
-    }
-}
-
-impl<S: Record, D: Domain> WindowState<S, D> for Panes<S, D> {
+impl<S: Record> WindowState for Panes<S> {
+    type Held = S;
     type Spec = Grid;
+
+    #[inline]
+    fn due(&self) -> Option<i64> {
+        if self.panes.is_empty() { None } else { Some(self.due) }
+    }
 
     #[inline]
     fn add<A: Aggregate<State = S>>(
@@ -222,7 +208,7 @@ impl<S: Record, D: Domain> WindowState<S, D> for Panes<S, D> {
     }
 }
 
-impl<S: Record, D: Domain> Panes<S, D> {
+impl<S: Record> Panes<S> {
     /// Whether the pane is new.
     #[inline]
     fn add_to_pane<A: Aggregate<State = S>>(
@@ -335,7 +321,6 @@ fn merge_all<A: Aggregate>(aggregate: &A, panes: &[(i64, A::State)]) -> A::State
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::window::time::ByEvent;
 
     /// The records in order, so that a merger in the wrong order shows. Counts what it does.
     struct Lists;
@@ -400,7 +385,7 @@ mod tests {
             let size = 1 + random(&mut state) as i64 % 40;
             let slide = 1 + random(&mut state) as i64 % 20;
             let grid = Grid::new(size, slide, random(&mut state) as i64 % 20 - 10, 0);
-            let mut panes = Panes::<Vec<u32>, ByEvent>::default();
+            let mut panes = Panes::<Vec<u32>>::default();
             let mut passed = i64::MIN;
             let (mut records, mut found) = (Vec::new(), Vec::new());
             let mut clock = -50;
@@ -414,7 +399,7 @@ mod tests {
                 if random(&mut state).is_multiple_of(4) {
                     // Nothing is called before it is due, and then with what has passed since.
                     passed = passed.max(clock - random(&mut state) as i64 % 12);
-                    if panes.event_due().is_some_and(|due| due <= passed) {
+                    if panes.due().is_some_and(|due| due <= passed) {
                         panes.fire(&grid, &Lists, at(passed), |w, r| found.push((w, r)));
                     }
                 }
@@ -423,7 +408,7 @@ mod tests {
                     panes.mergers = None;
                 }
             }
-            while !panes.is_vacant() {
+            while panes.due().is_some() {
                 panes.fire(&grid, &Lists, at(i64::MAX), |w, r| found.push((w, r)));
             }
             found.sort_by_key(|(window, _)| *window);
@@ -455,11 +440,11 @@ mod tests {
         }
         let grid = Grid::new(1000, 10, 0, 0);
         let counting = Counting(std::cell::Cell::new(0));
-        let mut panes = Panes::<u64, ByEvent>::default();
+        let mut panes = Panes::<u64>::default();
         let mut results = 0_u64;
         for time in 0..100_000 {
             panes.add(&grid, &counting, time, 1, at(time - 1), |_, _| unreachable!()).unwrap();
-            if panes.event_due().is_some_and(|due| due <= time) {
+            if panes.due().is_some_and(|due| due <= time) {
                 panes.fire(&grid, &counting, at(time), |window, count| {
                     assert_eq!(count as i64, window.end.min(1000), "{window:?}");
                     results += 1;
@@ -474,21 +459,21 @@ mod tests {
     #[test]
     fn a_late_record_that_is_allowed_corrects_its_windows_at_once_until_it_is_too_late() {
         let grid = Grid::new(10, 5, 0, 20);
-        let mut panes = Panes::<Vec<u32>, ByEvent>::default();
+        let mut panes = Panes::<Vec<u32>>::default();
         let mut found = Vec::new();
-        let add = |panes: &mut Panes<_, _>, time, n, passed| {
+        let add = |panes: &mut Panes<_>, time, n, passed| {
             let mut results = Vec::new();
             let late =
                 panes.add(&grid, &Lists, time, n, at(passed), |w, r| results.push((w.end, r)));
             (late.is_err(), results)
         };
         assert_eq!(add(&mut panes, 7, 1, 0), (false, vec![]));
-        assert_eq!(panes.event_due(), Some(9));
+        assert_eq!(panes.due(), Some(9));
         panes.fire(&grid, &Lists, at(12), |w, r| found.push((w.end, r)));
         assert_eq!(found, [(10, vec![1])], "the other window has not passed");
         // Two windows hold it, one of which has passed.
         assert_eq!(add(&mut panes, 8, 2, 12), (false, vec![(10, vec![1, 2])]));
-        assert_eq!(panes.event_due(), Some(14));
+        assert_eq!(panes.due(), Some(14));
         found.clear();
         panes.fire(&grid, &Lists, at(28), |w, r| found.push((w.end, r)));
         assert_eq!(found, [(15, vec![1, 2])]);
@@ -496,8 +481,8 @@ mod tests {
         assert_eq!(add(&mut panes, 9, 3, 28).1, [(10, vec![1, 2, 3]), (15, vec![1, 2, 3])]);
         assert_eq!(add(&mut panes, 9, 4, 29).1, [(15, vec![1, 2, 3, 4])]);
         assert_eq!(add(&mut panes, 9, 5, 34), (true, vec![]));
-        assert_eq!(panes.event_due(), Some(34));
+        assert_eq!(panes.due(), Some(34));
         panes.fire(&grid, &Lists, at(34), |_, _| panic!("nothing is left to say"));
-        assert!(panes.is_vacant());
+        assert!(panes.due().is_none());
     }
 }

@@ -46,9 +46,10 @@ pub use trigger::Trigger;
 pub use zone::NoSuchZone;
 
 use crate::aggregate::Aggregate;
+use crate::duration::some_milliseconds;
 use aligned::{Grid, Panes};
 use session::{Sessions, Silence};
-use time::{ByEvent, ByProcessing, Domain, Moments};
+use time::{ByEvent, ByProcessing, Domain, InTime, Moments};
 use triggered::{Assigner, Calendar, Plan, Triggered};
 
 /// Which windows there are.
@@ -83,11 +84,9 @@ enum Kind {
     Calendar(Calendar),
 }
 
-/// Whole milliseconds, rounded up, at least one.
+/// Whole milliseconds, rounded up, at least one, and so few that sums of some of these do not overflow.
 fn millis(time: Duration) -> i64 {
-    // A part of all time: sums of some of these do not overflow.
-    let most = i64::MAX / 4;
-    i64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(most).clamp(1, most)
+    some_milliseconds(time, i64::MAX / 4)
 }
 
 impl Windows {
@@ -267,13 +266,9 @@ impl<'scope, K: Key, V: Record> WindowedStream<'scope, K, V> {
         name: &str,
         aggregate: A,
     ) -> Stream<'scope, (K, Window, A::Output)> {
-        let emit = Emit {
-            result: |key: &K, window, result, out: &mut ScheduledContext<'_, _>| {
-                out.emit((key.clone(), window, result));
-            },
-            late: |_: &K, _, _: &mut ScheduledContext<'_, _>| (),
-        };
-        self.build(name, aggregate, emit)
+        self.aggregate_with(name, aggregate, |key: &K, window, result, out| {
+            out.emit((key.clone(), window, result));
+        })
     }
 
     /// As [`WindowedStream::aggregate`]; the second stream has the late records.
@@ -420,13 +415,23 @@ struct Emit<R, L> {
 }
 
 /// The windows of one key.
-trait WindowState<S, D>: Scheduled {
+trait WindowState: Record + Default {
+    /// What records are added up in.
+    type Held;
     /// Which windows there are.
-    type Spec: Clone + 'static;
+    type Spec: 'static;
+
+    /// When the windows want to be looked at, as soon as it has passed. `None`: there are none.
+    fn due(&self) -> Option<i64>;
+
+    /// When they want to be looked at by the clock, whatever time they count in.
+    fn due_by_clock(&self) -> Option<i64> {
+        None
+    }
 
     /// Adds a record at `time`. Gives windows that are late, but not too late, to `result`. Returns the record if all its windows
     /// are too late, or if it is in none.
-    fn add<A: Aggregate<State = S>>(
+    fn add<A: Aggregate<State = Self::Held>>(
         &mut self,
         spec: &Self::Spec,
         aggregate: &A,
@@ -437,7 +442,7 @@ trait WindowState<S, D>: Scheduled {
     ) -> Result<(), A::Input>;
 
     /// The state is due.
-    fn fire<A: Aggregate<State = S>>(
+    fn fire<A: Aggregate<State = Self::Held>>(
         &mut self,
         spec: &Self::Spec,
         aggregate: &A,
@@ -475,26 +480,26 @@ impl<A: Aggregate, T, R, L, D: Domain> Logic<A, T, R, L, D> {
             Kind::Aligned { size, slide, offset } => {
                 let grid = Grid::new(size, slide, offset, lateness);
                 if plain {
-                    return self.run::<K, O, Panes<A::State, D>>(stream, name, grid);
+                    return self.run::<K, O, Panes<A::State>>(stream, name, grid);
                 }
-                self.run::<K, O, Triggered<_, D>>(stream, name, plan(Assigner::Aligned(grid)))
+                self.run::<K, O, Triggered<_>>(stream, name, plan(Assigner::Aligned(grid)))
             }
             Kind::Session { gap } if plain => {
                 let silence = Silence { gap, lateness };
-                self.run::<K, O, Sessions<A::State, D>>(stream, name, silence)
+                self.run::<K, O, Sessions<A::State>>(stream, name, silence)
             }
             Kind::Session { gap } => {
-                self.run::<K, O, Triggered<_, D>>(stream, name, plan(Assigner::Session(gap)))
+                self.run::<K, O, Triggered<_>>(stream, name, plan(Assigner::Session(gap)))
             }
-            Kind::Global => self.run::<K, O, Triggered<_, D>>(stream, name, plan(Assigner::Global)),
+            Kind::Global => self.run::<K, O, Triggered<_>>(stream, name, plan(Assigner::Global)),
             Kind::Calendar(calendar) => {
                 let assigner = Assigner::Calendar(calendar);
-                self.run::<K, O, Triggered<_, D>>(stream, name, plan(assigner))
+                self.run::<K, O, Triggered<_>>(stream, name, plan(assigner))
             }
         }
     }
 
-    fn run<'scope, K: Key, O: Record, W: WindowState<A::State, D>>(
+    fn run<'scope, K: Key, O: Record, W: WindowState<Held = A::State>>(
         self,
         stream: KeyedStream<'scope, K, A::Input>,
         name: &str,
@@ -509,20 +514,20 @@ impl<A: Aggregate, T, R, L, D: Domain> Logic<A, T, R, L, D> {
         let firing = Rc::clone(&logic);
         stream.process_scheduled(
             name,
-            Value::<W>::new("windows"),
+            Value::<InTime<W, D>>::new("windows"),
             move |key, record, windows, context| {
                 let (logic, spec) = &*logic;
                 let at = D::at(None, context);
                 let time = (logic.at)(&record, at.now);
                 let result = |window, result| (logic.emit.result)(key, window, result, context);
-                if let Err(late) = windows.add(spec, &logic.aggregate, time, record, at, result) {
+                if let Err(late) = windows.0.add(spec, &logic.aggregate, time, record, at, result) {
                     (logic.emit.late)(key, late, context);
                 }
             },
             move |key, timer, windows, context| {
                 let (logic, spec) = &*firing;
                 let at = D::at(Some(timer), context);
-                windows.fire(spec, &logic.aggregate, at, |window, result| {
+                windows.0.fire(spec, &logic.aggregate, at, |window, result| {
                     (logic.emit.result)(key, window, result, context);
                 });
             },

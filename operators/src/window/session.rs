@@ -9,15 +9,13 @@
 //! a time, a state has to give the results of the sessions that end between that and now. A session that grows leaves the state due
 //! as early as before: it is looked at then and found open. So a record of a session that goes on moves nothing.
 
-use std::marker::PhantomData;
-
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::Aggregate;
 use crate::few::Few;
 use crate::window::WindowState;
-use crate::window::time::{Domain, Moments, Window};
+use crate::window::time::{Moments, Window};
 
 /// How sessions end, and how late their records may be. Units: milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -35,37 +33,26 @@ struct Session<S> {
 
 /// The sessions of one key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(bound(serialize = "S: Serialize", deserialize = "S: Deserialize<'de>"))]
-pub(super) struct Sessions<S, D> {
+pub(super) struct Sessions<S> {
     due: i64,
     /// Disjoint, by their starts.
     sessions: Few<Session<S>>,
-    #[serde(skip)]
-    domain: PhantomData<fn() -> D>,
 }
 
-impl<S, D> Default for Sessions<S, D> {
+impl<S> Default for Sessions<S> {
     fn default() -> Self {
-        Self { due: i64::MAX, sessions: Few::default(), domain: PhantomData }
+        Self { due: i64::MAX, sessions: Few::default() }
     }
 }
 
-impl<S: Record, D: Domain> Scheduled for Sessions<S, D> {
-    fn event_due(&self) -> Option<i64> {
-        if self.sessions.is_empty() { None } else { D::event_due(self.due) }
-    }
-
-    fn processing_due(&self) -> Option<i64> {
-        if self.sessions.is_empty() { None } else { D::processing_due(self.due) }
-    }
-
-    fn is_vacant(&self) -> bool {
-        self.sessions.is_empty()
-    }
-}
-
-impl<S: Record, D: Domain> WindowState<S, D> for Sessions<S, D> {
+impl<S: Record> WindowState for Sessions<S> {
+    type Held = S;
     type Spec = Silence;
+
+    #[inline]
+    fn due(&self) -> Option<i64> {
+        if self.sessions.is_empty() { None } else { Some(self.due) }
+    }
 
     fn add<A: Aggregate<State = S>>(
         &mut self,
@@ -142,11 +129,10 @@ impl<S: Record, D: Domain> WindowState<S, D> for Sessions<S, D> {
 mod tests {
     use super::*;
     use crate::aggregate::Count;
-    use crate::window::time::ByEvent;
 
     const SILENCE: Silence = Silence { gap: 10, lateness: 0 };
 
-    type State = Sessions<<Count<()> as Aggregate>::State, ByEvent>;
+    type State = Sessions<<Count<()> as Aggregate>::State>;
 
     fn add(state: &mut State, silence: Silence, time: i64, passed: i64) -> (bool, Vec<(i64, u64)>) {
         let mut results = Vec::new();
@@ -165,7 +151,7 @@ mod tests {
 
     fn fire(state: &mut State, silence: Silence, passed: i64) -> Vec<(i64, i64, u64)> {
         let mut results = Vec::new();
-        assert!(state.event_due().is_some_and(|due| due <= passed), "nothing is due");
+        assert!(state.due().is_some_and(|due| due <= passed), "nothing is due");
         state.fire(&silence, &Count::<()>::new(), Moments { passed, now: 0 }, |w, n| {
             results.push((w.start, w.end, n))
         });
@@ -184,7 +170,7 @@ mod tests {
         assert_eq!(fire(&mut state, SILENCE, 9), [], "it has grown, and is open");
         assert_eq!(fire(&mut state, SILENCE, 29), [(0, 30, 3)]);
         assert_eq!(fire(&mut state, SILENCE, 500), [(100, 110, 1)]);
-        assert!(state.is_vacant());
+        assert!(state.due().is_none());
     }
 
     #[test]
@@ -208,6 +194,6 @@ mod tests {
         assert_eq!(fire(&mut state, silence, 21), [(0, 22, 3)]);
         assert_eq!(add(&mut state, silence, 0, 36), (true, vec![]));
         assert_eq!(fire(&mut state, silence, 36), []);
-        assert!(state.is_vacant());
+        assert!(state.due().is_none());
     }
 }

@@ -1,8 +1,12 @@
 //! Which time windows count in.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use highwater::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::window::WindowState;
 
 /// A stretch of time, or all of it.
 #[derive(
@@ -31,6 +35,35 @@ pub(super) trait Domain: Clone + fmt::Debug + Send + 'static {
     fn processing_due(due: i64) -> Option<i64>;
     /// What has passed. `timer`: what a state is due for, if it is.
     fn at<O>(timer: Option<Timer>, context: &ScheduledContext<'_, O>) -> Moments;
+}
+
+/// The windows of one key, in a time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent, bound(serialize = "W: Serialize", deserialize = "W: Deserialize<'de>"))]
+pub(super) struct InTime<W, D>(pub(super) W, #[serde(skip)] PhantomData<fn() -> D>);
+
+impl<W: Default, D> Default for InTime<W, D> {
+    fn default() -> Self {
+        Self(W::default(), PhantomData)
+    }
+}
+
+impl<W: WindowState, D: Domain> Scheduled for InTime<W, D> {
+    #[inline]
+    fn event_due(&self) -> Option<i64> {
+        D::event_due(self.0.due()?)
+    }
+
+    #[inline]
+    fn processing_due(&self) -> Option<i64> {
+        let due = D::processing_due(self.0.due()?);
+        due.into_iter().chain(self.0.due_by_clock()).min()
+    }
+
+    #[inline]
+    fn is_vacant(&self) -> bool {
+        self.0.due().is_none()
+    }
 }
 
 /// Event time.

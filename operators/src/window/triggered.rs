@@ -11,7 +11,6 @@
 //! was promised for a time, the end of what is kept.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use highwater::prelude::*;
@@ -21,7 +20,7 @@ use crate::aggregate::Aggregate;
 use crate::few::Few;
 use crate::window::WindowState;
 use crate::window::aligned::Grid;
-use crate::window::time::{Domain, Moments, Window};
+use crate::window::time::{Moments, Window};
 use crate::window::trigger::Trigger;
 
 /// Gives the window of a time.
@@ -73,48 +72,31 @@ struct Open<S> {
 
 /// The windows of one key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(bound(serialize = "S: Serialize", deserialize = "S: Deserialize<'de>"))]
-pub(super) struct Triggered<S, D> {
+pub(super) struct Triggered<S> {
     due: i64,
     due_processing: i64,
     /// By their starts. Sessions are disjoint.
     windows: Few<Open<S>>,
-    #[serde(skip)]
-    domain: PhantomData<fn() -> D>,
 }
 
-impl<S, D> Default for Triggered<S, D> {
+impl<S> Default for Triggered<S> {
     fn default() -> Self {
-        Self {
-            due: i64::MAX,
-            due_processing: i64::MAX,
-            windows: Few::default(),
-            domain: PhantomData,
-        }
+        Self { due: i64::MAX, due_processing: i64::MAX, windows: Few::default() }
     }
 }
 
-impl<S: Record, D: Domain> Scheduled for Triggered<S, D> {
-    fn event_due(&self) -> Option<i64> {
-        if self.windows.is_empty() { None } else { D::event_due(self.due) }
-    }
-
-    fn processing_due(&self) -> Option<i64> {
-        if self.windows.is_empty() {
-            return None;
-        }
-        let early = Some(self.due_processing).filter(|due| *due < i64::MAX);
-        let due = D::processing_due(self.due);
-        early.into_iter().chain(due).min()
-    }
-
-    fn is_vacant(&self) -> bool {
-        self.windows.is_empty()
-    }
-}
-
-impl<S: Record, D: Domain> WindowState<S, D> for Triggered<S, D> {
+impl<S: Record> WindowState for Triggered<S> {
+    type Held = S;
     type Spec = Plan;
+
+    #[inline]
+    fn due(&self) -> Option<i64> {
+        if self.windows.is_empty() { None } else { Some(self.due) }
+    }
+
+    fn due_by_clock(&self) -> Option<i64> {
+        Some(self.due_processing).filter(|due| *due < i64::MAX)
+    }
 
     fn add<A: Aggregate<State = S>>(
         &mut self,
@@ -192,7 +174,7 @@ impl<S: Record, D: Domain> WindowState<S, D> for Triggered<S, D> {
     }
 }
 
-impl<S: Record, D: Domain> Triggered<S, D> {
+impl<S: Record> Triggered<S> {
     /// When a window, or the session that it becomes a part of, is needed no more.
     fn over_at(&self, plan: &Plan, mut window: Window) -> i64 {
         if matches!(plan.assigner, Assigner::Session(_)) {
