@@ -12,4 +12,4 @@ pub use crate::job::{
     ValueState,
 };
 pub use crate::protocol::watermark::{WatermarkGenerator, WatermarkStrategy};
-pub use crate::state::Key;
+pub use crate::state::{Descending, Key};

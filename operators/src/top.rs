@@ -196,11 +196,11 @@ impl<'scope, K: Key, V: MapKey> TopOfChanges<'scope, K, V> for KeyedStream<'scop
         rank: impl Fn(&V) -> R + 'static,
     ) -> Stream<'scope, Change<(K, V)>> {
         // The values of a key in their order, each with how often it is there.
-        let values = Map::<(Reverse<R>, V), u64>::new("values");
+        let values = Map::<(Descending<R>, V), u64>::new("values");
         self.process(name, values, move |key, change, values, out| {
             let insert = change.is_insert();
             let value = change.into_record();
-            let its = (Reverse(rank(&value)), value);
+            let its = (Descending(rank(&value)), value);
             let times = values.get(&its).copied().unwrap_or(0);
             if !insert && times == 0 {
                 return;
@@ -210,7 +210,7 @@ impl<'scope, K: Key, V: MapKey> TopOfChanges<'scope, K, V> for KeyedStream<'scop
                 set(values, its.clone(), times - 1);
             }
             let place = Place::of(values, &its, n);
-            let record = |(_, value): &(Reverse<R>, V)| (key.clone(), value.clone());
+            let record = |(_, value): &(Descending<R>, V)| (key.clone(), value.clone());
             if place.before < n {
                 let moves = place.last.as_ref().map(record);
                 let (first, second) = match insert {
@@ -252,11 +252,11 @@ impl<M: MapKey> Place<M> {
             let here = usize::try_from(*times).unwrap_or(usize::MAX).min(room);
             counted += here;
             // Equal ones are before it: they are the same.
-            if other <= value {
+            if *other <= *value {
                 before += here;
             }
             if counted == n {
-                last = Some(other.clone());
+                last = Some(other.into_owned());
                 break;
             }
         }

@@ -29,7 +29,7 @@ use crate::runtime::kinds::Value;
 use crate::runtime::migration::{Fit, Migrations};
 use crate::runtime::native_restore::NativeReaders;
 #[cfg(feature = "rocksdb")]
-use crate::runtime::native_restore::take_over;
+use crate::runtime::native_restore::{have_our_rows, take_over};
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::scheduled::{Scheduled, ScheduledContext, ScheduledLogic};
 use crate::runtime::sink::{COMMIT_ATTEMPTS, SinkEnds, commit_delay, sink, transactions_header};
@@ -498,10 +498,12 @@ impl<'scope> Job<'scope> {
         let held = restored.natives(name, &groups);
         let image = restored.image();
         let opened = match backend {
-            // Rows of a state that is of another type now have to be read and converted.
+            // Rows of a state that is of another type now have to be read and converted, and so have those of maps as
+            // earlier versions kept them.
             #[cfg(feature = "rocksdb")]
             Backend::Rocks(instance)
-                if headers.iter().all(|header| restored.holds_as_declared(header)) =>
+                if headers.iter().all(|header| restored.holds_as_declared(header))
+                    && have_our_rows(&held, headers) =>
             {
                 let states: Vec<&str> =
                     headers.iter().map(|header| header.state.as_str()).collect();

@@ -51,8 +51,8 @@ pub use crate::runtime::event_time::EventTime;
 pub use crate::runtime::keyed::Context;
 pub use crate::runtime::keyed_timers::TimerContext;
 pub use crate::runtime::kinds::{
-    AggregateFunction, Aggregating, AggregatingState, List, ListState, Map, MapKey, MapState,
-    Reducing, ReducingState, Value, ValueState,
+    AggregateFunction, Aggregating, AggregatingState, List, ListState, Map, MapState, Reducing,
+    ReducingState, Value, ValueState,
 };
 pub use crate::runtime::lifetime::{Forever, Lifetime, Ttl};
 pub use crate::runtime::operator_state::{
@@ -63,3 +63,4 @@ pub use crate::runtime::scheduled::{Scheduled, ScheduledContext};
 pub use crate::runtime::states::{Descriptor, States};
 pub use crate::runtime::time::Time;
 pub use crate::runtime::timed::{TimeDomain, Timer};
+pub use crate::state::{Descending, MapKey};

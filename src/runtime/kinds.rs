@@ -1,8 +1,9 @@
 //! The kinds of keyed state: what each is declared by, and the access to it.
 //!
-//! The heap keeps whatever belongs to one key in one entry. Nothing here tells: another backend may keep the elements of a
-//! list and the entries of a map apart.
+//! The heap keeps whatever belongs to one key in one entry. Nothing here tells: RocksDB keeps the entries of a map apart
+//! (see [`maps`](crate::runtime::maps)).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,10 +12,11 @@ use std::rc::Rc;
 use crate::format::shape::Shape;
 use crate::format::{FormatError, SectionKind, codec};
 use crate::runtime::lifetime::{Cell, Forever, Lifetime};
+use crate::runtime::maps::{Maps, OneMap};
 use crate::runtime::migration::ConvertUnit;
 use crate::runtime::shapes::shape_of;
-use crate::runtime::states::Descriptor;
-use crate::state::{Key, StateValue};
+use crate::runtime::states::{Descriptor, HeldTable};
+use crate::state::{BackendTable, Key, MapKey, StateValue};
 
 /// A kind of keyed state. Not to be implemented outside of the crate.
 pub trait Kind: sealed::Sealed + 'static {
@@ -24,6 +26,8 @@ pub trait Kind: sealed::Sealed + 'static {
     type Unit: StateValue;
     /// Access to the state of one key.
     type Access<'a, K: Key + 'a, L: Lifetime>;
+    /// What keeps the state of all keys of a worker.
+    type Table<K: Key, L: Lifetime>: HeldTable<K, L::Stored<Self::Held>>;
     /// What all accesses share: the functions that the state was declared with.
     type Shared: 'static;
     /// The kind of its section.
@@ -48,11 +52,34 @@ pub trait Kind: sealed::Sealed + 'static {
     ) -> Result<&'a [u8], FormatError> {
         unit(bytes, out)
     }
-    /// Gives access.
+    /// Gives access to the state of one key.
     fn access<'a, K: Key, L: Lifetime>(
         shared: &'a Self::Shared,
-        cell: Cell<'a, K, Self::Held, L>,
+        table: &'a mut Self::Table<K, L>,
+        at: At<'a, K, L>,
     ) -> Self::Access<'a, K, L>;
+}
+
+/// The key whose state is wanted, and when.
+pub struct At<'a, K, L: Lifetime> {
+    pub(crate) hash: u64,
+    pub(crate) key: &'a K,
+    pub(crate) clock: L::Clock,
+}
+
+impl<'a, K: Key, L: Lifetime> At<'a, K, L> {
+    /// What a table keeps for the key.
+    #[inline]
+    fn of<V: StateValue>(self, table: &'a mut BackendTable<K, L::Stored<V>>) -> Cell<'a, K, V, L> {
+        let Self { hash, key, clock } = self;
+        Cell { table, clock, hash, key }
+    }
+}
+
+impl<K, L: Lifetime> fmt::Debug for At<'_, K, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("At").field("hash", &self.hash).finish_non_exhaustive()
+    }
 }
 
 mod sealed {
@@ -104,6 +131,7 @@ impl<V: StateValue> Kind for ValueKind<V> {
     type Held = V;
     type Unit = V;
     type Access<'a, K: Key + 'a, L: Lifetime> = ValueState<'a, K, V, L>;
+    type Table<K: Key, L: Lifetime> = BackendTable<K, L::Stored<V>>;
     type Shared = ();
     const SECTION: SectionKind = SectionKind::KeyedValue;
 
@@ -114,9 +142,10 @@ impl<V: StateValue> Kind for ValueKind<V> {
     #[inline]
     fn access<'a, K: Key, L: Lifetime>(
         (): &'a (),
-        cell: Cell<'a, K, V, L>,
+        table: &'a mut Self::Table<K, L>,
+        at: At<'a, K, L>,
     ) -> ValueState<'a, K, V, L> {
-        ValueState { cell }
+        ValueState { cell: at.of(table) }
     }
 }
 
@@ -190,6 +219,7 @@ impl<T: StateValue> Kind for ListKind<T> {
     type Held = Vec<T>;
     type Unit = T;
     type Access<'a, K: Key + 'a, L: Lifetime> = ListState<'a, K, T, L>;
+    type Table<K: Key, L: Lifetime> = BackendTable<K, L::Stored<Vec<T>>>;
     type Shared = ();
     const SECTION: SectionKind = SectionKind::KeyedList;
 
@@ -215,9 +245,10 @@ impl<T: StateValue> Kind for ListKind<T> {
     #[inline]
     fn access<'a, K: Key, L: Lifetime>(
         (): &'a (),
-        cell: Cell<'a, K, Vec<T>, L>,
+        table: &'a mut Self::Table<K, L>,
+        at: At<'a, K, L>,
     ) -> ListState<'a, K, T, L> {
-        ListState { cell }
+        ListState { cell: at.of(table) }
     }
 }
 
@@ -264,13 +295,13 @@ impl<K: Key, T: StateValue, L: Lifetime> ListState<'_, K, T, L> {
     }
 }
 
-/// Bounds of a key inside a map state. Implemented for every type that has them.
-pub trait MapKey: Key + Ord {}
-impl<M: Key + Ord> MapKey for M {}
-
 /// Declares a map state: for each key any number of entries, a `V` for an `M`.
 ///
-/// On the heap the map of a key is one entry; see [`List`] for what that costs.
+/// On the heap the map of a key is one entry; see [`List`] for what that costs. In RocksDB each entry is a row of its own: it
+/// is read and written by itself, and the map of one key may be much larger than memory. A map with a time to live, which
+/// lives as a whole, is one row.
+///
+/// Equal entry keys must serialize alike, as keys must.
 pub type Map<M, V, L = Forever> = Descriptor<MapKind<M, V>, L>;
 
 /// The kind of [`Map`].
@@ -289,6 +320,7 @@ impl<M: MapKey, V: StateValue> Kind for MapKind<M, V> {
     type Held = BTreeMap<M, V>;
     type Unit = V;
     type Access<'a, K: Key + 'a, L: Lifetime> = MapState<'a, K, M, V, L>;
+    type Table<K: Key, L: Lifetime> = Maps<K, M, V, L>;
     type Shared = ();
     const SECTION: SectionKind = SectionKind::KeyedMap;
 
@@ -316,21 +348,22 @@ impl<M: MapKey, V: StateValue> Kind for MapKind<M, V> {
     #[inline]
     fn access<'a, K: Key, L: Lifetime>(
         (): &'a (),
-        cell: Cell<'a, K, BTreeMap<M, V>, L>,
+        table: &'a mut Self::Table<K, L>,
+        at: At<'a, K, L>,
     ) -> MapState<'a, K, M, V, L> {
-        MapState { cell }
+        MapState { map: table.map(at.clock, at.hash, at.key) }
     }
 }
 
 /// Access to the map of one key. A key without a map has an empty one.
 pub struct MapState<'a, K: Key, M: MapKey, V: StateValue, L: Lifetime = Forever> {
-    cell: Cell<'a, K, BTreeMap<M, V>, L>,
+    map: OneMap<'a, K, M, V, L>,
 }
 
 impl<K: Key, M: MapKey, V: StateValue, L: Lifetime> MapState<'_, K, M, V, L> {
     /// The value of an entry, if there is one.
     pub fn get(&mut self, entry: &M) -> Option<&V> {
-        self.cell.get()?.get(entry)
+        self.map.get(entry)
     }
 
     /// Whether there is such an entry.
@@ -340,26 +373,22 @@ impl<K: Key, M: MapKey, V: StateValue, L: Lifetime> MapState<'_, K, M, V, L> {
 
     /// Sets the value of an entry, and returns the one before.
     pub fn insert(&mut self, entry: M, value: V) -> Option<V> {
-        self.cell.or_insert_with(BTreeMap::new).insert(entry, value)
+        self.map.insert(entry, value)
     }
 
     /// Removes an entry, and returns its value.
     pub fn remove(&mut self, entry: &M) -> Option<V> {
-        // What is not there is not an update.
-        if !self.contains(entry) {
-            return None;
-        }
-        let map = self.cell.get_mut()?;
-        let value = map.remove(entry);
-        if map.is_empty() {
-            self.cell.take();
-        }
-        value
+        self.map.remove(entry)
     }
 
-    /// The entries, in an order that depends on nothing but which there are.
-    pub fn iter(&mut self) -> impl Iterator<Item = (&M, &V)> {
-        self.cell.get().into_iter().flatten()
+    /// The entries, in the order of their keys, one after the other: with a row for each entry, only those are read that are
+    /// asked for, and each is made for the caller; otherwise they are references.
+    ///
+    /// The order is that of `Ord` as it is derived and as std's types have it. For an `Ord` of your own and for
+    /// [`std::cmp::Reverse`] it is another one in RocksDB, which depends on nothing but which entries there are: see
+    /// [`Descending`](crate::job::Descending).
+    pub fn iter(&mut self) -> impl Iterator<Item = (Cow<'_, M>, Cow<'_, V>)> {
+        self.map.iter()
     }
 
     /// Whether there is no entry.
@@ -369,7 +398,7 @@ impl<K: Key, M: MapKey, V: StateValue, L: Lifetime> MapState<'_, K, M, V, L> {
 
     /// Removes all entries.
     pub fn clear(&mut self) {
-        self.cell.take();
+        self.map.clear();
     }
 }
 
@@ -395,6 +424,7 @@ impl<T: StateValue> Kind for ReducingKind<T> {
     type Held = T;
     type Unit = T;
     type Access<'a, K: Key + 'a, L: Lifetime> = ReducingState<'a, K, T, L>;
+    type Table<K: Key, L: Lifetime> = BackendTable<K, L::Stored<T>>;
     type Shared = Reduce<T>;
     const SECTION: SectionKind = SectionKind::KeyedReducing;
 
@@ -407,9 +437,10 @@ impl<T: StateValue> Kind for ReducingKind<T> {
     #[inline]
     fn access<'a, K: Key, L: Lifetime>(
         reduce: &'a Reduce<T>,
-        cell: Cell<'a, K, T, L>,
+        table: &'a mut Self::Table<K, L>,
+        at: At<'a, K, L>,
     ) -> ReducingState<'a, K, T, L> {
-        ReducingState { reduce: &**reduce, cell }
+        ReducingState { reduce: &**reduce, cell: at.of(table) }
     }
 }
 
@@ -478,6 +509,7 @@ impl<A: AggregateFunction> Kind for AggregatingKind<A> {
     type Held = A::Accumulator;
     type Unit = A::Accumulator;
     type Access<'a, K: Key + 'a, L: Lifetime> = AggregatingState<'a, K, A, L>;
+    type Table<K: Key, L: Lifetime> = BackendTable<K, L::Stored<A::Accumulator>>;
     type Shared = Rc<A>;
     const SECTION: SectionKind = SectionKind::KeyedAggregating;
 
@@ -490,9 +522,10 @@ impl<A: AggregateFunction> Kind for AggregatingKind<A> {
     #[inline]
     fn access<'a, K: Key, L: Lifetime>(
         function: &'a Rc<A>,
-        cell: Cell<'a, K, A::Accumulator, L>,
+        table: &'a mut Self::Table<K, L>,
+        at: At<'a, K, L>,
     ) -> AggregatingState<'a, K, A, L> {
-        AggregatingState { function: &**function, cell }
+        AggregatingState { function: &**function, cell: at.of(table) }
     }
 }
 

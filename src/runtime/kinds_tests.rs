@@ -38,12 +38,38 @@ fn written(frozen: FrozenState) -> Section {
 struct Tables<S: States<u64>> {
     tables: S::Tables,
     now: i64,
+    on: Backends,
+}
+
+/// Makes a backend.
+type Backends = Rc<dyn Fn() -> Backend>;
+
+fn on_heap() -> Backends {
+    Rc::new(Backend::default)
+}
+
+/// With so little memory that all is in files but what was used last.
+#[cfg(feature = "rocksdb")]
+fn in_rocksdb() -> Backends {
+    use crate::state::rocks::{Budget, Instance, Profile, Setup};
+    let (root, number) = (tempfile::tempdir().unwrap(), std::cell::Cell::new(0));
+    Rc::new(move || {
+        number.set(number.get() + 1);
+        let directory = root.path().join(number.get().to_string());
+        let mut setup = Setup::new(directory, Budget::new(0), Profile::LowMemory, GROUPS);
+        setup.small_bytes = 0;
+        Backend::Rocks(Instance::new(setup))
+    })
 }
 
 impl<S: States<u64>> Tables<S> {
     fn new(states: S) -> Self {
-        let tables = states.open(&Backend::default(), GROUPS, &(0..GROUPS));
-        let mut new = Self { tables, now: 0 };
+        Self::on(states, on_heap())
+    }
+
+    fn on(states: S, on: Backends) -> Self {
+        let tables = states.open(&on(), GROUPS, &(0..GROUPS));
+        let mut new = Self { tables, now: 0, on };
         new.at(1_000);
         new
     }
@@ -63,7 +89,7 @@ impl<S: States<u64>> Tables<S> {
 
     /// The same states, out of a snapshot of these or of others.
     fn restored(&self, states: S, expiring: bool, sections: &[Section]) -> Self {
-        let mut new = Self::new(states);
+        let mut new = Self::on(states, Rc::clone(&self.on));
         new.at(self.now);
         for (index, Section(entries, bytes)) in sections.iter().enumerate() {
             S::restore(
@@ -117,17 +143,18 @@ fn alive<T>(model: &mut Aged<T>, key: u64, now: i64, ttl: i64) -> Option<&mut (i
 }
 
 macro_rules! agrees_with_its_model {
-    ($name:ident, $states:expr, $ttl:expr, $expires:expr) => {
+    ($name:ident, $on:expr, $steps:expr, $states:expr, $ttl:expr, $expires:expr) => {
         #[test]
         fn $name() {
             let ttl = $ttl;
-            let mut real = Tables::new($states);
+            let mut real = Tables::on($states, $on);
             let mut lists: Aged<VecDeque<u64>> = Aged::new();
             let mut maps: Aged<BTreeMap<u64, String>> = Aged::new();
             let mut sums: Aged<u64> = Aged::new();
             let mut means: Aged<(u64, u64)> = Aged::new();
             let mut seen = 0;
-            for step in 0..30_000_u64 {
+            let steps: u64 = $steps;
+            for step in 0..steps {
                 let now = real.now + number(step, 1, 3) as i64;
                 real.at(now);
                 let (key, n) = (number(step, 2, 60), number(step, 3, 20));
@@ -229,16 +256,18 @@ macro_rules! agrees_with_its_model {
                     let model = alive(&mut lists, key, now, ttl).map(|(_, list)| list.iter());
                     assert!(list.iter().eq(model.into_iter().flatten()), "step {step}");
                     let model = alive(&mut maps, key, now, ttl).map(|(_, map)| map.iter());
-                    assert!(map.iter().eq(model.into_iter().flatten()), "step {step}");
+                    let entries = map.iter().map(|(n, text)| (n.into_owned(), text.into_owned()));
+                    let model = model.into_iter().flatten().map(|(n, text)| (*n, text.clone()));
+                    assert!(entries.eq(model), "step {step}");
                     assert_eq!(map.is_empty(), !maps.contains_key(&key), "step {step}");
                     let model = alive(&mut sums, key, now, ttl).map(|(_, sum)| &*sum);
-                    seen += usize::from(model.is_some());
+                    seen += u64::from(model.is_some());
                     assert_eq!(sum.get(), model, "step {step}");
                     let model = alive(&mut means, key, now, ttl).map(|(_, m)| Mean.result(m));
                     assert_eq!(mean.get(), model, "step {step}");
                 });
             }
-            assert!((5_000..29_000).contains(&seen), "{seen} sums were there");
+            assert!((steps / 6..steps - 100).contains(&seen), "{seen} sums were there");
         }
     };
 }
@@ -251,21 +280,59 @@ fn sum(sum: &mut u64, n: u64) {
     *sum += n;
 }
 
+macro_rules! of_all_kinds {
+    () => {
+        (
+            List::new("list"),
+            Map::new("map"),
+            Reducing::new("sum", sum),
+            Aggregating::new("mean", Mean),
+        )
+    };
+    (expiring) => {
+        (
+            List::new("list").ttl(Duration::from_millis(100)),
+            Map::new("map").ttl(Duration::from_millis(100)),
+            Reducing::new("sum", sum).ttl(Duration::from_millis(100)),
+            Aggregating::new("mean", Mean).ttl(Duration::from_millis(100)),
+        )
+    };
+}
+
 agrees_with_its_model!(
     all_kinds_agree_with_models_through_snapshots,
-    (List::new("list"), Map::new("map"), Reducing::new("sum", sum), Aggregating::new("mean", Mean),),
+    on_heap(),
+    30_000,
+    of_all_kinds!(),
     i64::MAX,
     false
 );
 
 agrees_with_its_model!(
     all_kinds_agree_with_models_that_expire,
-    (
-        List::new("list").ttl(Duration::from_millis(100)),
-        Map::new("map").ttl(Duration::from_millis(100)),
-        Reducing::new("sum", sum).ttl(Duration::from_millis(100)),
-        Aggregating::new("mean", Mean).ttl(Duration::from_millis(100)),
-    ),
+    on_heap(),
+    30_000,
+    of_all_kinds!(expiring),
+    TTL,
+    true
+);
+
+#[cfg(feature = "rocksdb")]
+agrees_with_its_model!(
+    all_kinds_agree_with_models_in_rocksdb,
+    in_rocksdb(),
+    2_500,
+    of_all_kinds!(),
+    i64::MAX,
+    false
+);
+
+#[cfg(feature = "rocksdb")]
+agrees_with_its_model!(
+    all_kinds_agree_with_models_that_expire_in_rocksdb,
+    in_rocksdb(),
+    1_500,
+    of_all_kinds!(expiring),
     TTL,
     true
 );

@@ -130,7 +130,7 @@ impl Lifetime for Forever {
 /// A time to live, of processing time: state that was not updated for so long is as if it had never been.
 ///
 /// Creating and writing state is an update; reading is one if [`Ttl::update_on_read`] says so. The clock is read once a
-/// batch. A list or a map lives as a whole: an update of one entry is one of all.
+/// batch. A list or a map lives as a whole: an update of one entry is one of all; so such a map is one row in RocksDB.
 ///
 /// Expired state is never returned. It is removed when it is met, in the background (with each batch as many entries are
 /// looked at as the batch has records), and when a checkpoint is restored. Until then it takes room, in checkpoints too.

@@ -33,6 +33,7 @@ pub(crate) mod layers;
 pub(crate) mod ledger;
 pub mod lifetime;
 pub(crate) mod mailbox;
+pub mod maps;
 pub(crate) mod migration;
 pub(crate) mod native_restore;
 pub(crate) mod natives;

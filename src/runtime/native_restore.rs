@@ -88,7 +88,7 @@ mod without {
 }
 
 #[cfg(feature = "rocksdb")]
-pub(crate) use with::{NativeReaders, take_over};
+pub(crate) use with::{NativeReaders, have_our_rows, take_over};
 
 #[cfg(feature = "rocksdb")]
 mod with {
@@ -97,10 +97,12 @@ mod with {
 
     use super::*;
     use crate::format::manifest::NativeFile;
+    use crate::format::{SectionHeader, SectionKind};
     use crate::runtime::instances::Directory;
     use crate::runtime::natives::{copy, in_parallel};
     use crate::state::rocks::{
-        BACKEND, Budget, FORMAT_VERSION, Instance, Profile, Reader, RocksError, Source,
+        BACKEND, Budget, ENTRIES_SINCE, FORMAT_VERSION, Instance, Profile, Reader, RocksError,
+        Source,
     };
     use crate::storage::BlobContents;
 
@@ -204,6 +206,14 @@ mod with {
             }
             Ok(())
         }
+    }
+
+    /// Whether files hold the rows of these states as an instance does now.
+    pub(crate) fn have_our_rows(held: &[HeldNative<'_>], states: &[SectionHeader]) -> bool {
+        let has_entries =
+            |header: &SectionHeader| header.kind == SectionKind::KeyedMap && !header.shape.expires;
+        let are_new = held.iter().all(|held| held.image.version >= ENTRIES_SINCE);
+        are_new || !states.iter().any(has_entries)
     }
 
     /// Opens an instance with the rows of `groups` that the checkpoint holds, and drops all states but `states`. Returns the

@@ -30,10 +30,9 @@ use crate::format::shape::EntryShape;
 use crate::format::{FormatError, SectionHeader, SectionKind, SectionOutput, codec};
 use crate::ids::{InvalidName, KeyGroup, Name};
 use crate::runtime::context::{SectionPart, WorkerContext};
-use crate::runtime::kinds::MapKey;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::shapes::shape_of;
-use crate::state::{Frozen, StateValue};
+use crate::state::{Frozen, MapKey, StateValue};
 
 /// What an operator state is, as the program declares it.
 #[derive(Clone, Debug)]

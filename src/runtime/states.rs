@@ -9,13 +9,13 @@ use crate::format::shape::EntryShape;
 use crate::ids::{InvalidName, Name};
 use crate::protocol::layers::Layer;
 use crate::runtime::keyed::StateDeclaration;
-use crate::runtime::kinds::Kind;
-use crate::runtime::lifetime::{Cell, Expiring, Forever, Lifetime, Ttl};
+use crate::runtime::kinds::{At, Kind};
+use crate::runtime::lifetime::{Expiring, Forever, Lifetime, Ttl};
 use crate::runtime::migration::{Migrations, Step};
 use crate::runtime::shapes::shape_of;
 use crate::state::{
     Backend, BackendTable, FrozenState, Key, Selection, SnapshotForm, StateBackend, StateValue,
-    ValueTable,
+    SweepPosition, ValueTable,
 };
 
 /// Declares the states that an operator keeps for each key: one descriptor, or a tuple of them.
@@ -231,9 +231,91 @@ impl<D: Kind, L: Lifetime> Descriptor<D, L> {
     }
 }
 
+/// What keeps a state of all keys of one worker: what is the same for each kind. `V`: what it keeps for a key. Not to be
+/// implemented outside of the crate.
+pub trait HeldTable<K: Key, V: StateValue>: 'static {
+    /// Makes an empty one of the state `name`; without a name, one that is never used.
+    fn open(
+        backend: &Backend,
+        name: Option<&str>,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> Self;
+    /// As [`ValueTable::restore_block_as`].
+    ///
+    /// # Errors
+    /// As there.
+    fn restore<W: serde::de::DeserializeOwned>(
+        &mut self,
+        selection: &Selection<'_>,
+        entries: u32,
+        bytes: &[u8],
+        convert: impl FnMut(W) -> Option<V>,
+    ) -> Result<(), FormatError>;
+    /// As [`ValueTable::restored`].
+    fn restored(&mut self, layers: Vec<Layer>);
+    /// As [`ValueTable::prefetch`].
+    fn prefetch(&self, hashes: &[u64]);
+    /// As [`ValueTable::freeze`].
+    fn freeze(&mut self, form: SnapshotForm) -> FrozenState;
+    /// As [`ValueTable::expired_until`].
+    fn expired_until(&mut self, written: i64);
+    /// As [`ValueTable::sweep`].
+    fn sweep(
+        &mut self,
+        position: &mut SweepPosition,
+        entries: usize,
+        expired: impl FnMut(&V) -> bool,
+    );
+}
+
+impl<K: Key, V: StateValue> HeldTable<K, V> for BackendTable<K, V> {
+    fn open(
+        backend: &Backend,
+        name: Option<&str>,
+        max_parallelism: u16,
+        groups: &Range<u16>,
+    ) -> Self {
+        match name {
+            Some(name) => backend.named_table(name, max_parallelism, groups),
+            None => backend.value_table(max_parallelism, groups),
+        }
+    }
+    fn restore<W: serde::de::DeserializeOwned>(
+        &mut self,
+        selection: &Selection<'_>,
+        entries: u32,
+        bytes: &[u8],
+        convert: impl FnMut(W) -> Option<V>,
+    ) -> Result<(), FormatError> {
+        self.restore_block_as(selection, entries, bytes, convert)
+    }
+    fn restored(&mut self, layers: Vec<Layer>) {
+        ValueTable::restored(self, layers);
+    }
+    #[inline]
+    fn prefetch(&self, hashes: &[u64]) {
+        ValueTable::prefetch(self, hashes);
+    }
+    fn freeze(&mut self, form: SnapshotForm) -> FrozenState {
+        ValueTable::freeze(self, form)
+    }
+    fn expired_until(&mut self, written: i64) {
+        ValueTable::expired_until(self, written);
+    }
+    fn sweep(
+        &mut self,
+        position: &mut SweepPosition,
+        entries: usize,
+        expired: impl FnMut(&V) -> bool,
+    ) {
+        ValueTable::sweep(self, position, entries, expired);
+    }
+}
+
 /// One state of all keys of one worker.
 pub struct Table<K: Key, D: Kind, L: Lifetime> {
-    pub(crate) entries: BackendTable<K, L::Stored<D::Held>>,
+    pub(crate) entries: D::Table<K, L>,
     shared: D::Shared,
     lifetime: L,
 }
@@ -275,9 +357,9 @@ impl<K: Key, D: Kind, L: Lifetime + Clone> States<K> for Descriptor<D, L> {
     fn open(&self, backend: &Backend, max_parallelism: u16, groups: &Range<u16>) -> Self::Tables {
         Table {
             // A wrong name is an error of the build; such a job never runs.
-            entries: match &self.name {
-                Ok(name) => backend.named_table(name.as_str(), max_parallelism, groups),
-                Err(_) => backend.value_table(max_parallelism, groups),
+            entries: {
+                let name = self.name.as_ref().ok().map(Name::as_str);
+                D::Table::open(backend, name, max_parallelism, groups)
             },
             shared: self.kind.shared(),
             lifetime: self.lifetime.clone(),
@@ -295,12 +377,12 @@ impl<K: Key, D: Kind, L: Lifetime + Clone> States<K> for Descriptor<D, L> {
         let clock = tables.lifetime.clock();
         let table = &mut tables.entries;
         if expiring {
-            table.restore_block_as(selection, entries, bytes, |stored: Expiring<D::Held>| {
+            table.restore(selection, entries, bytes, |stored: Expiring<D::Held>| {
                 L::restore(clock, stored.value, Some(stored.written))
             })
         } else {
             let restore = |value: D::Held| L::restore(clock, value, None);
-            table.restore_block_as(selection, entries, bytes, restore)
+            table.restore(selection, entries, bytes, restore)
         }
     }
 
@@ -316,7 +398,7 @@ impl<K: Key, D: Kind, L: Lifetime + Clone> States<K> for Descriptor<D, L> {
     #[inline]
     fn access<'a>(tables: &'a mut Self::Tables, hash: u64, key: &'a K) -> Self::Access<'a> {
         let Table { entries, shared, lifetime } = tables;
-        D::access(shared, Cell { table: entries, clock: lifetime.clock(), hash, key })
+        D::access(shared, entries, At { hash, key, clock: lifetime.clock() })
     }
 
     fn freeze(tables: &mut Self::Tables, form: SnapshotForm) -> Vec<FrozenState> {

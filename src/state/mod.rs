@@ -8,9 +8,11 @@ use crate::ids::Epoch;
 use crate::protocol::key_groups::key_group;
 use crate::protocol::layers::Layer;
 pub use crate::protocol::layers::Selection;
+pub use descending::Descending;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
+mod descending;
 pub mod hash;
 pub mod heap;
 mod pages;
@@ -31,6 +33,10 @@ pub trait StateValue:
 {
 }
 impl<T: Clone + Send + serde::Serialize + serde::de::DeserializeOwned + 'static> StateValue for T {}
+
+/// Bounds of a key inside a map state. Implemented for every type that has them.
+pub trait MapKey: Key + Ord {}
+impl<M: Key + Ord> MapKey for M {}
 
 /// A frozen state: the asynchronous part of a snapshot. It may be written on any thread.
 pub trait Frozen: Send {

@@ -207,7 +207,7 @@ impl Case {
                 out.emit(Out::Kinds { key: *key, index, count, sum });
                 let seen: BTreeSet<u64> = numbers.iter().copied().collect();
                 let listed = (numbers.iter().count() as u64, seen.len() as u64, seen.iter().sum());
-                let digits: u64 = digits.iter().map(|(_, count)| count).sum();
+                let digits: u64 = digits.iter().map(|(_, count)| *count).sum();
                 if (listed, digits) != ((count, count, sum), count) {
                     out.emit(Out::Unsound(format!(
                         "TORN key {key}: {listed:?} {digits} {count} {sum}"

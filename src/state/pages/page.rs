@@ -335,12 +335,6 @@ impl<K: Eq, V> Page<K, V> {
         self.find(hash, key).map(|position| &self.entries[position].value)
     }
 
-    /// The value of the entry at a position that [`Page::find`] has told.
-    #[inline]
-    pub(in crate::state) fn value_at(&mut self, position: usize) -> &mut V {
-        &mut self.entries[position].value
-    }
-
     pub(in crate::state) fn remove(
         &mut self,
         hash: u64,
@@ -357,6 +351,20 @@ impl<K: Eq, V> Page<K, V> {
     /// The position of a key.
     #[inline]
     pub(in crate::state) fn find(&self, hash: u64, key: &K) -> Option<usize> {
+        self.find_by(hash, |found| found == key)
+    }
+}
+
+impl<K, V> Page<K, V> {
+    /// The value of the entry at a position that [`Page::find`] has told.
+    #[inline]
+    pub(in crate::state) fn value_at(&mut self, position: usize) -> &mut V {
+        &mut self.entries[position].value
+    }
+
+    /// The position of the key with this hash that `is` the one.
+    #[inline]
+    pub(in crate::state) fn find_by(&self, hash: u64, is: impl Fn(&K) -> bool) -> Option<usize> {
         let mask = self.index.len() - 1;
         let tag = tag(hash);
         let mut slot = self.home(hash);
@@ -367,19 +375,19 @@ impl<K: Eq, V> Page<K, V> {
             }
             if word & !POSITION_MASK == tag {
                 let entry = &self.entries[position(word)];
-                if entry.hash == hash && entry.key == *key {
+                if entry.hash == hash && is(&entry.key) {
                     return Some(position(word));
                 }
             }
             slot = (slot + 1) & mask;
         }
-        if self.entries.len() > Self::CAPACITY { self.find_beyond(hash, key) } else { None }
+        if self.entries.len() > Self::CAPACITY { self.find_beyond(hash, is) } else { None }
     }
 
     #[cold]
-    fn find_beyond(&self, hash: u64, key: &K) -> Option<usize> {
+    fn find_beyond(&self, hash: u64, is: impl Fn(&K) -> bool) -> Option<usize> {
         let beyond = &self.entries[Self::CAPACITY..];
-        let found = beyond.iter().position(|entry| entry.hash == hash && entry.key == *key);
+        let found = beyond.iter().position(|entry| entry.hash == hash && is(&entry.key));
         found.map(|position| Self::CAPACITY + position)
     }
 }

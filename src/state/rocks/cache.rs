@@ -45,7 +45,7 @@ pub(super) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<K: Clone + Eq, V: Clone> Cache<K, V> {
+impl<K: Clone, V: Clone> Cache<K, V> {
     /// What a full page takes. Units: bytes.
     pub(super) const PAGE_BYTES: usize = Page::<K, Cached<V>>::CAPACITY
         * (size_of::<Entry<K, Cached<V>>>()
@@ -65,9 +65,9 @@ impl<K: Clone + Eq, V: Clone> Cache<K, V> {
     }
 
     #[inline]
-    pub(super) fn find(&mut self, hash: u64, key: &K) -> Option<Place> {
+    pub(super) fn find(&mut self, hash: u64, is: impl Fn(&K) -> bool) -> Option<Place> {
         let page = self.page_of(hash);
-        self.pages.own(page).find(hash, key).map(|entry| Place { page, entry })
+        self.pages.own(page).find_by(hash, is).map(|entry| Place { page, entry })
     }
 
     /// The entry at a place that was just found.

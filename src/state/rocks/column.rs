@@ -1,4 +1,6 @@
-//! One state of an instance: the column families that hold its rows.
+//! One column of an instance: the column families that hold the rows of a state.
+//!
+//! Its name is that of the state, or that of a map state with an ending: see [`row`](super::row).
 //!
 //! # Partitions
 //! The key groups of a job are cut into some ranges of about the same size, whatever its parallelism, and the rows of each
@@ -15,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use rocksdb::compaction_filter::{CompactionFilter, Decision};
 use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 
-/// One state, as the worker and background threads know it.
+/// A column, as the worker and background threads know it.
 #[derive(Debug)]
 pub(super) struct Column {
     pub(super) name: String,
@@ -60,11 +62,10 @@ impl Column {
     }
 }
 
-/// The state that a family belongs to. `None`: to none.
-pub(super) fn state_of(family: &str) -> Option<&str> {
-    // A name of a state has no slash.
-    let is_a_states = family != rocksdb::DEFAULT_COLUMN_FAMILY_NAME;
-    is_a_states.then(|| family.split_once('/').map_or(family, |(state, _)| state))
+/// The column that a family belongs to. `None`: to none.
+pub(super) fn column_of(family: &str) -> Option<&str> {
+    let is_a_columns = family != rocksdb::DEFAULT_COLUMN_FAMILY_NAME;
+    is_a_columns.then(|| family.rsplit_once('/').map_or(family, |(column, _)| column))
 }
 
 /// Drops expired rows when files are compacted.
@@ -125,8 +126,10 @@ mod tests {
     fn families_say_whose_they_are() {
         let column = Column::new("a.b-c", 8, 12);
         assert!(column.families.is_sorted());
-        assert_eq!(state_of(&column.families[3]), Some("a.b-c"));
-        assert_eq!(state_of("a.b-c"), Some("a.b-c"));
-        assert_eq!(state_of("default"), None);
+        assert_eq!(column_of(&column.families[3]), Some("a.b-c"));
+        assert_eq!(column_of("a.b-c"), Some("a.b-c"));
+        assert_eq!(column_of("default"), None);
+        let column = Column::new("a/entries", 8, 12);
+        assert_eq!(column_of(&column.families[3]), Some("a/entries"));
     }
 }

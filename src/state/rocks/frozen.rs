@@ -9,13 +9,12 @@ use super::column::Column;
 use super::error::RocksError;
 use super::instance::{Change, Core, Made, Rows, TakeRow, Ticket};
 use super::restore::Reader;
-use super::table::encode_key;
+use super::row::{RowKey, WholeRows, state_of_column};
 use super::tails::FrozenTails;
-use crate::format::{FormatError, SectionOutput, codec};
+use crate::format::{FormatError, SectionOutput};
 use crate::ids::KeyGroup;
-use crate::protocol::key_groups::key_group;
 use crate::state::pages::ReadPages;
-use crate::state::{Frozen, Key, StateValue};
+use crate::state::{Frozen, StateValue};
 
 /// The pages of a table that held changes when it was frozen.
 pub(super) struct FrozenRows<K, V> {
@@ -30,7 +29,7 @@ pub(super) struct FrozenRows<K, V> {
     tails: FrozenTails,
 }
 
-impl<K: Key, V: StateValue> FrozenRows<K, V> {
+impl<K: RowKey, V: StateValue> FrozenRows<K, V> {
     pub(super) fn new(
         (pages, tails): (ReadPages<K, Cached<V>>, FrozenTails),
         since: u32,
@@ -44,7 +43,7 @@ impl<K: Key, V: StateValue> FrozenRows<K, V> {
     }
 }
 
-impl<K: Key, V: StateValue> Rows for FrozenRows<K, V> {
+impl<K: RowKey, V: StateValue> Rows for FrozenRows<K, V> {
     fn column(&self) -> &Arc<Column> {
         &self.column
     }
@@ -67,11 +66,12 @@ impl<K: Key, V: StateValue> Rows for FrozenRows<K, V> {
                 if entry.value.stamp <= self.since {
                     continue;
                 }
-                encode_key(key_group(entry.hash, self.max_parallelism).0, &entry.key, &mut bytes)?;
+                let key = entry.key.by_ref();
+                K::encode(entry.hash, key, self.max_parallelism, &mut bytes)?;
                 let key_end = bytes.len();
                 let value_end = match &entry.value.value {
                     Some(value) => {
-                        codec::encode(value, &mut bytes)?;
+                        K::encode_value(key, value, &mut bytes)?;
                         Some(bytes.len())
                     }
                     None => None,
@@ -139,7 +139,10 @@ impl Frozen for FrozenTable {
                     Ok(())
                 })?;
                 rows.sort_unstable();
-                rows.iter().try_for_each(|(key, value)| write_row(key, value, out))
+                let mut whole = WholeRows::of(&self.rows.column().name);
+                let mut take = |key: &[u8], value: &[u8]| write_row(key, value, out);
+                rows.iter().try_for_each(|(key, value)| whole.add(key, value, &mut take))?;
+                whole.finish(&mut take)
             }
             Made::Local(_) if self.files_suffice => Ok(()),
             Made::Local(snapshot) => {
@@ -161,7 +164,7 @@ fn write_row(key: &[u8], value: &[u8], out: &mut dyn SectionOutput) -> Result<()
     })
 }
 
-/// Writes all rows of a column family of a snapshot.
+/// Writes all rows of a column of a snapshot.
 fn write_column(
     core: &Core,
     path: &Path,
@@ -172,7 +175,7 @@ fn write_column(
     // What `out` says is not to be wrapped.
     let mut failed = None;
     reader
-        .rows(name, 0..u16::MAX, &mut |key, value| {
+        .whole_rows(state_of_column(name), 0..u16::MAX, &mut |key, value| {
             write_row(key, value, out).map_err(|error| {
                 failed = Some(error);
                 RocksError::Before("the rows could not be written".to_owned())

@@ -29,7 +29,7 @@ use rocksdb::{
 
 use super::budget::Budget;
 use super::cache::lock;
-use super::column::{Column, ExpiryFactory, state_of};
+use super::column::{Column, ExpiryFactory, column_of};
 use super::error::RocksError;
 use super::merging::Merging;
 use super::options::{self, Profile};
@@ -105,6 +105,8 @@ pub(super) struct Core {
 pub struct InstanceCounters {
     /// Rows that were looked up because they were not among the decoded values.
     pub looked_up: AtomicU64,
+    /// Rows of maps that were decoded while iterating.
+    pub iterated: AtomicU64,
     /// Operations that found a decoded value.
     pub hits: AtomicU64,
     /// Rows written.
@@ -141,9 +143,9 @@ impl Core {
         let descriptors: Vec<_> = there
             .iter()
             .map(|name| {
-                let options = match state_of(name) {
-                    Some(state) => {
-                        let column = self.column(state);
+                let options = match column_of(name) {
+                    Some(column) => {
+                        let column = self.column(column);
                         column.has_rows.store(true, Ordering::Relaxed);
                         self.column_options(&column, column.families.iter().position(|f| f == name))
                     }
@@ -329,6 +331,7 @@ impl<'a> RowBatch<'a> {
             Change::Put(value) => self.batch.put_cf(family, key, value),
             Change::Delete => self.batch.delete_cf(family, key),
             Change::Append(list) => self.batch.merge_cf(family, key, list),
+            Change::DeleteUntil(end) => self.batch.delete_range_cf(family, key, end),
         }
         if self.batch.size_in_bytes() >= BATCH_BYTES { self.write() } else { Ok(()) }
     }
@@ -359,6 +362,8 @@ pub(super) enum Change<'a> {
     Delete,
     /// These elements were put behind those of its list.
     Append(&'a [u8]),
+    /// It was removed, and so were all behind it up to this key, which is not.
+    DeleteUntil(&'a [u8]),
 }
 
 /// Takes a row: its key, and what happened to it.

@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Sender, bounded};
 use rocksdb::{BottommostLevelCompaction, CompactOptions};
 
-use super::column::state_of;
+use super::column::column_of;
 use super::error::RocksError;
 use super::instance::{Core, Database};
 
@@ -121,7 +121,7 @@ fn look(
         let (name, bytes) = (&file.column_family_name, file.size as u64);
         let number = number_of(&file.name);
         newest = newest.max(number);
-        if state_of(name).is_none() {
+        if column_of(name).is_none() {
             continue;
         }
         let family = families.entry(name.clone()).or_default();

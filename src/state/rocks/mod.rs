@@ -15,7 +15,14 @@
 //! are in the order of their key groups, those of some key groups are one range, and a savepoint is a copy of the rows. A state is
 //! cut by key groups into several column families, so that files can be rewritten piece by piece: see `column` and `merging`.
 //!
-//! What is appended to a list that is not in memory is merged behind its row, unread: see `tails`. A map is one row.
+//! What is appended to a list that is not in memory is merged behind its row, unread: see `tails`.
+//!
+//! # Maps
+//! A map has a row for each entry, behind the key and in the order of the entries: see `row`. So one entry is read and
+//! written by itself, iteration takes no more memory than an entry, and a map may be much larger than memory: see
+//! `maps`. A savepoint has the map of a key as one entry, as the heap writes it; for that the rows of one key are put together
+//! in memory, and so it is when a map is restored from there. A map with a time to live is one row, since it lives as a
+//! whole.
 //!
 //! # Snapshots
 //! The worker shares the pages that have changed, which takes a pass over the pages. A thread of the instance writes their
@@ -39,9 +46,12 @@ mod column;
 mod error;
 mod frozen;
 mod instance;
+mod maps;
 mod merging;
 mod options;
 mod restore;
+mod row;
+mod sorting;
 mod table;
 mod tails;
 mod weigh;
@@ -49,8 +59,10 @@ mod weigh;
 pub use budget::Budget;
 pub use error::RocksError;
 pub use instance::{Instance, InstanceCounters, LocalSnapshot, Setup, Ticket};
+pub use maps::{Entries, MapTable, OneMap};
 pub use options::Profile;
 pub use restore::{Reader, Source};
+pub use row::{EntryKey, EntryRef, RowKey};
 pub use table::Table;
 
 use std::ops::Range;
@@ -61,8 +73,11 @@ use super::{Key, StateBackend, StateValue};
 pub const BACKEND: &str = "rocksdb";
 
 /// The version of the files: that of RocksDB's own format, of the rows, and of the column families. Version 1 has one family for
-/// a state.
-pub const FORMAT_VERSION: u16 = 2;
+/// a state; since version 3 a map that does not expire has a row for each entry.
+pub const FORMAT_VERSION: u16 = 3;
+
+/// The first version of the files with a row for each entry of a map that does not expire.
+pub const ENTRIES_SINCE: u16 = 3;
 
 impl StateBackend for Instance {
     type Table<K: Key, V: StateValue> = Table<K, V>;
@@ -85,5 +100,7 @@ impl StateBackend for Instance {
     }
 }
 
+#[cfg(test)]
+mod maps_tests;
 #[cfg(test)]
 mod tests;

@@ -13,10 +13,11 @@ use rocksdb::{
 };
 
 use super::budget::Budget;
-use super::column::{Column, state_of};
+use super::column::{Column, column_of};
 use super::error::RocksError;
 use super::instance::{Core, Database, Instance};
 use super::options::{self, Profile};
+use super::row::{WholeRows, column_of_entries, state_of_column};
 
 /// The files of a snapshot, in a directory of their own.
 #[derive(Clone, Debug)]
@@ -34,7 +35,7 @@ impl Source {
         let families = Database::list_cf(&options, &self.directory)
             .map_err(RocksError::database(&self.directory, "list the column families"))?;
         let is_ours = |name: &String| {
-            state_of(name).is_none_or(|state| core.column(state).families.contains(name))
+            column_of(name).is_none_or(|column| core.column(column).families.contains(name))
         };
         Ok(families.iter().all(is_ours))
     }
@@ -128,8 +129,8 @@ impl Instance {
     ) -> Result<(), RocksError> {
         let core = self.core();
         let reader = Reader::open(&source.directory, core.setup.profile, &core.setup.budget)?;
-        for (index, state) in reader.states().into_iter().enumerate() {
-            let column = core.column(state);
+        for (index, name) in reader.columns().into_iter().enumerate() {
+            let column = core.column(name);
             let options = core.column_options(&column, None);
             for partition in 0..column.families.len() {
                 let there = column.groups_of(partition);
@@ -140,7 +141,7 @@ impl Instance {
                 let file = format!("copied-{number}-{index}-{partition}.sst");
                 let file = core.setup.directory.join(file);
                 let mut writer = None;
-                reader.rows(state, wanted, &mut |key, value| {
+                reader.rows(name, wanted, &mut |key, value| {
                     let writer = match &mut writer {
                         Some(writer) => writer,
                         none => {
@@ -174,7 +175,7 @@ impl Instance {
     pub fn keep_only(&self, states: &[&str]) -> Result<(), RocksError> {
         let Some(database) = self.core().opened() else { return Ok(()) };
         for (column, partition) in self.core().families()? {
-            if !states.contains(&column.name.as_str()) {
+            if !states.contains(&state_of_column(&column.name)) {
                 database
                     .drop_cf(&column.families[partition])
                     .map_err(RocksError::database(database.path(), "drop a column family"))?;
@@ -230,22 +231,37 @@ impl Reader {
         Ok(Self { database, families, path: path.to_owned() })
     }
 
-    /// The states that have families.
-    fn states(&self) -> BTreeSet<&str> {
-        self.families.iter().filter_map(|name| state_of(name)).collect()
+    /// The columns that have families.
+    fn columns(&self) -> BTreeSet<&str> {
+        self.families.iter().filter_map(|name| column_of(name)).collect()
     }
 
-    /// Gives the rows of one state and some key groups, in the order of the key groups.
+    /// Gives one row for each key of one state and some key groups, in the order of the key groups: a map is put together.
     ///
     /// # Errors
     /// [`RocksError`] of RocksDB, or of `take`.
-    pub fn rows(
+    pub fn whole_rows(
         &self,
         state: &str,
         groups: Range<u16>,
         take: TakeValue<'_>,
     ) -> Result<(), RocksError> {
-        let is_its = |name: &&String| state_of(name) == Some(state);
+        for column in [state, &column_of_entries(state)] {
+            let mut whole = WholeRows::of(column);
+            self.rows(column, groups.clone(), &mut |key, value| whole.add(key, value, &mut *take))?;
+            whole.finish(&mut *take)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the rows of one column and some key groups, as they are, in their order.
+    fn rows(
+        &self,
+        column: &str,
+        groups: Range<u16>,
+        take: TakeValue<'_>,
+    ) -> Result<(), RocksError> {
+        let is_its = |name: &&String| column_of(name) == Some(column);
         // Their order is that of their key groups.
         for name in self.families.iter().filter(is_its) {
             let Some(family) = self.database.cf_handle(name) else { continue };
@@ -267,7 +283,7 @@ impl Reader {
     /// Gives the entries of one state and some key groups in blocks, as a section has them: how many, and their bytes.
     ///
     /// # Errors
-    /// As [`Reader::rows`].
+    /// As [`Reader::whole_rows`].
     pub fn blocks<E: From<RocksError>>(
         &self,
         state: &str,
@@ -276,7 +292,7 @@ impl Reader {
     ) -> Result<(), E> {
         let (mut entries, mut bytes) = (0, Vec::new());
         let mut failed = None;
-        let read = self.rows(state, groups, &mut |key, value| {
+        let read = self.whole_rows(state, groups, &mut |key, value| {
             bytes.extend_from_slice(key.get(2..).unwrap_or_default());
             bytes.extend_from_slice(value);
             entries += 1;

@@ -1,6 +1,6 @@
 //! One value state: decoded values in front of a column family.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,11 +11,11 @@ use super::cache::{Cache, Cached, Place};
 use super::column::Column;
 use super::error::RocksError;
 use super::frozen::{FrozenRows, FrozenTable};
-use super::instance::{Change, Instance, RowBatch};
+use super::instance::{Change, Core, Instance, RowBatch};
+use super::row::RowKey;
 use super::tails::{Tails, joined};
 use super::weigh::owned_bytes;
 use crate::format::{Extent, FormatError, codec};
-use crate::protocol::key_groups::key_group;
 use crate::protocol::layers::{Layer, Selection};
 use crate::state::hash::stable_hash;
 use crate::state::{
@@ -23,7 +23,7 @@ use crate::state::{
 };
 
 /// One value state of an [`Instance`].
-pub struct Table<K: Key, V: StateValue> {
+pub struct Table<K: RowKey, V: StateValue> {
     cache: Cache<K, V>,
     instance: Instance,
     column: Arc<Column>,
@@ -49,6 +49,16 @@ pub struct Table<K: Key, V: StateValue> {
     row_value: Vec<u8>,
     /// What was appended to lists that are not in memory.
     tails: Tails,
+    /// The keys of the entries in memory by those of their rows, if [`RowKey::SORTED`].
+    sorted: BTreeMap<Box<[u8]>, K::Mark>,
+}
+
+/// What an iteration over a map needs of a table.
+pub(super) struct Parts<'a, K: RowKey, V> {
+    pub(super) cache: &'a mut Cache<K, V>,
+    pub(super) sorted: &'a BTreeMap<Box<[u8]>, K::Mark>,
+    pub(super) core: &'a Arc<Core>,
+    pub(super) column: &'a Arc<Column>,
 }
 
 /// What is appended to lists that are not in memory may take so small a part of the budget in each table.
@@ -57,24 +67,15 @@ const TAILS_OF_BUDGET: usize = 32;
 /// With every so manyth change an entry is weighed.
 const WEIGH_EVERY: u32 = 32;
 
-/// Appends the row's key: the key group, so that rows are in its order, and the key.
-pub(super) fn encode_key<K: Key>(
-    group: u16,
-    key: &K,
-    out: &mut Vec<u8>,
-) -> Result<(), FormatError> {
-    out.extend_from_slice(&group.to_be_bytes());
-    codec::encode(key, out)
-}
-
 #[cold]
-fn fail(column: &Column, error: &RocksError) -> ! {
+pub(super) fn fail(column: &Column, error: &RocksError) -> ! {
     panic!("the state {} cannot be kept: {}", column.name, error.text())
 }
 
-impl<K: Key, V: StateValue> Table<K, V> {
-    pub(super) fn new(instance: Instance, name: &str, max_parallelism: u16) -> Self {
-        let column = instance.core().column(name);
+impl<K: RowKey, V: StateValue> Table<K, V> {
+    /// `column`: the name of its column.
+    pub(super) fn new(instance: Instance, column: &str, max_parallelism: u16) -> Self {
+        let column = instance.core().column(column);
         let mut share = Share::new(Arc::clone(&instance.core().setup.budget));
         share.set(Cache::<K, V>::PAGE_BYTES);
         Self {
@@ -92,18 +93,19 @@ impl<K: Key, V: StateValue> Table<K, V> {
             row_key: Vec::new(),
             row_value: Vec::new(),
             tails: Tails::default(),
+            sorted: BTreeMap::new(),
             column,
             instance,
         }
     }
 
     /// Whether values and keys may own memory.
-    const OWNS: bool = std::mem::needs_drop::<K>() || std::mem::needs_drop::<V>();
+    const OWNS: bool = K::SORTED || std::mem::needs_drop::<K>() || std::mem::needs_drop::<V>();
 
     /// The entry of a key, from memory or from RocksDB.
     #[inline]
-    fn find(&mut self, hash: u64, key: &K) -> Option<Place> {
-        if let Some(place) = self.cache.find(hash, key) {
+    pub(super) fn find(&mut self, hash: u64, key: K::Ref<'_>) -> Option<Place> {
+        if let Some(place) = self.cache.find(hash, |found| found.is(key)) {
             self.hits += 1;
             return Some(place);
         }
@@ -112,20 +114,30 @@ impl<K: Key, V: StateValue> Table<K, V> {
 
     #[cold]
     #[inline(never)]
-    fn load(&mut self, hash: u64, key: &K) -> Option<Place> {
+    fn load(&mut self, hash: u64, key: K::Ref<'_>) -> Option<Place> {
         let (value, stamp) = match self.read(hash, key) {
             Ok(read) => read?,
             Err(error) => fail(&self.column, &error),
         };
         self.weigh(key, &value);
         self.make_room(hash);
-        let cached = Cached { value: Some(value), stamp, used: true };
+        Some(self.push(hash, key, Cached { value: Some(value), stamp, used: true }))
+    }
+
+    /// Adds an entry whose key is not in memory, and for which there is room.
+    fn push(&mut self, hash: u64, key: K::Ref<'_>, cached: Cached<V>) -> Place {
         self.entries += 1;
-        Some(self.cache.push(hash, key.clone(), cached))
+        if K::SORTED {
+            if let Err(error) = self.encode_row_key(hash, key) {
+                fail(&self.column, &error.into());
+            }
+            self.sorted.insert(self.row_key.as_slice().into(), K::mark(key));
+        }
+        self.cache.push(hash, K::of(key), cached)
     }
 
     /// The value of a key that is not in memory, and its stamp: it has changed if there is something that was appended.
-    fn read(&mut self, hash: u64, key: &K) -> Result<Option<(V, u32)>, RocksError> {
+    fn read(&mut self, hash: u64, key: K::Ref<'_>) -> Result<Option<(V, u32)>, RocksError> {
         let core = Arc::clone(self.instance.core());
         core.counters.looked_up.fetch_add(1, Ordering::Relaxed);
         self.encode_row_key(hash, key)?;
@@ -133,16 +145,17 @@ impl<K: Key, V: StateValue> Table<K, V> {
             self.wait_for_tails()?;
         }
         let Some(tail) = self.tails.take(&self.row_key)? else {
-            return core.get(&self.column, &self.row_key, |row| Ok((codec::decode(row)?, 0)));
+            let decode = |row: &[u8]| Ok((K::decode_value(row)?, 0));
+            return core.get(&self.column, &self.row_key, decode);
         };
         let row = core.get(&self.column, &self.row_key, |row| Ok(row.to_vec()))?;
         let list = joined(row.iter().map(Vec::as_slice).chain([&tail[..]]))?;
         Ok(Some((codec::decode(&list)?, self.generation)))
     }
 
-    fn encode_row_key(&mut self, hash: u64, key: &K) -> Result<(), FormatError> {
+    fn encode_row_key(&mut self, hash: u64, key: K::Ref<'_>) -> Result<(), FormatError> {
         self.row_key.clear();
-        encode_key(key_group(hash, self.max_parallelism).0, key, &mut self.row_key)
+        K::encode(hash, key, self.max_parallelism, &mut self.row_key)
     }
 
     /// Waits until frozen tails are in RocksDB.
@@ -169,9 +182,9 @@ impl<K: Key, V: StateValue> Table<K, V> {
         batch.finish()
     }
 
-    fn weigh(&mut self, key: &K, value: &V) {
+    pub(super) fn weigh(&mut self, key: K::Ref<'_>, value: &V) {
         if Self::OWNS {
-            self.weighed(owned_bytes(key) + owned_bytes(value));
+            self.weighed(K::owned_bytes(key) + owned_bytes(value));
         }
     }
 
@@ -215,7 +228,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
         }
         let entry = &entries[hash as usize % entries.len()];
         let value = entry.value.value.as_ref().map_or(0, owned_bytes);
-        let bytes = owned_bytes(&entry.key) + value;
+        let bytes = K::owned_bytes(entry.key.by_ref()) + value;
         self.weighed(bytes);
         self.account();
         self.shed();
@@ -286,12 +299,12 @@ impl<K: Key, V: StateValue> Table<K, V> {
                     continue;
                 }
                 self.row_key.clear();
-                let group = key_group(entry.hash, self.max_parallelism).0;
-                encode_key(group, &entry.key, &mut self.row_key)?;
+                let key = entry.key.by_ref();
+                K::encode(entry.hash, key, self.max_parallelism, &mut self.row_key)?;
                 let change = match &entry.value.value {
                     Some(value) => {
                         self.row_value.clear();
-                        codec::encode(value, &mut self.row_value)?;
+                        K::encode_value(key, value, &mut self.row_value)?;
                         Change::Put(&self.row_value)
                     }
                     None => Change::Delete,
@@ -299,6 +312,14 @@ impl<K: Key, V: StateValue> Table<K, V> {
                 batch.add(&self.row_key, change)?;
             }
             batch.finish()?;
+        }
+        if K::SORTED {
+            for entry in positions.iter().map(|position| &entries[*position]) {
+                self.row_key.clear();
+                let key = entry.key.by_ref();
+                K::encode(entry.hash, key, self.max_parallelism, &mut self.row_key)?;
+                self.sorted.remove(self.row_key.as_slice());
+            }
         }
         self.cache.give_up(page, &positions);
         self.cache.forget_use(page);
@@ -308,11 +329,9 @@ impl<K: Key, V: StateValue> Table<K, V> {
 
     /// Adds an entry whose key is not in memory.
     #[inline(never)]
-    fn push_new(&mut self, hash: u64, key: &K, value: Option<V>) -> Place {
+    pub(super) fn push_new(&mut self, hash: u64, key: K::Ref<'_>, value: Option<V>) -> Place {
         self.make_room(hash);
-        self.entries += 1;
-        let cached = Cached { value, stamp: self.generation, used: true };
-        self.cache.push(hash, key.clone(), cached)
+        self.push(hash, key, Cached { value, stamp: self.generation, used: true })
     }
 
     #[cfg(test)]
@@ -326,13 +345,85 @@ impl<K: Key, V: StateValue> Table<K, V> {
         let mut bytes = self.cache.pages() * Cache::<K, V>::PAGE_BYTES;
         for page in 0..self.cache.pages() {
             for entry in self.cache.entries(page) {
-                bytes += owned_bytes(&entry.key);
+                bytes += K::owned_bytes(entry.key.by_ref());
                 bytes += entry.value.value.as_ref().map_or(0, owned_bytes);
             }
         }
         bytes
     }
 
+    #[inline]
+    pub(super) fn get(&mut self, hash: u64, key: K::Ref<'_>) -> Option<&V> {
+        let place = self.find(hash, key)?;
+        let cached = self.cache.at(place);
+        cached.used = true;
+        cached.value.as_ref()
+    }
+
+    pub(super) fn insert(&mut self, hash: u64, key: K::Ref<'_>, value: V) -> Option<V> {
+        self.mind_growth(hash);
+        let Some(place) = self.find(hash, key) else {
+            self.push_new(hash, key, Some(value));
+            self.len += 1;
+            return None;
+        };
+        let before = self.change(place).value.replace(value);
+        self.len += usize::from(before.is_none());
+        before
+    }
+
+    pub(super) fn remove(&mut self, hash: u64, key: K::Ref<'_>) -> Option<V> {
+        let place = self.find(hash, key)?;
+        self.cache.at(place).value.as_ref()?;
+        let value = self.change(place).value.take();
+        self.len = self.len.saturating_sub(1);
+        value
+    }
+
+    pub(super) fn freeze(&mut self, form: SnapshotForm) -> FrozenState {
+        self.count_hits();
+        self.account();
+        let durable = self.durable.load(Ordering::Acquire);
+        if self.tails.is_underway(None) && self.instance.core().may_write() {
+            // Nobody writes them any more.
+            let failed = self.wait_for_tails();
+            failed.unwrap_or_else(|error| fail(&self.column, &error));
+        }
+        let rows = Arc::new(FrozenRows::new(
+            (self.cache.share_changed(durable), self.tails.freeze()),
+            durable,
+            self.generation,
+            Arc::clone(&self.durable),
+            Arc::clone(&self.column),
+            self.max_parallelism,
+        ));
+        let bytes = self.cache.pages() * Cache::<K, V>::PAGE_BYTES
+            + (self.entries as f64 * self.owned) as usize;
+        let ticket = self.instance.join_snapshot(rows.clone(), bytes);
+        self.generation += 1;
+        // What stands alone is written entry by entry, whatever files were made.
+        let files_suffice = form.may_be_files();
+        let core = Arc::clone(self.instance.core());
+        FrozenState {
+            content: Box::new(FrozenTable::new(ticket, rows, core, files_suffice)),
+            extent: Extent::Whole,
+            needs: BTreeSet::new(),
+            layer: false,
+        }
+    }
+
+    pub(super) fn parts(&mut self) -> Parts<'_, K, V> {
+        let Self { cache, sorted, instance, column, .. } = self;
+        Parts { cache, sorted, core: instance.core(), column }
+    }
+
+    fn count_hits(&mut self) {
+        let hits = std::mem::take(&mut self.hits);
+        self.instance.counters().hits.fetch_add(hits, Ordering::Relaxed);
+    }
+}
+
+impl<K: Key, V: StateValue> Table<K, V> {
     /// Gives the rows of RocksDB whose keys are not in memory.
     fn try_each_row(&mut self, visit: &mut impl FnMut(&K, &V)) -> Result<(), RocksError> {
         self.write_tails(true)?;
@@ -347,24 +438,21 @@ impl<K: Key, V: StateValue> Table<K, V> {
                 let (key, value) =
                     row.map_err(RocksError::database(database.path(), "read the rows"))?;
                 let key: K = codec::decode(key.get(2..).unwrap_or_default())?;
-                if self.cache.find(stable_hash(&key), &key).is_none() {
+                if self.cache.find(stable_hash(&key), |found| *found == key).is_none() {
                     visit(&key, &codec::decode(&value)?);
                 }
             }
         }
         Ok(())
     }
-
-    fn count_hits(&mut self) {
-        let hits = std::mem::take(&mut self.hits);
-        self.instance.counters().hits.fetch_add(hits, Ordering::Relaxed);
-    }
 }
 
 impl<K: Key, T: StateValue> Table<K, Vec<T>> {
     /// Adds an element at the end of a list, which is not read for it.
     pub(crate) fn append(&mut self, hash: u64, key: &K, element: T) {
-        if self.cache.find(hash, key).is_none() && self.column.has_rows.load(Ordering::Relaxed) {
+        if self.cache.find(hash, |found| found == key).is_none()
+            && self.column.has_rows.load(Ordering::Relaxed)
+        {
             if let Err(error) = self.append_unread(hash, key, &element) {
                 fail(&self.column, &error);
             }
@@ -398,10 +486,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
 
     #[inline]
     fn get(&mut self, hash: u64, key: &K) -> Option<&V> {
-        let place = self.find(hash, key)?;
-        let cached = self.cache.at(place);
-        cached.used = true;
-        cached.value.as_ref()
+        self.get(hash, key)
     }
 
     #[inline]
@@ -427,23 +512,11 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
     }
 
     fn insert(&mut self, hash: u64, key: &K, value: V) -> Option<V> {
-        self.mind_growth(hash);
-        let Some(place) = self.find(hash, key) else {
-            self.push_new(hash, key, Some(value));
-            self.len += 1;
-            return None;
-        };
-        let before = self.change(place).value.replace(value);
-        self.len += usize::from(before.is_none());
-        before
+        self.insert(hash, key, value)
     }
 
     fn remove(&mut self, hash: u64, key: &K) -> Option<V> {
-        let place = self.find(hash, key)?;
-        self.cache.at(place).value.as_ref()?;
-        let value = self.change(place).value.take();
-        self.len = self.len.saturating_sub(1);
-        value
+        self.remove(hash, key)
     }
 
     fn len(&self) -> usize {
@@ -451,35 +524,7 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
     }
 
     fn freeze(&mut self, form: SnapshotForm) -> FrozenState {
-        self.count_hits();
-        self.account();
-        let durable = self.durable.load(Ordering::Acquire);
-        if self.tails.is_underway(None) && self.instance.core().may_write() {
-            // Nobody writes them any more.
-            let failed = self.wait_for_tails();
-            failed.unwrap_or_else(|error| fail(&self.column, &error));
-        }
-        let rows = Arc::new(FrozenRows::new(
-            (self.cache.share_changed(durable), self.tails.freeze()),
-            durable,
-            self.generation,
-            Arc::clone(&self.durable),
-            Arc::clone(&self.column),
-            self.max_parallelism,
-        ));
-        let bytes = self.cache.pages() * Cache::<K, V>::PAGE_BYTES
-            + (self.entries as f64 * self.owned) as usize;
-        let ticket = self.instance.join_snapshot(rows.clone(), bytes);
-        self.generation += 1;
-        // What stands alone is written entry by entry, whatever files were made.
-        let files_suffice = form.may_be_files();
-        let core = Arc::clone(self.instance.core());
-        FrozenState {
-            content: Box::new(FrozenTable::new(ticket, rows, core, files_suffice)),
-            extent: Extent::Whole,
-            needs: BTreeSet::new(),
-            layer: false,
-        }
+        self.freeze(form)
     }
 
     fn for_each(&mut self, mut visit: impl FnMut(&K, &V)) {
@@ -556,13 +601,13 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
     }
 }
 
-impl<K: Key, V: StateValue> std::fmt::Debug for Table<K, V> {
+impl<K: RowKey, V: StateValue> std::fmt::Debug for Table<K, V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Table").field("column", &self.column.name).finish_non_exhaustive()
     }
 }
 
-impl<K: Key, V: StateValue> Drop for Table<K, V> {
+impl<K: RowKey, V: StateValue> Drop for Table<K, V> {
     fn drop(&mut self) {
         self.count_hits();
     }

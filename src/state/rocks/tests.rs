@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Budget, Instance, Profile, Setup, Source, Table};
+use super::{Budget, Instance, Profile, RowKey, Setup, Source, Table};
 use crate::format::{FormatError, SectionOutput};
 use crate::ids::KeyGroup;
 use crate::protocol::key_groups::{key_group, key_groups};
@@ -15,15 +15,15 @@ use crate::state::{
 };
 
 /// A backend whose every table has an instance of its own.
-struct Apart {
+pub(super) struct Apart {
     root: tempfile::TempDir,
-    budget: Arc<Budget>,
+    pub(super) budget: Arc<Budget>,
     small_bytes: usize,
     instances: AtomicU64,
 }
 
 impl Apart {
-    fn new(budget_bytes: usize, small_bytes: usize) -> Self {
+    pub(super) fn new(budget_bytes: usize, small_bytes: usize) -> Self {
         Self {
             root: tempfile::tempdir().unwrap(),
             budget: Budget::new(budget_bytes),
@@ -32,11 +32,11 @@ impl Apart {
         }
     }
 
-    fn instance(&self) -> Instance {
+    pub(super) fn instance(&self) -> Instance {
         self.instance_of(128)
     }
 
-    fn instance_of(&self, max_parallelism: u16) -> Instance {
+    pub(super) fn instance_of(&self, max_parallelism: u16) -> Instance {
         let number = self.instances.fetch_add(1, Ordering::Relaxed);
         let directory = self.root.path().join(number.to_string());
         let budget = Arc::clone(&self.budget);
@@ -109,7 +109,7 @@ fn the_backend_conforms_with_a_cache_that_is_much_too_small() {
 
 /// The entries of a section, and their key groups.
 #[derive(Default)]
-struct Entries(Vec<(KeyGroup, Vec<u8>)>);
+pub(super) struct Entries(pub(super) Vec<(KeyGroup, Vec<u8>)>);
 
 impl SectionOutput for Entries {
     fn entry(
@@ -260,7 +260,7 @@ fn tables_of_one_snapshot_are_frozen_together_and_the_worker_goes_on() {
 }
 
 /// The same files once more.
-fn copied(backend: &Apart, source: &Source) -> Source {
+pub(super) fn copied(backend: &Apart, source: &Source) -> Source {
     let number = backend.instances.fetch_add(1, Ordering::Relaxed);
     let directory = backend.root.path().join(format!("copy-{number}"));
     std::fs::create_dir(&directory).unwrap();
@@ -272,7 +272,11 @@ fn copied(backend: &Apart, source: &Source) -> Source {
 }
 
 /// Freezes a table and copies the files of the snapshot, as storage would give them back.
-fn source<V: StateValue>(backend: &Apart, table: &mut Table<u64, V>, groups: Range<u16>) -> Source {
+pub(super) fn source<K: RowKey, V: StateValue>(
+    backend: &Apart,
+    table: &mut Table<K, V>,
+    groups: Range<u16>,
+) -> Source {
     let instance = table.instance().clone();
     instance.begin_snapshot();
     drop(table.freeze(SnapshotForm::Plain));

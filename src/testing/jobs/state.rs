@@ -91,7 +91,7 @@ pub(super) fn every<'scope>(
                     !exact || listed == different,
                     "DUP: {key} has {listed} paths, {different} different"
                 );
-                let counts = (listed, splits.iter().map(|(_, n)| n).sum(), *lasting.or_default());
+                let counts = (listed, splits.iter().map(|(_, n)| *n).sum(), *lasting.or_default());
                 let item = seen.stamp(operator, *key, item);
                 let all = (seen.count, seen.count, seen.count);
                 assert_eq!(counts, all, "TORN: lists, maps and what expires late, of {key}");
@@ -172,7 +172,7 @@ pub(super) fn timers<'scope>(
             };
             assert!(timer.time <= now, "EARLY: {timer:?} of {key} at {now}");
             let due = if end {
-                let all = waiting.iter().flat_map(|(_, items)| items.clone()).collect();
+                let all = waiting.iter().flat_map(|(_, items)| items.into_owned()).collect();
                 waiting.clear();
                 all
             } else {
