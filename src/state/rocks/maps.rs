@@ -13,10 +13,13 @@
 //! entries in memory in the order of their rows. Both are merged, and memory counts: it is as new or newer. Nothing
 //! is put into memory, so nothing is given up meanwhile, and iteration takes as much memory as one entry does.
 //!
+//! A small map is read into memory first. Then it is *whole*, until one of its entries is given up: all that there is of it
+//! is in memory, and iterating over it once more asks RocksDB nothing.
+//!
 //! # Clearing
-//! Of a map with few rows each is removed like an entry. Of a larger one the rows are deleted as one range: first what is in
-//! memory is removed, as entries are; then the worker waits until it may write. So every snapshot has the map either
-//! whole or not at all.
+//! Of a map with few rows each is removed like an entry. Of a larger one, what is in memory is removed like entries, and the
+//! rows are deleted as one range, for which the worker waits until it may write: a snapshot that is being made does not
+//! notice.
 //!
 //! # Failure
 //! As of a [`Table`]: a worker that cannot read or write its state panics.
@@ -45,6 +48,10 @@ use crate::state::{FrozenState, Key, MapKey, SnapshotForm, StateValue, restore_e
 
 /// A map of more rows is cleared by deleting their range.
 const CLEARED_ONE_BY_ONE: usize = 64;
+
+/// A map of no more rows, and of no more bytes in them, is read into memory to be iterated over.
+const SMALL_ROWS: usize = 32;
+const SMALL_BYTES: usize = 32 << 10;
 
 /// One map state of an [`Instance`].
 pub struct MapTable<K: Key, M: MapKey, V: StateValue> {
@@ -164,17 +171,54 @@ impl<'a, K: Key, M: MapKey, V: StateValue> OneMap<'a, K, M, V> {
     /// The entries, in the order of their rows: that of the keys, as [`sorting`](super::sorting) says.
     pub fn iter(&mut self) -> Entries<'_, K, M, V> {
         let (hash, key) = (self.hash, self.key);
-        let head = self.table.head(hash, key);
-        let Parts { cache, sorted, core, column } = self.table.entries.parts();
-        let rows = head.map_err(RocksError::from).and_then(|head| {
-            Ok((between(sorted, &head).peekable(), rows_of(core, column, &head)?))
+        let head = self.table.head(hash, key).map_err(RocksError::from);
+        let head = head.and_then(|head| Ok((self.make_whole(&head)?, head)));
+        let Parts { cache, sorted, core, column, .. } = self.table.entries.parts();
+        let found = head.and_then(|(whole, head)| {
+            let rows = if whole { None } else { rows_of(core, column, &head)? };
+            Ok((between(sorted, &head).peekable(), rows))
         });
-        match rows {
+        match found {
             Ok((in_memory, rows)) => {
                 Entries { hash, key, cache, in_memory, rows, core, column, read: 0 }
             }
             Err(error) => fail(column, &error),
         }
+    }
+
+    /// Reads a small map into memory. Returns whether all that there is of the map is there.
+    fn make_whole(&mut self, head: &[u8]) -> Result<bool, RocksError> {
+        let Parts { sorted, whole, core, column, .. } = self.table.entries.parts();
+        if whole.contains(head) {
+            return Ok(true);
+        }
+        let Some(mut rows) = rows_of(core, column, head)? else { return Ok(true) };
+        let (mut seen, mut bytes, mut others) = (0, 0, Vec::new());
+        while let Some((key, value)) = rows.item() {
+            seen += 1;
+            bytes += value.len();
+            if seen > SMALL_ROWS || bytes > SMALL_BYTES {
+                return Ok(false);
+            }
+            if !sorted.contains_key(key) {
+                others.push(decode_entry::<M, V>(value)?);
+            }
+            rows.next();
+        }
+        check(core, &rows)?;
+        drop(rows);
+        core.counters.iterated.fetch_add(others.len() as u64, Ordering::Relaxed);
+        if others.is_empty() && between(sorted, head).next().is_none() {
+            // Nothing would be given up when there is something again.
+            return Ok(true);
+        }
+        // From now on it is forgotten with the first entry that is given up.
+        whole.insert(head.into());
+        for (entry, value) in others {
+            let by = self.by(&entry);
+            self.table.entries.keep(by.table_hash(), by, value, 0);
+        }
+        Ok(self.table.entries.parts().whole.contains(head))
     }
 
     /// Removes all entries.
@@ -186,11 +230,13 @@ impl<'a, K: Key, M: MapKey, V: StateValue> OneMap<'a, K, M, V> {
 
     fn try_clear(&mut self) -> Result<(), RocksError> {
         let head = self.table.head(self.hash, self.key)?;
-        let Parts { sorted, core, column, .. } = self.table.entries.parts();
+        let Parts { sorted, whole, core, column, .. } = self.table.entries.parts();
         let (core, column) = (Arc::clone(core), Arc::clone(column));
         let in_memory: Vec<M> = between(sorted, &head).map(|(_, entry)| entry.clone()).collect();
         let mut others: Vec<M> = Vec::new();
-        if let Some(mut rows) = rows_of(&core, &column, &head)? {
+        if !whole.contains(head.as_slice())
+            && let Some(mut rows) = rows_of(&core, &column, &head)?
+        {
             while others.len() <= CLEARED_ONE_BY_ONE
                 && let Some((key, value)) = rows.item()
             {
@@ -199,7 +245,7 @@ impl<'a, K: Key, M: MapKey, V: StateValue> OneMap<'a, K, M, V> {
                 }
                 rows.next();
             }
-            rows.status().map_err(RocksError::database(&core.path(), "iterate over a map"))?;
+            check(&core, &rows)?;
         }
         for entry in &in_memory {
             self.remove(entry);
@@ -245,6 +291,11 @@ fn rows_of<'a>(
     let mut rows = database.raw_iterator_cf_opt(&family, reading);
     rows.seek(head);
     Ok(Some(rows))
+}
+
+/// Whether rows have ended because there are no more.
+fn check(core: &Core, rows: &RawRows<'_>) -> Result<(), RocksError> {
+    rows.status().map_err(RocksError::database(&core.path(), "iterate over a map"))
 }
 
 /// The entries of one map, one after the other.

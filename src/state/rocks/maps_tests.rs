@@ -67,9 +67,10 @@ fn agrees_with_a_model<K: Key + Ord + std::fmt::Debug>(
         random = stable_hash(&(random, step));
         let what = format!("seed {seed}, step {step}");
         // Many entries belong to one key.
-        let key = nth(if random & 3 == 0 { 0 } else { random >> 8 & 15 });
+        let n = if random & 3 == 0 { 0 } else { random >> 8 & 31 };
+        let (key, most) = (nth(n), if n < 8 { 255 } else { 15 });
         let hash = stable_hash(&key);
-        let entry = (random >> 16 & 255) as i64 - 128;
+        let entry = (random >> 16 & most) as i64 - 9;
         let mut map = table.map(hash, &key);
         match random >> 32 & 31 {
             0..=15 => {
@@ -246,6 +247,36 @@ fn hot_entries_are_neither_read_nor_written_for_each_record() {
     let (read, wrote) = (after.0 - before.0, after.1 - before.1);
     assert!(read < 400 && wrote < 2_000, "{read} were read and {wrote} written");
     assert!(table.map(hash, &1).iter().take(50).all(|(_, value)| value == 400));
+}
+
+#[test]
+fn a_small_map_is_read_once_to_be_iterated_over_and_again_when_it_was_given_up() {
+    let backend = Apart::new(1 << 20, 0);
+    let mut table: MapTable<u64, i64, u64> = backend.instance().map_table("maps", 128);
+    let keys = 4_000_u64;
+    for key in 0..keys {
+        let mut map = table.map(stable_hash(&key), &key);
+        for n in 0..20 {
+            map.insert(n, key);
+        }
+    }
+    let instance = table.table().instance().clone();
+    let iterated = || instance.counters().iterated.load(Ordering::Relaxed);
+    let expected = |key: u64| (0..20).map(move |n| (n, key));
+    for round in 1..=2 {
+        for key in 0..keys {
+            assert!(entries_of(&mut table, &key).into_iter().eq(expected(key)), "{key}");
+        }
+        assert!(iterated() > round * 60_000, "{} in round {round}", iterated());
+    }
+    let before = iterated();
+    for step in 0..1_000_u64 {
+        let key = keys - 1 - step % 10;
+        let mut map = table.map(stable_hash(&key), &key);
+        map.insert(step as i64 % 20, key);
+        assert!(map.iter().eq(expected(key)), "{key}");
+    }
+    assert!(iterated() - before < 400, "{} rows were read once more", iterated() - before);
 }
 
 #[test]

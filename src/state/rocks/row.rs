@@ -27,8 +27,8 @@ use super::weigh::owned_bytes;
 /// What ends the name of a column that has a row for each entry of a map.
 const ENTRIES: &str = "/entries";
 
-/// What an entry of the index of sorted keys takes, beside its keys. Units: bytes.
-const SORTED_BYTES: usize = 64;
+/// What an entry takes in the index of sorted keys, beside its keys, and its share of what is known of its map. Units: bytes.
+const SORTED_BYTES: usize = 96;
 
 /// The name of the column that has a row for each entry of a map state.
 pub(super) fn column_of_entries(state: &str) -> String {
@@ -241,7 +241,7 @@ pub(super) fn behind(head: &[u8]) -> Vec<u8> {
 }
 
 /// The head that a map's row key begins with.
-fn head_of(row_key: &[u8]) -> Result<&[u8], FormatError> {
+pub(super) fn head_of(row_key: &[u8]) -> Result<&[u8], FormatError> {
     let len = row_key.get(2..).and_then(|rest| rest.first_chunk());
     let end = len.map(|len| (u32::from_be_bytes(*len) as usize).saturating_add(6));
     end.and_then(|end| row_key.get(..end))

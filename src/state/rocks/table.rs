@@ -1,6 +1,6 @@
 //! One value state: decoded values in front of a column family.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,7 +12,7 @@ use super::column::Column;
 use super::error::RocksError;
 use super::frozen::{FrozenRows, FrozenTable};
 use super::instance::{Change, Core, Instance, RowBatch};
-use super::row::RowKey;
+use super::row::{RowKey, head_of};
 use super::tails::{Tails, joined};
 use super::weigh::owned_bytes;
 use crate::format::{Extent, FormatError, codec};
@@ -51,12 +51,15 @@ pub struct Table<K: RowKey, V: StateValue> {
     tails: Tails,
     /// The keys of the entries in memory by those of their rows, if [`RowKey::SORTED`].
     sorted: BTreeMap<Box<[u8]>, K::Mark>,
+    /// The heads of maps of which all entries are in memory, one at least.
+    whole: HashSet<Box<[u8]>>,
 }
 
 /// What an iteration over a map needs of a table.
 pub(super) struct Parts<'a, K: RowKey, V> {
     pub(super) cache: &'a mut Cache<K, V>,
     pub(super) sorted: &'a BTreeMap<Box<[u8]>, K::Mark>,
+    pub(super) whole: &'a mut HashSet<Box<[u8]>>,
     pub(super) core: &'a Arc<Core>,
     pub(super) column: &'a Arc<Column>,
 }
@@ -94,6 +97,7 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
             row_value: Vec::new(),
             tails: Tails::default(),
             sorted: BTreeMap::new(),
+            whole: HashSet::new(),
             column,
             instance,
         }
@@ -119,9 +123,14 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
             Ok(read) => read?,
             Err(error) => fail(&self.column, &error),
         };
+        Some(self.keep(hash, key, value, stamp))
+    }
+
+    /// Keeps in memory what was read.
+    pub(super) fn keep(&mut self, hash: u64, key: K::Ref<'_>, value: V, stamp: u32) -> Place {
         self.weigh(key, &value);
         self.make_room(hash);
-        Some(self.push(hash, key, Cached { value: Some(value), stamp, used: true }))
+        self.push(hash, key, Cached { value: Some(value), stamp, used: true })
     }
 
     /// Adds an entry whose key is not in memory, and for which there is room.
@@ -319,6 +328,7 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
                 let key = entry.key.by_ref();
                 K::encode(entry.hash, key, self.max_parallelism, &mut self.row_key)?;
                 self.sorted.remove(self.row_key.as_slice());
+                self.whole.remove(head_of(&self.row_key)?);
             }
         }
         self.cache.give_up(page, &positions);
@@ -413,8 +423,8 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
     }
 
     pub(super) fn parts(&mut self) -> Parts<'_, K, V> {
-        let Self { cache, sorted, instance, column, .. } = self;
-        Parts { cache, sorted, core: instance.core(), column }
+        let Self { cache, sorted, whole, instance, column, .. } = self;
+        Parts { cache, sorted, whole, core: instance.core(), column }
     }
 
     fn count_hits(&mut self) {
