@@ -34,7 +34,7 @@ fn on(backend: StateBackendKind, scratch: &Scratch, workers: usize) -> JobConfig
     config
 }
 
-/// Counts by key, in a value and in a map beside it; panics once at a record, if told.
+/// Counts by key, in a value and, of some keys, by digit in a map; with a list of the last ones; panics once at a record, if told.
 fn count(
     records_a_ms: u32,
     panics_at: Option<u64>,
@@ -43,11 +43,12 @@ fn count(
     let armed = Arc::new(AtomicBool::new(true));
     move |job| {
         let armed = Arc::clone(&armed);
-        let states = (Value::<u64>::new("count"), List::<u64>::new("last"));
+        let states =
+            (Value::<u64>::new("count"), List::<u64>::new("last"), Map::<u64, u64>::new("digits"));
         job.source("numbers", Generator::new(RECORDS, |i| i))
             .inspect(throttle(records_a_ms))
             .key_by(|n| key(*n))
-            .process("count", states, move |key, n, (count, last), out| {
+            .process("count", states, move |key, n, (count, last, digits), out| {
                 if panics_at == Some(n) && armed.swap(false, Ordering::Relaxed) {
                     panic!("planted");
                 }
@@ -58,6 +59,12 @@ fn count(
                     last.replace(elements.into_iter().skip(2));
                 }
                 assert!(last.iter().all(|n| self::key(*n) == *key));
+                if key.is_multiple_of(16) {
+                    let digit = digits.get(&(n / 2 % 10)).copied().unwrap_or(0);
+                    digits.insert(n / 2 % 10, digit + 1);
+                    let all: u64 = digits.iter().map(|(_, times)| *times).sum();
+                    assert_eq!(all, *count.or_default(), "the map of {key} at {n}");
+                }
                 out.emit((*key, *count.or_default()));
             })
             .sink("out", sink.clone());

@@ -13,7 +13,7 @@
 //! entries in memory in the order of their rows. Both are merged, and memory counts: it is as new or newer. Nothing
 //! is put into memory, so nothing is given up meanwhile, and iteration takes as much memory as one entry does.
 //!
-//! A small map is read into memory first. Then it is *whole*, until one of its entries is given up: all that there is of it
+//! A small map is read into memory first. Then it is *resident*, until one of its entries is given up: all that there is of it
 //! is in memory, and iterating over it once more asks RocksDB nothing.
 //!
 //! # Clearing
@@ -168,14 +168,14 @@ impl<'a, K: Key, M: MapKey, V: StateValue> OneMap<'a, K, M, V> {
         self.table.entries.remove(by.table_hash(), by)
     }
 
-    /// The entries, in the order of their rows: that of the keys, as [`sorting`](super::sorting) says.
+    /// The entries, in the order of their rows: that of the entry keys, by `Ord` as it is derived.
     pub fn iter(&mut self) -> Entries<'_, K, M, V> {
         let (hash, key) = (self.hash, self.key);
         let head = self.table.head(hash, key).map_err(RocksError::from);
-        let head = head.and_then(|head| Ok((self.make_whole(&head)?, head)));
+        let head = head.and_then(|head| Ok((self.make_resident(&head)?, head)));
         let Parts { cache, sorted, core, column, .. } = self.table.entries.parts();
-        let found = head.and_then(|(whole, head)| {
-            let rows = if whole { None } else { rows_of(core, column, &head)? };
+        let found = head.and_then(|(resident, head)| {
+            let rows = if resident { None } else { rows_of(core, column, &head)? };
             Ok((between(sorted, &head).peekable(), rows))
         });
         match found {
@@ -187,9 +187,9 @@ impl<'a, K: Key, M: MapKey, V: StateValue> OneMap<'a, K, M, V> {
     }
 
     /// Reads a small map into memory. Returns whether all that there is of the map is there.
-    fn make_whole(&mut self, head: &[u8]) -> Result<bool, RocksError> {
-        let Parts { sorted, whole, core, column, .. } = self.table.entries.parts();
-        if whole.contains(head) {
+    fn make_resident(&mut self, head: &[u8]) -> Result<bool, RocksError> {
+        let Parts { sorted, resident, core, column, .. } = self.table.entries.parts();
+        if resident.contains(head) {
             return Ok(true);
         }
         let Some(mut rows) = rows_of(core, column, head)? else { return Ok(true) };
@@ -213,12 +213,12 @@ impl<'a, K: Key, M: MapKey, V: StateValue> OneMap<'a, K, M, V> {
             return Ok(true);
         }
         // From now on it is forgotten with the first entry that is given up.
-        whole.insert(head.into());
+        resident.insert(head.into());
         for (entry, value) in others {
             let by = self.by(&entry);
             self.table.entries.keep(by.table_hash(), by, value, 0);
         }
-        Ok(self.table.entries.parts().whole.contains(head))
+        Ok(self.table.entries.parts().resident.contains(head))
     }
 
     /// Removes all entries.
@@ -230,11 +230,11 @@ impl<'a, K: Key, M: MapKey, V: StateValue> OneMap<'a, K, M, V> {
 
     fn try_clear(&mut self) -> Result<(), RocksError> {
         let head = self.table.head(self.hash, self.key)?;
-        let Parts { sorted, whole, core, column, .. } = self.table.entries.parts();
+        let Parts { sorted, resident, core, column, .. } = self.table.entries.parts();
         let (core, column) = (Arc::clone(core), Arc::clone(column));
         let in_memory: Vec<M> = between(sorted, &head).map(|(_, entry)| entry.clone()).collect();
         let mut others: Vec<M> = Vec::new();
-        if !whole.contains(head.as_slice())
+        if !resident.contains(head.as_slice())
             && let Some(mut rows) = rows_of(&core, &column, &head)?
         {
             while others.len() <= CLEARED_ONE_BY_ONE

@@ -52,14 +52,14 @@ pub struct Table<K: RowKey, V: StateValue> {
     /// The keys of the entries in memory by those of their rows, if [`RowKey::SORTED`].
     sorted: BTreeMap<Box<[u8]>, K::Mark>,
     /// The heads of maps of which all entries are in memory, one at least.
-    whole: HashSet<Box<[u8]>>,
+    resident: HashSet<Box<[u8]>>,
 }
 
 /// What an iteration over a map needs of a table.
 pub(super) struct Parts<'a, K: RowKey, V> {
     pub(super) cache: &'a mut Cache<K, V>,
     pub(super) sorted: &'a BTreeMap<Box<[u8]>, K::Mark>,
-    pub(super) whole: &'a mut HashSet<Box<[u8]>>,
+    pub(super) resident: &'a mut HashSet<Box<[u8]>>,
     pub(super) core: &'a Arc<Core>,
     pub(super) column: &'a Arc<Column>,
 }
@@ -97,7 +97,7 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
             row_value: Vec::new(),
             tails: Tails::default(),
             sorted: BTreeMap::new(),
-            whole: HashSet::new(),
+            resident: HashSet::new(),
             column,
             instance,
         }
@@ -328,7 +328,7 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
                 let key = entry.key.by_ref();
                 K::encode(entry.hash, key, self.max_parallelism, &mut self.row_key)?;
                 self.sorted.remove(self.row_key.as_slice());
-                self.whole.remove(head_of(&self.row_key)?);
+                self.resident.remove(head_of(&self.row_key)?);
             }
         }
         self.cache.give_up(page, &positions);
@@ -423,8 +423,8 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
     }
 
     pub(super) fn parts(&mut self) -> Parts<'_, K, V> {
-        let Self { cache, sorted, whole, instance, column, .. } = self;
-        Parts { cache, sorted, whole, core: instance.core(), column }
+        let Self { cache, sorted, resident, instance, column, .. } = self;
+        Parts { cache, sorted, resident, core: instance.core(), column }
     }
 
     fn count_hits(&mut self) {
