@@ -25,6 +25,7 @@
 mod async_io;
 pub mod bootstrap;
 mod builder;
+mod connected;
 pub mod convert;
 pub(crate) mod execute;
 mod operators;
@@ -33,6 +34,7 @@ pub mod state_reader;
 mod stream;
 
 pub use builder::{BuildError, Job};
+pub use connected::Connected;
 pub use execute::{JobError, JobHandle, SavepointFailed, execute};
 
 pub use crate::format::record::SavepointInfo;

@@ -520,8 +520,8 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
 
     /// All records of both streams, keyed as they were. The watermark of the result is the lesser of both.
     ///
-    /// With [`KeyedStream::map_values`] to bring them to one type, an operator can take two inputs or more: each keeps a
-    /// channel of its own, and a barrier has to come through all of them.
+    /// Operators with more inputs than two are behind a union: [`KeyedStream::map_values`] brings the streams to one type, and each
+    /// keeps a channel of its own, all of which a barrier has to come through. For two see [`KeyedStream::connect`].
     #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self { stream: self.stream.union(other.stream) }
