@@ -165,3 +165,83 @@ fn two_inputs_united_are_one_stream() {
     .seeds(10)
     .run();
 }
+
+/// A key and a window; how many records of the key are in it, and the sum of what was broadcast by then.
+type Counted = (u64, i64, u64, u64);
+
+fn is_rule(event: &Event) -> bool {
+    event.value.is_multiple_of(4)
+}
+
+fn small(event: &Event) -> u64 {
+    event.value % 1000
+}
+
+/// Counts in windows, each with what was broadcast until its end.
+fn counted(events: Stream<'_, Event>) -> Stream<'_, Counted> {
+    let rules = events.clone().filter(is_rule);
+    let main = events.filter(|event| !is_rule(event)).key_by(|event| event.key);
+    main.connect_broadcast(rules).process_with_timers(
+        "windows",
+        Map::<i64, u64>::new("counts"),
+        Broadcast::<(i64, u64, u64), u64>::new("rules"),
+        |_, event, counts, _rules, context| {
+            let count = counts.get(&end(&event)).copied().unwrap_or(0);
+            counts.insert(end(&event), count + 1);
+            context.register_event_timer(end(&event));
+        },
+        |rule, rules, _| {
+            rules.insert((rule.time, rule.split, rule.index), small(&rule));
+        },
+        |key, timer, counts, rules, context| {
+            let count = counts.remove(&timer.time).expect("a timer has a window");
+            let ruled = rules.iter().take_while(|((at, ..), _)| *at <= timer.time);
+            context.emit((*key, timer.time, count, ruled.map(|(_, rule)| rule).sum()));
+        },
+    )
+}
+
+#[test]
+fn a_timer_sees_all_that_was_broadcast_until_its_time() {
+    case("a_timer_sees_all_that_was_broadcast_until_its_time", counted, |events| {
+        let mut windows = BTreeMap::<(u64, i64), u64>::new();
+        for event in events.iter().filter(|event| !is_rule(event)) {
+            *windows.entry((event.key, end(event))).or_default() += 1;
+        }
+        let rules = |end| {
+            events.iter().filter(move |event| is_rule(event) && event.time <= end).map(small).sum()
+        };
+        windows.into_iter().map(|((key, end), count)| (key, end, count, rules(end))).collect()
+    })
+    .out_of_order(50)
+    .run();
+}
+
+#[test]
+fn a_timer_of_processing_time_beside_a_broadcast_stream_loses_nothing() {
+    case(
+        "a_timer_of_processing_time_beside_a_broadcast_stream_loses_nothing",
+        |events| {
+            let rules = events.clone().filter(is_rule);
+            events.key_by(|event| event.key).connect_broadcast(rules).process_with_timers(
+                "packages",
+                List::<(u64, u64)>::new("waiting"),
+                Broadcast::<u64, u64>::new("rules"),
+                |_, event, waiting, _rules, context| {
+                    // By the clock if that is soon enough, by the end of the input otherwise.
+                    waiting.append((event.split, event.index));
+                    context.register_processing_timer(context.now() + 3);
+                    context.register_event_timer(i64::MAX - 1);
+                },
+                |rule, rules, _| {
+                    rules.insert(rule.split, rule.index);
+                },
+                |_, _, waiting, _rules, context| {
+                    waiting.take().into_iter().for_each(|id| context.emit(id));
+                },
+            )
+        },
+        |events| events.iter().map(|event| (event.split, event.index)).collect(),
+    )
+    .run();
+}

@@ -74,7 +74,9 @@ impl<'scope, K: Key, L: Record> KeyedStream<'scope, K, L> {
 ///                     context.delete_event_timer(at + 10);
 ///                     context.emit((*order, Some(paid)));
 ///                 }
-///                 None => drop(amount.set(paid)),
+///                 None => {
+///                     amount.set(paid);
+///                 }
 ///             },
 ///             |order, _timer, (ordered_at, _), context| {
 ///                 ordered_at.take();
@@ -123,9 +125,12 @@ impl<'scope, K: Key, L: Record, R: Record> Connected<'scope, K, L, R> {
     ///                 out.emit((word.clone(), *count));
     ///             }
     ///         },
-    ///         |_word, wanted, count, _| match wanted {
-    ///             true => drop(count.or_default()),
-    ///             false => drop(count.take()),
+    ///         |_word, wanted, count, _| {
+    ///             if wanted {
+    ///                 count.or_default();
+    ///             } else {
+    ///                 count.take();
+    ///             }
     ///         },
     ///     )
     /// }

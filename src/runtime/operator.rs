@@ -58,7 +58,7 @@ pub(crate) type FrozenOperator = (Vec<SectionPart>, Option<Box<dyn NativeSnapsho
 /// State of an operator, with what it was declared by.
 pub(crate) struct Kept<S: Stored> {
     declarations: Vec<OperatorStateDeclaration>,
-    held: S::Held,
+    pub(super) held: S::Held,
 }
 
 impl<S: Stored> Kept<S> {
@@ -66,7 +66,7 @@ impl<S: Stored> Kept<S> {
         Self { declarations, held }
     }
 
-    fn freeze(&self, operator: &Name) -> Vec<SectionPart> {
+    pub(super) fn freeze(&self, operator: &Name) -> Vec<SectionPart> {
         operator_state::frozen_sections::<S>(&self.declarations, &self.held, operator)
     }
 }
@@ -173,7 +173,7 @@ where
 }
 
 /// A batch that waits for its epoch.
-enum Held<D, B> {
+pub(super) enum Held<D, B> {
     Main(Capability<Time>, Vec<D>),
     Broadcast(Capability<Time>, Vec<B>),
 }
