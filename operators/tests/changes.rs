@@ -245,7 +245,7 @@ fn what_has_expired_is_in_no_checkpoint_once_as_many_records_have_come() {
     let directory = tempfile::tempdir().expect("a directory for checkpoints");
     // How many keys the final checkpoint of a job holds something of.
     let held = |ttl: Duration| {
-        let job = Name::new(&format!("ttl-{}", ttl.as_secs())).expect("a constant name");
+        let job = Name::new(format!("ttl-{}", ttl.as_secs())).expect("a constant name");
         let mut config = JobConfig::new(job.clone());
         config.checkpoints.directory = Some(directory.path().to_owned());
         let handle = JobHandle::default();

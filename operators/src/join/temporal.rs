@@ -157,9 +157,12 @@ where
             move |key, left, (lefts, rights), context| {
                 let time = left_time(&left);
                 if time > context.watermark() {
-                    if let Some(timer) = lefts.or_insert_with(Waiting::new).add(time, left) {
-                        context.register_event_timer(timer);
+                    let waiting = lefts.or_default();
+                    // There is a timer at the first.
+                    if time < waiting.first || waiting.is_vacant() {
+                        context.register_event_timer(time);
                     }
+                    waiting.add(time, left);
                 } else if let Some(late) = late {
                     context.emit(late(key, left));
                 } else {
@@ -188,7 +191,7 @@ where
                         let result = pair_at_timer(key, &left, valid);
                         result.into_iter().for_each(|out| context.emit(out));
                     }
-                    match waiting.timer() {
+                    match waiting.event_due() {
                         Some(timer) => context.register_event_timer(timer),
                         None => drop(lefts.take()),
                     }
