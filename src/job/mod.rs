@@ -46,7 +46,7 @@ pub use crate::runtime::async_function::{
     RequestThreads,
 };
 pub use crate::runtime::counters::{
-    Balance, ChannelStatus, Checkpoints, CompletedCheckpoint, Counters, StateMemory,
+    Balance, ChannelStatus, Checkpoints, CompletedCheckpoint, Counters, RequestStatus, StateMemory,
 };
 pub use crate::runtime::either::Either;
 pub use crate::runtime::event_time::EventTime;
