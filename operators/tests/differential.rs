@@ -256,3 +256,46 @@ fn what_watches_a_view_sees_its_event_time_and_state() {
     .seeds(SEEDS)
     .run();
 }
+
+#[test]
+fn results_come_by_the_clock_where_event_time_does_not_move() {
+    let sink = Collect::new();
+    let seen = sink.handle();
+    let simulation = Simulation::new(3).workers(2..=2).config(|config| {
+        config.checkpoints.interval = Some(Duration::from_secs(3600));
+    });
+    let outcome = simulation.run(move |job| {
+        job.source("numbers", Trickle::new(3, 2, 80, |_, i| i))
+            .map(|n| Change::Insert(n % 2))
+            .assign_arrival_times("arrival", Duration::from_millis(1))
+            .differential("view", |numbers| numbers.count())
+            .sink("out", FaultSink::new(sink.clone()));
+        Ok(())
+    });
+    outcome.check();
+    let changes = seen.committed();
+    let rounds = changes.iter().filter(|change| change.is_insert()).count();
+    let checkpoints = outcome.checkpoints;
+    assert!(rounds > 5 * checkpoints, "{rounds} rounds, {checkpoints} checkpoints");
+    comes_to([(0, 80), (1, 80)], changes).unwrap_or_else(|why| panic!("{why}"));
+}
+
+#[test]
+fn a_view_whose_rounds_are_cut_by_the_clock_comes_to_the_same() {
+    checked_case(
+        "a_view_whose_rounds_are_cut_by_the_clock_comes_to_the_same",
+        |events| {
+            events
+                .assign_arrival_times("arrival", Duration::from_millis(2))
+                .map(|event| Change::Insert(event.key))
+                .differential("view", |keys| keys.count())
+        },
+        |events, changes| {
+            let mut counts = BTreeMap::<u64, isize>::new();
+            events.iter().for_each(|event| *counts.entry(event.key).or_default() += 1);
+            comes_to(counts, changes)
+        },
+    )
+    .seeds(SEEDS)
+    .run();
+}

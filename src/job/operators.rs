@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use crate::connect::Record;
 use crate::ids::Name;
@@ -117,6 +118,43 @@ impl<'scope, D: Record> Stream<'scope, D> {
     #[must_use]
     pub fn assign_timestamps(self, name: &str, event_time: EventTime<D>) -> Self {
         self.job.clone().add_assigner(self, name, event_time)
+    }
+
+    /// Gives the records another event time, whatever they had: that of their arrival here, by the clock of the machine, in steps of
+    /// `tick` (whole milliseconds, at least one). Event time moves on with the clock, whether records come or not, until the
+    /// end of the input; each step costs the worker a look at what is behind. No record is late.
+    ///
+    /// So what waits for the watermark, such as a view of differential dataflow, gives results once a tick. Another run
+    /// gives the records other times. Otherwise as [`Stream::assign_timestamps`].
+    ///
+    /// # Examples
+    /// What has arrived in each tenth of a second is counted when that is over:
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use highwater::prelude::*;
+    ///
+    /// fn counts<'a>(visits: Stream<'a, String>) -> Stream<'a, (String, u64)> {
+    ///     visits
+    ///         .assign_arrival_times("arrival", Duration::from_millis(100))
+    ///         .key_by(String::clone)
+    ///         .process_with_timers(
+    ///             "counts",
+    ///             Value::<u64>::new("count"),
+    ///             |_, _, count, context| {
+    ///                 *count.or_default() += 1;
+    ///                 context.register_event_timer(context.watermark().saturating_add(1));
+    ///             },
+    ///             |page, _, count, context| {
+    ///                 count.take().into_iter().for_each(|n| context.emit((page.clone(), n)));
+    ///             },
+    ///         )
+    /// }
+    /// ```
+    #[must_use]
+    pub fn assign_arrival_times(self, name: &str, tick: Duration) -> Self {
+        let by_clock = EventTime { tick: Some(tick), ..EventTime::none() };
+        self.job.clone().add_assigner(self, name, by_clock)
     }
 
     /// Puts a second stream beside this one, of which every worker gets every record: settings, rules, a table to look things
