@@ -276,21 +276,16 @@ where
             let mut output = output.activate();
             if let Some(broadcast) = &mut broadcast {
                 broadcast.for_each(|capability, records| {
-                    let time = *capability.time();
-                    if gate.admits(time.epoch()) {
+                    let held = || Held::Broadcast(capability.retain(0), std::mem::take(records));
+                    if gate.admits_or_holds(*capability.time(), held) {
                         processor.broadcast(&capability, records, event, &mut output);
-                    } else {
-                        let records = std::mem::take(records);
-                        gate.hold(time, Held::Broadcast(capability.retain(0), records));
                     }
                 });
             }
             main.for_each(|capability, records| {
-                let time = *capability.time();
-                if gate.admits(time.epoch()) {
+                let held = || Held::Main(capability.retain(0), std::mem::take(records));
+                if gate.admits_or_holds(*capability.time(), held) {
                     processor.main(&capability, records, event, &mut output);
-                } else {
-                    gate.hold(time, Held::Main(capability.retain(0), std::mem::take(records)));
                 }
             });
             while gate.barrier_passed(&frontiers) {
