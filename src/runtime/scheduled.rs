@@ -162,7 +162,7 @@ fn weed<K: Key, W: Scheduled>(
     }
 }
 
-impl<K, V, W, O, F, T> TimedLogic<K, V, O> for ScheduledLogic<K, W, F, T>
+impl<K, V, W, O, F, T> TimedLogic<K, V, (), O> for ScheduledLogic<K, W, F, T>
 where
     K: Key,
     V: Record,
