@@ -6,10 +6,10 @@ pub use crate::connect::{
 };
 pub use crate::job::{
     AggregateFunction, Aggregating, AggregatingState, AsyncFunction, AsyncSettings, Broadcast,
-    BroadcastState, BroadcastView, Context, Either, EventTime, Job, JobError, KeyedStream, List,
-    ListState, Map, MapState, OperatorList, OperatorListState, Reducing, ReducingState, Scheduled,
-    ScheduledContext, States, Stream, TimeDomain, Timer, TimerContext, Ttl, UnionList, Value,
-    ValueState,
+    BroadcastState, BroadcastView, Connected, Context, Either, EventTime, Job, JobError,
+    KeyedStream, List, ListState, Map, MapState, OperatorList, OperatorListState, Reducing,
+    ReducingState, Scheduled, ScheduledContext, States, Stream, TimeDomain, Timer, TimerContext,
+    Ttl, UnionList, Value, ValueState,
 };
 pub use crate::protocol::watermark::{WatermarkGenerator, WatermarkStrategy};
 pub use crate::state::{Descending, Key};

@@ -7,6 +7,7 @@ use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::change::Change;
+use crate::lifetime::Living;
 
 /// Folds the records of a key into a state, and reads a result off it.
 ///
@@ -44,7 +45,7 @@ pub trait Aggregate: 'static {
 /// Order: results of one key leave in the order of its records. Records of one key from several workers arrive in
 /// any order; after the last of them, aggregates whose result does not depend on the order give the same.
 ///
-/// State: one entry for each key, for ever.
+/// State: one entry for each key, for ever, or with a [time to live](crate::lifetime): every record is an update.
 ///
 /// # Examples
 /// ```
@@ -87,11 +88,13 @@ pub trait RunningAggregate<'scope, K: Key, A: Aggregate>: Sized {
         A::Output: PartialEq;
 }
 
-impl<'scope, K: Key, A: Aggregate> RunningAggregate<'scope, K, A>
-    for KeyedStream<'scope, K, A::Input>
+impl<'scope, K: Key, A: Aggregate, S: Living<'scope, K, A::Input>> RunningAggregate<'scope, K, A>
+    for S
 {
     fn aggregate(self, name: &str, aggregate: A) -> Stream<'scope, (K, A::Output)> {
-        self.process(name, Value::<A::State>::new("aggregate"), move |key, input, state, out| {
+        let (stream, lifetime) = self.into_parts();
+        let state = Value::<A::State>::new("aggregate").lifetime(lifetime);
+        stream.process(name, state, move |key, input, state, out| {
             let result = match state.get_mut() {
                 Some(state) => {
                     aggregate.add(state, input);
@@ -112,7 +115,9 @@ impl<'scope, K: Key, A: Aggregate> RunningAggregate<'scope, K, A>
     where
         A::Output: PartialEq,
     {
-        self.process(name, Value::<A::State>::new("aggregate"), move |key, input, state, out| {
+        let (stream, lifetime) = self.into_parts();
+        let state = Value::<A::State>::new("aggregate").lifetime(lifetime);
+        stream.process(name, state, move |key, input, state, out| {
             let (old, new) = match state.get_mut() {
                 Some(state) => {
                     let old = aggregate.result(state);

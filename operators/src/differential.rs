@@ -8,8 +8,9 @@
 //! gathers what comes out, and emits what belongs together.
 //!
 //! # When results come
-//! Whenever the watermark has moved on, and at every checkpoint. A stream without event time has results at checkpoints and at
-//! the end of its input only; [`Stream::assign_timestamps`] with the time of arrival makes them come as often as that ticks.
+//! Whenever the watermark has moved on, and at every checkpoint. A stream whose event time does not move has results at checkpoints
+//! and at the end of its input only. [`Stream::assign_arrival_times`] in front of the view makes them come by the clock, once a
+//! tick, with the time of arrival as the event time of what comes out.
 //!
 //! What was emitted at a checkpoint comes to exactly the view of all records before it, and what was emitted when the watermark
 //! downstream passes a time comes to the view of a part of the input that has all records which were not late for that

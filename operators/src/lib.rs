@@ -23,6 +23,8 @@
 //! | [`differential`](#incremental-views)             | `Stream`, `KeyedStream` | the records that are not retracted |
 //! | [`detect`](Detect::detect)                       | `KeyedStream` | the partial matches of each key        |
 //!
+//! What aggregates and the first `n` keep of a key can be given a [time to live](TimeToLive), as that of `join`.
+//!
 //! All of them are stateful, so each takes a name that is unique in the job: a checkpoint finds its state by it.
 //!
 //! # Incremental views
@@ -38,6 +40,7 @@ pub mod differential;
 mod duration;
 mod few;
 pub mod join;
+pub mod lifetime;
 pub mod lookup;
 pub mod rate_limit;
 pub mod retract;
@@ -52,6 +55,7 @@ pub use dedup::Dedup;
 #[cfg(feature = "differential")]
 pub use differential::Differential;
 pub use join::{BroadcastJoin, IntervalJoin, JoinByKey, JoinChanges, TemporalJoin};
+pub use lifetime::{Expiring, TimeToLive};
 pub use lookup::{LookupCache, LookupJoin};
 pub use rate_limit::{LimitRate, Rate};
 pub use retract::{Retract, RetractingAggregate};

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::aggregate::{Aggregate, Average, Averaged, Count, Counted, Max, Min, Sum, Summand};
 use crate::change::Change;
+use crate::lifetime::Living;
 
 /// An aggregate that records can be taken back from.
 ///
@@ -67,7 +68,8 @@ pub trait RetractingAggregate<'scope, K: Key, A: Retract>: Sized {
     /// Emits [`Change`]s that come, at every moment, to the current result of every key once. `name` is unique in the job,
     /// and identifies the state in checkpoints.
     ///
-    /// State: one entry for each key that has records.
+    /// State: one entry for each key that has records, for ever, or with a [time to live](crate::lifetime): every insertion
+    /// is an update, and so is every retraction of what is kept.
     fn aggregate_of_changes(
         self,
         name: &str,
@@ -77,8 +79,11 @@ pub trait RetractingAggregate<'scope, K: Key, A: Retract>: Sized {
         A::Output: PartialEq;
 }
 
-impl<'scope, K: Key, A: Retract> RetractingAggregate<'scope, K, A>
-    for KeyedStream<'scope, K, Change<A::Input>>
+impl<'scope, K, A, S> RetractingAggregate<'scope, K, A> for S
+where
+    K: Key,
+    A: Retract,
+    S: Living<'scope, K, Change<A::Input>>,
 {
     fn aggregate_of_changes(
         self,
@@ -88,7 +93,9 @@ impl<'scope, K: Key, A: Retract> RetractingAggregate<'scope, K, A>
     where
         A::Output: PartialEq,
     {
-        self.process(name, Value::<A::Kept>::new("aggregate"), move |key, change, kept, out| {
+        let (stream, lifetime) = self.into_parts();
+        let state = Value::<A::Kept>::new("aggregate").lifetime(lifetime);
+        stream.process(name, state, move |key, change, kept, out| {
             let (old, new) = match (kept.get_mut(), change) {
                 (None, Change::Retract(_)) => return,
                 (None, Change::Insert(first)) => {

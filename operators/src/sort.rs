@@ -9,7 +9,7 @@
 //! the only kind that comes behind one of a later time. None is lost.
 //!
 //! # State
-//! The records that the watermark has not reached, and one timer for each key that has such.
+//! The records that the watermark has not reached.
 
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -55,30 +55,16 @@ impl<'scope, K: Key, V: Record> SortByTime<'scope, K, V> for KeyedStream<'scope,
         name: &str,
         time: impl Fn(&V) -> i64 + 'static,
     ) -> Stream<'scope, (K, V)> {
-        self.process_with_timers(
+        self.process_scheduled(
             name,
             Value::<Waiting<V>>::new("waiting"),
-            move |key, value, waiting, context| {
-                let time = time(&value);
-                if time <= context.watermark() {
-                    return context.emit((key.clone(), value));
-                }
-                if let Some(timer) = waiting.or_insert_with(Waiting::new).add(time, value) {
-                    context.register_event_timer(timer);
-                }
+            move |key, value, waiting, context| match time(&value) {
+                late if late <= context.watermark() => context.emit((key.clone(), value)),
+                time => waiting.add(time, value),
             },
-            |key, _, state, context| {
-                let watermark = context.watermark();
-                // It may be the timer of a time in whose place an earlier one has come.
-                if state.get().is_none_or(|waiting| waiting.first > watermark) {
-                    return;
-                }
-                let Some(waiting) = state.get_mut() else { return };
-                waiting.take_until(watermark).for_each(|(_, v)| context.emit((key.clone(), v)));
-                match waiting.timer() {
-                    Some(timer) => context.register_event_timer(timer),
-                    None => drop(state.take()),
-                }
+            |key, _, waiting, context| {
+                let over = waiting.take_until(context.watermark());
+                over.for_each(|(_, value)| context.emit((key.clone(), value)));
             },
         )
     }
@@ -89,21 +75,34 @@ impl<'scope, K: Key, V: Record> SortByTime<'scope, K, V> for KeyedStream<'scope,
 pub(crate) struct Waiting<V> {
     /// As they came.
     records: Vec<(i64, V)>,
-    /// The least of their times. There is a timer at it.
+    /// The least of their times; `i64::MAX` without any.
     pub(crate) first: i64,
 }
 
-impl<V> Waiting<V> {
-    pub(crate) fn new() -> Self {
-        Self { records: Vec::with_capacity(1), first: i64::MAX }
+impl<V> Default for Waiting<V> {
+    fn default() -> Self {
+        Self { records: Vec::new(), first: i64::MAX }
+    }
+}
+
+impl<V: Record> Scheduled for Waiting<V> {
+    fn event_due(&self) -> Option<i64> {
+        (!self.is_vacant()).then_some(self.first)
     }
 
-    /// Adds a record. Returns the time of the timer that it needs, if it needs one.
-    pub(crate) fn add(&mut self, time: i64, record: V) -> Option<i64> {
-        let needs = self.records.is_empty() || time < self.first;
+    fn is_vacant(&self) -> bool {
+        self.records.is_empty()
+    }
+}
+
+impl<V> Waiting<V> {
+    pub(crate) fn add(&mut self, time: i64, record: V) {
+        if self.records.is_empty() {
+            // Most keys have one.
+            self.records.reserve_exact(1);
+        }
         self.first = self.first.min(time);
         self.records.push((time, record));
-        needs.then_some(time)
     }
 
     /// Takes what waits no longer, by time and then as it came.
@@ -112,10 +111,5 @@ impl<V> Waiting<V> {
         let over = self.records.partition_point(|(time, _)| *time <= watermark);
         self.first = self.records.get(over).map_or(i64::MAX, |(time, _)| *time);
         self.records.drain(..over)
-    }
-
-    /// The time of the timer that what is left needs.
-    pub(crate) fn timer(&self) -> Option<i64> {
-        (!self.records.is_empty()).then_some(self.first)
     }
 }

@@ -10,10 +10,11 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use highwater::job::MapKey;
+use highwater::job::{Lifetime, MapKey};
 use highwater::prelude::*;
 
 use crate::change::Change;
+use crate::lifetime::Living;
 
 /// The records of the highest rank of each key.
 ///
@@ -45,7 +46,8 @@ pub trait Top<'scope, K: Key, V: Record>: Sized {
     /// Keeps the `n` values of each key whose `rank` is highest. `name` is unique in the job, and identifies the state in
     /// checkpoints; `rank` must depend on the value only.
     ///
-    /// State: `n` values for each key, at the most, for ever.
+    /// State: `n` values for each key, at the most, for ever, or with a [time to live](crate::lifetime): a value that comes
+    /// among the first `n` is an update, of all of them.
     fn top<R: Ord>(
         self,
         name: &str,
@@ -54,7 +56,7 @@ pub trait Top<'scope, K: Key, V: Record>: Sized {
     ) -> Stream<'scope, Change<(K, V)>>;
 }
 
-impl<'scope, K: Key, V: Record> Top<'scope, K, V> for KeyedStream<'scope, K, V> {
+impl<'scope, K: Key, V: Record, S: Living<'scope, K, V>> Top<'scope, K, V> for S {
     fn top<R: Ord>(
         self,
         name: &str,
@@ -62,7 +64,9 @@ impl<'scope, K: Key, V: Record> Top<'scope, K, V> for KeyedStream<'scope, K, V> 
         rank: impl Fn(&V) -> R + 'static,
     ) -> Stream<'scope, Change<(K, V)>> {
         // The values of a key, by rank from the highest, in one rank as they came.
-        self.process(name, Value::<Vec<V>>::new("top"), move |key, value, top, out| {
+        let (stream, lifetime) = self.into_parts();
+        let state = Value::<Vec<V>>::new("top").lifetime(lifetime);
+        stream.process(name, state, move |key, value, top, out| {
             let its = rank(&value);
             let held = top.get();
             let full = held.is_some_and(|held| held.len() >= n);
@@ -151,8 +155,9 @@ pub trait TopOfChanges<'scope, K: Key, V: MapKey>: Sized {
     /// As [`Top::top`], of the values that are inserted and not retracted: when one of the first `n` is retracted, the next
     /// takes its place. With a key that all records share, `()`, it is the top of all.
     ///
-    /// State: all values that are not retracted, in order, since any of them may become one of the first. The retraction of
-    /// what is not there has no effect.
+    /// State: all values that are not retracted, in order, since any of them may become one of the first; for ever, or with a
+    /// [time to live](crate::lifetime): every change of them is an update, of all values of the key. The retraction of what is not
+    /// there has no effect.
     ///
     /// # Examples
     /// The two words that are there most often:
@@ -188,7 +193,12 @@ pub trait TopOfChanges<'scope, K: Key, V: MapKey>: Sized {
     ) -> Stream<'scope, Change<(K, V)>>;
 }
 
-impl<'scope, K: Key, V: MapKey> TopOfChanges<'scope, K, V> for KeyedStream<'scope, K, Change<V>> {
+impl<'scope, K, V, S> TopOfChanges<'scope, K, V> for S
+where
+    K: Key,
+    V: MapKey,
+    S: Living<'scope, K, Change<V>>,
+{
     fn top_of_changes<R: MapKey>(
         self,
         name: &str,
@@ -196,8 +206,9 @@ impl<'scope, K: Key, V: MapKey> TopOfChanges<'scope, K, V> for KeyedStream<'scop
         rank: impl Fn(&V) -> R + 'static,
     ) -> Stream<'scope, Change<(K, V)>> {
         // The values of a key in their order, each with how often it is there.
-        let values = Map::<(Descending<R>, V), u64>::new("values");
-        self.process(name, values, move |key, change, values, out| {
+        let (stream, lifetime) = self.into_parts();
+        let values = Map::<(Descending<R>, V), u64>::new("values").lifetime(lifetime);
+        stream.process(name, values, move |key, change, values, out| {
             let insert = change.is_insert();
             let value = change.into_record();
             let its = (Descending(rank(&value)), value);
@@ -226,7 +237,11 @@ impl<'scope, K: Key, V: MapKey> TopOfChanges<'scope, K, V> for KeyedStream<'scop
     }
 }
 
-fn set<K: Key, M: MapKey>(values: &mut MapState<'_, K, M, u64>, value: M, times: u64) {
+fn set<K: Key, M: MapKey, T: Lifetime>(
+    values: &mut MapState<'_, K, M, u64, T>,
+    value: M,
+    times: u64,
+) {
     if times == 0 {
         values.remove(&value);
     } else {
@@ -243,7 +258,11 @@ struct Place<M> {
 }
 
 impl<M: MapKey> Place<M> {
-    fn of<K: Key>(values: &mut MapState<'_, K, M, u64>, value: &M, n: usize) -> Self {
+    fn of<K: Key, T: Lifetime>(
+        values: &mut MapState<'_, K, M, u64, T>,
+        value: &M,
+        n: usize,
+    ) -> Self {
         let mut before = 0;
         let mut counted = 0;
         let mut last = None;

@@ -115,7 +115,8 @@ fn failures_and_time_outs_are_tried_again_and_end_in_a_stand_in() {
         |events| {
             let ms = Duration::from_millis;
             let settings = AsyncSettings::ordered().capacity(4).timeout(ms(20));
-            events.async_map("shaky", shaky(), settings.retries(2, ms(1), ms(2)))
+            let settings = settings.retries(2, ms(1), ms(2)).total_timeout(ms(60));
+            events.async_map("shaky", shaky(), settings)
         },
         |events, answers| {
             // Under the simulator time passes between any two steps, so that any request may time out.

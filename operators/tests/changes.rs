@@ -1,11 +1,16 @@
 //! Aggregates and top-N of records that come and go, held to the suite that all operators are.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use highwater::config::JobConfig;
+use highwater::ids::Name;
+use highwater::job::{JobHandle, execute};
 use highwater::prelude::*;
+use highwater::state_reader::StateReader;
 use highwater_operators::{
-    Average, Change, Count, Max, Min, RetractingAggregate, RunningAggregate, Sum, Top, TopOfAll,
-    TopOfChanges, net,
+    Average, Change, Count, Max, Min, RetractingAggregate, RunningAggregate, Sum, TimeToLive, Top,
+    TopOfAll, TopOfChanges, net,
 };
 
 use conformance::{Event, checked_case, same};
@@ -168,4 +173,106 @@ fn the_top_of_running_counts_follows_them() {
     )
     .keys(9)
     .run();
+}
+
+/// Which operator, key and result.
+type Tagged = (u8, u64, i128);
+
+/// All operators that a time to live can be given, as one stream.
+fn forgetting(events: Stream<'_, Event>, ttl: Duration) -> Stream<'_, Change<Tagged>> {
+    let each = |kind: u8| move |c: Change<(u64, i64)>| c.map(|(key, n)| (kind, key, n.into()));
+    let keyed = events.clone().into_keyed(|event| (event.key, amount(&event))).ttl(ttl);
+    let counts = keyed.clone().aggregate_changes("running-count", Count::new());
+    let counts = counts.map(|c| c.map(|(key, n)| (0, key, n.into())));
+    let top = keyed.top("top", 1, |amount| *amount).map(each(1));
+    let changes = amounts(events).ttl(ttl);
+    let sums = changes.clone().aggregate_of_changes("sum", Sum::new());
+    let sums = sums.map(|c| c.map(|(key, sum)| (2, key, sum)));
+    let tops = changes.top_of_changes("top-of-changes", 1, |amount| *amount).map(each(3));
+    counts.union(top).union(sums).union(tops)
+}
+
+#[test]
+fn with_a_long_time_to_live_nothing_is_forgotten() {
+    checked_case(
+        "with_a_long_time_to_live_nothing_is_forgotten",
+        |events| forgetting(events, Duration::from_hours(1000)),
+        |events, changes| {
+            let mut expected = Vec::new();
+            let mut all: BTreeMap<u64, Vec<i64>> = BTreeMap::new();
+            events.iter().for_each(|event| all.entry(event.key).or_default().push(amount(event)));
+            for (key, amounts) in all {
+                expected.push((0, key, amounts.len() as i128));
+                expected.extend(amounts.iter().max().map(|max| (1, key, i128::from(*max))));
+            }
+            for (key, amounts) in stay(events) {
+                expected.push((2, key, amounts.iter().copied().map(i128::from).sum()));
+                expected.extend(amounts.iter().max().map(|max| (3, key, i128::from(*max))));
+            }
+            same(expected, current(changes))
+        },
+    )
+    .seeds(20)
+    .run();
+}
+
+#[test]
+fn what_has_expired_begins_anew_and_is_not_retracted() {
+    checked_case(
+        "what_has_expired_begins_anew_and_is_not_retracted",
+        |events| forgetting(events, Duration::ZERO),
+        |events, changes| {
+            // Each record is the first of its key, and the retraction of what has expired finds nothing.
+            let results = |event: &Event| {
+                let amount = i128::from(amount(event));
+                [(0, 1), (1, amount), (2, amount), (3, amount)]
+                    .map(|(kind, n)| (kind, event.key, n))
+            };
+            if let Some(change) = changes.iter().find(|change| !change.is_insert()) {
+                return Err(format!("{change:?}"));
+            }
+            let inserted = changes.into_iter().map(Change::into_record).collect();
+            same(events.iter().flat_map(results).collect(), inserted)
+        },
+    )
+    .seeds(20)
+    .run();
+}
+
+#[test]
+fn what_has_expired_is_in_no_checkpoint_once_as_many_records_have_come() {
+    const KEYS: u64 = 3000;
+    let directory = tempfile::tempdir().expect("a directory for checkpoints");
+    // How many keys the final checkpoint of a job holds something of.
+    let held = |ttl: Duration| {
+        let job = Name::new(format!("ttl-{}", ttl.as_secs())).expect("a constant name");
+        let mut config = JobConfig::new(job.clone());
+        config.checkpoints.directory = Some(directory.path().to_owned());
+        let handle = JobHandle::default();
+        execute(config, &handle, move |job| {
+            // Many keys that come once, and then one that comes as often.
+            let keys = (0..KEYS).chain(std::iter::repeat_n(0, 2 * KEYS as usize));
+            let keyed = job.source("keys", Collection::new(keys.collect())).key_by(|key| *key);
+            let forgetting = keyed.ttl(ttl);
+            let counts = forgetting.clone().aggregate_changes("counts", Count::new());
+            counts.sink("counts-out", Discard::new());
+            forgetting.top("top", 1, |key| *key).sink("top-out", Discard::new());
+            Ok(())
+        })
+        .expect("nothing fails");
+        let completed = handle.counters().checkpoints().completed;
+        let last = completed.last().expect("the final checkpoint").epoch;
+        let path = directory.path().join(format!("{job}/chk/{last}"));
+        let reader = StateReader::open(path).expect("the final checkpoint");
+        let sections = reader.manifest().parts.iter().flat_map(|part| &part.sections);
+        let kept = sections
+            .filter(|section| ["aggregate", "top"].contains(&section.header.state.as_str()));
+        kept.map(|section| section.entries).collect::<Vec<_>>()
+    };
+    assert_eq!(held(Duration::from_hours(1)), [KEYS, KEYS]);
+    let kept = held(Duration::ZERO);
+    assert!(
+        kept.len() == 2 && kept.iter().all(|keys| *keys <= 1),
+        "of {KEYS} keys are kept: {kept:?}"
+    );
 }

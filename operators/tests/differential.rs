@@ -204,16 +204,17 @@ fn at_least_once_no_record_of_a_view_is_lost() {
     assert!(restarts.get() > 0);
 }
 
-#[test]
-fn results_come_when_the_watermark_moves_on_without_waiting_for_a_checkpoint() {
+/// Asserts that the results of a view come far more often than checkpoints, and come to the counts of 160 numbers by parity.
+fn comes_between_checkpoints(
+    numbers: impl for<'s> Fn(&Job<'s>, Trickle<u64>) -> Stream<'s, u64> + Send + Sync + 'static,
+) {
     let sink = Collect::new();
     let seen = sink.handle();
     let simulation = Simulation::new(3).workers(2..=2).config(|config| {
         config.checkpoints.interval = Some(Duration::from_secs(3600));
     });
     let outcome = simulation.run(move |job| {
-        let time = EventTime::monotonic(|n: &u64| *n as i64);
-        job.source_with("numbers", Trickle::new(3, 2, 80, |_, i| i * 10), time)
+        numbers(job, Trickle::new(3, 2, 80, |_, i| i))
             .map(|n| Change::Insert(n % 2))
             .differential("view", |numbers| numbers.count())
             .sink("out", FaultSink::new(sink.clone()));
@@ -224,7 +225,23 @@ fn results_come_when_the_watermark_moves_on_without_waiting_for_a_checkpoint() {
     let rounds = changes.iter().filter(|change| change.is_insert()).count();
     let checkpoints = outcome.checkpoints;
     assert!(rounds > 5 * checkpoints, "{rounds} rounds, {checkpoints} checkpoints");
-    comes_to([(0, 160)], changes).unwrap_or_else(|why| panic!("{why}"));
+    comes_to([(0, 80), (1, 80)], changes).unwrap_or_else(|why| panic!("{why}"));
+}
+
+#[test]
+fn results_come_when_the_watermark_moves_on_without_waiting_for_a_checkpoint() {
+    comes_between_checkpoints(|job, numbers| {
+        let time = EventTime::monotonic(|n: &u64| 10 * *n as i64);
+        job.source_with("numbers", numbers, time)
+    });
+}
+
+#[test]
+fn results_come_by_the_clock_where_event_time_does_not_move() {
+    comes_between_checkpoints(|job, numbers| {
+        let numbers = job.source("numbers", numbers);
+        numbers.assign_arrival_times("arrival", Duration::from_millis(1))
+    });
 }
 
 #[test]
@@ -253,6 +270,26 @@ fn what_watches_a_view_sees_its_event_time_and_state() {
         },
     )
     .keys(12)
+    .seeds(SEEDS)
+    .run();
+}
+
+#[test]
+fn a_view_whose_rounds_are_cut_by_the_clock_comes_to_the_same() {
+    checked_case(
+        "a_view_whose_rounds_are_cut_by_the_clock_comes_to_the_same",
+        |events| {
+            events
+                .assign_arrival_times("arrival", Duration::from_millis(2))
+                .map(|event| Change::Insert(event.key))
+                .differential("view", |keys| keys.count())
+        },
+        |events, changes| {
+            let mut counts = BTreeMap::<u64, isize>::new();
+            events.iter().for_each(|event| *counts.entry(event.key).or_default() += 1);
+            comes_to(counts, changes)
+        },
+    )
     .seeds(SEEDS)
     .run();
 }

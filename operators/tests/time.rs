@@ -143,3 +143,40 @@ fn an_assigned_watermark_moves_on_and_never_back() {
     .run();
     assert!(ON_THE_WAY.load(Ordering::Relaxed) > 100);
 }
+
+/// Timers that have fired by the clock, before the input had ended.
+static BY_THE_CLOCK: AtomicU64 = AtomicU64::new(0);
+
+#[test]
+fn times_of_arrival_move_on_with_the_clock_and_lose_nothing() {
+    checked_case(
+        "times_of_arrival_move_on_with_the_clock_and_lose_nothing",
+        |events| {
+            let arrived = events.assign_arrival_times("arrival", Duration::from_millis(3));
+            arrived.key_by(|event| event.key).process_with_timers(
+                "packages",
+                (List::<Event>::new("waiting"), Value::<i64>::new("last")),
+                |_, event, (waiting, _), context| {
+                    waiting.append(event);
+                    context.register_event_timer(context.watermark().saturating_add(1));
+                },
+                |_, timer, (waiting, last), context| {
+                    if context.watermark() < i64::MAX {
+                        BY_THE_CLOCK.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let back = last.set(timer.time).is_some_and(|last| last > timer.time);
+                    waiting.take().into_iter().for_each(|event| context.emit((event, back)));
+                },
+            )
+        },
+        |events, found| {
+            if let Some(back) = found.iter().find(|(_, back)| *back) {
+                return Err(format!("event time goes back at {back:?}"));
+            }
+            same(events.to_vec(), found.into_iter().map(|(event, _)| event).collect())
+        },
+    )
+    .seeds(20)
+    .run();
+    assert!(BY_THE_CLOCK.load(Ordering::Relaxed) > 100);
+}

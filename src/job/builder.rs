@@ -12,11 +12,12 @@ use crate::connect::{Committer, ConnectError, Record, Sink, SinkContext, Source}
 use crate::format::part::EntryBlock;
 use crate::format::{FormatError, SectionHeader, codec};
 use crate::ids::{InvalidName, Name};
-use crate::job::stream::Stream;
+use crate::job::stream::{Stream, Timely};
 use crate::protocol::layers::{Layer, Selection};
 use crate::protocol::watermark::event_coordinate;
 use crate::runtime::assign::{assign, assigned_header};
 use crate::runtime::board::ASSIGNERS;
+use crate::runtime::chain::Origin;
 use crate::runtime::channel::ChannelSpec;
 use crate::runtime::channel_log::{Placement, RestoredLog, log_headers, read_log};
 use crate::runtime::context::WorkerContext;
@@ -30,6 +31,8 @@ use crate::runtime::migration::{Fit, Migrations};
 use crate::runtime::native_restore::NativeReaders;
 #[cfg(feature = "rocksdb")]
 use crate::runtime::native_restore::{have_our_rows, take_over};
+use crate::runtime::operator::Inputs;
+use crate::runtime::operator_state::BroadcastStates;
 use crate::runtime::restore::{RestoreError, Restored};
 use crate::runtime::scheduled::{Scheduled, ScheduledContext, ScheduledLogic};
 use crate::runtime::sink::{COMMIT_ATTEMPTS, SinkEnds, commit_delay, sink, transactions_header};
@@ -122,6 +125,23 @@ fn read_state(
         .map_err(|source| RestoreError::Unreadable { epoch, source })?;
     // What was in files is in no layer.
     Ok(None)
+}
+
+/// A stream, and the broadcast one beside it if there is one.
+pub(super) type MainAndBroadcast<'scope, D, B> = (Stream<'scope, D>, Option<Stream<'scope, B>>);
+
+/// What comes out of an operator behind both, with the origins that are in front of it.
+pub(super) fn behind<'scope, D: Record, B: Record, O: Record>(
+    (main, broadcast): MainAndBroadcast<'scope, D, B>,
+    build: impl FnOnce(Inputs<'scope, D, B>, Vec<Origin>) -> (Timely<'scope, O>, Vec<Origin>),
+) -> Stream<'scope, O> {
+    let Stream { inner, job, mut origins, channel } = main;
+    let broadcast = broadcast.map(|broadcast| {
+        origins.extend(broadcast.origins);
+        broadcast.inner
+    });
+    let (inner, origins) = build((inner, broadcast), origins);
+    Stream { inner, job, origins, channel }
 }
 
 /// A job that is being built on one worker.
@@ -364,28 +384,33 @@ impl<'scope> Job<'scope> {
         Stream { inner, job, origins, channel }
     }
 
-    pub(crate) fn add_keyed_with_timers<K, V, S, O, F, T>(
+    pub(crate) fn add_keyed_with_timers<K, V, R, S, B, O, F, G, T>(
         &self,
-        stream: Stream<'scope, (K, V)>,
+        inputs: MainAndBroadcast<'scope, (K, V), R>,
         name: &str,
-        states: S,
+        (states, broadcast): (S, B),
         on_record: F,
+        on_broadcast: G,
         on_timer: T,
     ) -> Stream<'scope, O>
     where
         K: Key,
         V: Record,
+        R: Record,
         S: States<K>,
+        B: BroadcastStates,
         O: Record,
-        F: FnMut(&K, V, &mut S::Access<'_>, &mut TimerContext<'_, K, O>) + 'static,
-        T: FnMut(&K, Timer, &mut S::Access<'_>, &mut TimerContext<'_, K, O>) + 'static,
+        F: FnMut(&K, V, &mut S::Access<'_>, &B::View<'_>, &mut TimerContext<'_, K, O>) + 'static,
+        G: FnMut(R, &mut B::Access<'_>, &mut Context<'_, O>) + 'static,
+        T: FnMut(&K, Timer, &mut S::Access<'_>, &B::View<'_>, &mut TimerContext<'_, K, O>)
+            + 'static,
     {
         let name = self.name(name);
         let headers = timer_headers::<K>(&name);
-        let taken = headers.iter().map(|header| header.state.clone());
-        let restored_tables =
-            self.restored_tables(&name, &states, self.taken_names(&name, taken), &headers);
-        let (OperatorState { backend, tables }, readers) = restored_tables;
+        let mut taken = self.taken_names(&name, headers.iter().map(|header| header.state.clone()));
+        let kept = self.restored_operator_state(&name, &broadcast, &mut taken);
+        let (OperatorState { backend, tables }, readers) =
+            self.restored_tables(&name, &states, taken, &headers);
         let max_parallelism = self.context.config().max_parallelism;
         let groups = owned_groups(&self.context);
         let mut timers = KeyTimers::new(&backend, max_parallelism, &groups);
@@ -400,8 +425,17 @@ impl<'scope> Job<'scope> {
                 Err(error) => self.error(error),
             }
         }
-        let logic = TimersLogic { states, backend, tables, timers, on_record, on_timer };
-        self.add_timed(stream, &name, logic)
+        let logic = TimersLogic {
+            states,
+            backend,
+            tables,
+            timers,
+            kept,
+            on_record,
+            on_broadcast,
+            on_timer,
+        };
+        self.add_timed(inputs, &name, logic)
     }
 
     pub(crate) fn add_scheduled<K, V, W, O, F, T>(
@@ -423,7 +457,8 @@ impl<'scope> Job<'scope> {
         let name = self.name(name);
         let taken = self.taken_names(&name, []);
         let (tables, _) = self.restored_tables(&name, &state, taken, &[]);
-        self.add_timed(stream, &name, ScheduledLogic::new(state, tables, on_record, on_due))
+        let logic = ScheduledLogic::new(state, tables, on_record, on_due);
+        self.add_timed((stream, None), &name, logic)
     }
 
     /// The names that states of a timed operator may not have.
@@ -432,19 +467,19 @@ impl<'scope> Job<'scope> {
         own.into_iter().chain(more).collect()
     }
 
-    fn add_timed<K: Key, V: Record, O: Record>(
+    fn add_timed<K: Key, V: Record, B: Record, O: Record>(
         &self,
-        stream: Stream<'scope, (K, V)>,
+        inputs: MainAndBroadcast<'scope, (K, V), B>,
         name: &Name,
-        logic: impl TimedLogic<K, V, O>,
+        logic: impl TimedLogic<K, V, B, O>,
     ) -> Stream<'scope, O> {
         let (_, shown) = self.restored_watermark(name);
         let held = self.restored_events(&held_header(name));
         let held_at = held.into_iter().min().unwrap_or(i64::MAX);
-        let Stream { inner, job, origins, channel } = stream;
-        let inner = timed(inner, origins.clone(), &self.context, name, shown, logic);
-        let origins = origins.iter().map(|origin| origin.held_at(held_at)).collect();
-        Stream { inner, job, origins, channel }
+        behind(inputs, |inputs, origins| {
+            let inner = timed(inputs, origins.clone(), &self.context, name, shown, logic);
+            (inner, origins.iter().map(|origin| origin.held_at(held_at)).collect())
+        })
     }
 
     pub(crate) fn add_assigner<D: Record>(

@@ -25,6 +25,7 @@
 mod async_io;
 pub mod bootstrap;
 mod builder;
+mod connected;
 pub mod convert;
 pub(crate) mod execute;
 mod operators;
@@ -33,6 +34,7 @@ pub mod state_reader;
 mod stream;
 
 pub use builder::{BuildError, Job};
+pub use connected::Connected;
 pub use execute::{JobError, JobHandle, SavepointFailed, execute};
 
 pub use crate::format::record::SavepointInfo;
@@ -44,7 +46,7 @@ pub use crate::runtime::async_function::{
     RequestThreads,
 };
 pub use crate::runtime::counters::{
-    Balance, ChannelStatus, Checkpoints, CompletedCheckpoint, Counters, StateMemory,
+    Balance, ChannelStatus, Checkpoints, CompletedCheckpoint, Counters, RequestStatus, StateMemory,
 };
 pub use crate::runtime::either::Either;
 pub use crate::runtime::event_time::EventTime;

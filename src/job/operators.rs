@@ -2,19 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use crate::connect::Record;
 use crate::ids::Name;
 use crate::job::Job;
-use crate::job::builder::BuildError;
+use crate::job::builder::{BuildError, MainAndBroadcast, behind};
 use crate::job::stream::{KeyedStream, Stream};
 use crate::runtime::event_time::EventTime;
 use crate::runtime::keyed::Context;
+use crate::runtime::keyed_timers::TimerContext;
 use crate::runtime::operator::{
     BroadcastProcess, Kept, KeyedBroadcastProcess, Logic, Process, operator,
 };
 use crate::runtime::operator_state::{self, BroadcastStates, OperatorStates, Stored};
 use crate::runtime::states::States;
+use crate::runtime::timed::Timer;
 use crate::state::Key;
 
 impl<'scope, D: Record> Stream<'scope, D> {
@@ -115,6 +118,43 @@ impl<'scope, D: Record> Stream<'scope, D> {
     #[must_use]
     pub fn assign_timestamps(self, name: &str, event_time: EventTime<D>) -> Self {
         self.job.clone().add_assigner(self, name, event_time)
+    }
+
+    /// Gives the records another event time, whatever they had: that of their arrival here, by the clock of the machine, in steps of
+    /// `tick` (whole milliseconds, at least one). Event time moves on with the clock, whether records come or not, until the
+    /// end of the input; each step costs the worker a look at what is behind. No record is late.
+    ///
+    /// So what waits for the watermark, such as a view of differential dataflow, gives results once a tick. Another run
+    /// gives the records other times. Otherwise as [`Stream::assign_timestamps`].
+    ///
+    /// # Examples
+    /// What has arrived in each tenth of a second is counted when that is over:
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use highwater::prelude::*;
+    ///
+    /// fn counts<'a>(visits: Stream<'a, String>) -> Stream<'a, (String, u64)> {
+    ///     visits
+    ///         .assign_arrival_times("arrival", Duration::from_millis(100))
+    ///         .key_by(String::clone)
+    ///         .process_with_timers(
+    ///             "counts",
+    ///             Value::<u64>::new("count"),
+    ///             |_, _, count, context| {
+    ///                 *count.or_default() += 1;
+    ///                 context.register_event_timer(context.watermark().saturating_add(1));
+    ///             },
+    ///             |page, _, count, context| {
+    ///                 count.take().into_iter().for_each(|n| context.emit((page.clone(), n)));
+    ///             },
+    ///         )
+    /// }
+    /// ```
+    #[must_use]
+    pub fn assign_arrival_times(self, name: &str, tick: Duration) -> Self {
+        let by_clock = EventTime { tick: Some(tick), ..EventTime::none() };
+        self.job.clone().add_assigner(self, name, by_clock)
     }
 
     /// Puts a second stream beside this one, of which every worker gets every record: settings, rules, a table to look things
@@ -316,29 +356,106 @@ impl<'scope, K: Key, V: Record, B: Record> KeyedBroadcastConnected<'scope, K, V,
         };
         job.add_operator((main, Some(self.broadcast)), &name, shown, logic)
     }
+
+    /// As [`KeyedBroadcastConnected::process`], with timers: the function for the main records may register and delete them,
+    /// for the key at hand, and a third function is called when a time has come. It sees the broadcast state as it is then, and
+    /// cannot change it. Otherwise as [`KeyedStream::process_with_timers`].
+    ///
+    /// A broadcast record has no key, so its function has no timers.
+    ///
+    /// # Examples
+    /// What was bought of each article in ten milliseconds of event time, where it passes a limit that may change:
+    /// ```
+    /// use highwater::config::JobConfig;
+    /// use highwater::ids::Name;
+    /// use highwater::job::{JobHandle, execute};
+    /// use highwater::prelude::*;
+    ///
+    /// let collect = Collect::new();
+    /// let seen = collect.handle();
+    /// let config = JobConfig::new(Name::new("limits")?);
+    /// execute(config, &JobHandle::default(), move |job| {
+    ///     // Since when, and what. The windows below wait until both streams have passed them.
+    ///     let limits = Collection::new(vec![(0i64, 4u64), (15, 7)]);
+    ///     let limits = job.source_with("limits", limits, EventTime::monotonic(|(at, _)| *at));
+    ///     let sold = [(1i64, "tea", 3u64), (4, "tea", 2), (12, "tea", 1), (31, "tea", 9)];
+    ///     let sold = sold.map(|(at, article, pieces)| (at, article.to_owned(), pieces)).to_vec();
+    ///     job.source_with("sold", Collection::new(sold), EventTime::monotonic(|(at, _, _)| *at))
+    ///         .key_by(|(_, article, _)| article.clone())
+    ///         .connect_broadcast(limits)
+    ///         .process_with_timers(
+    ///             "passed",
+    ///             Map::<i64, u64>::new("sold"),
+    ///             Broadcast::<i64, u64>::new("limits"),
+    ///             |_, (at, _, pieces), sold, _limits, context| {
+    ///                 let end = at - at % 10 + 9;
+    ///                 let before = sold.get(&end).copied().unwrap_or(0);
+    ///                 sold.insert(end, before + pieces);
+    ///                 context.register_event_timer(end);
+    ///             },
+    ///             |(at, limit), limits, _| {
+    ///                 limits.insert(at, limit);
+    ///             },
+    ///             |article, timer, sold, limits, context| {
+    ///                 let pieces = sold.remove(&timer.time).unwrap_or(0);
+    ///                 let limit = limits.iter().filter(|(at, _)| **at <= timer.time).last();
+    ///                 if limit.is_some_and(|(_, limit)| pieces > *limit) {
+    ///                     context.emit((timer.time, article.clone(), pieces));
+    ///                 }
+    ///             },
+    ///         )
+    ///         .sink("out", collect.clone());
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(seen.committed(), [(9, "tea".to_owned(), 5), (39, "tea".to_owned(), 9)]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn process_with_timers<S, T, O, F, G, H>(
+        self,
+        name: &str,
+        states: S,
+        broadcast: T,
+        on_record: F,
+        on_broadcast: G,
+        on_timer: H,
+    ) -> Stream<'scope, O>
+    where
+        S: States<K>,
+        T: BroadcastStates,
+        O: Record,
+        F: FnMut(&K, V, &mut S::Access<'_>, &T::View<'_>, &mut TimerContext<'_, K, O>) + 'static,
+        G: FnMut(B, &mut T::Access<'_>, &mut Context<'_, O>) + 'static,
+        H: FnMut(&K, Timer, &mut S::Access<'_>, &T::View<'_>, &mut TimerContext<'_, K, O>)
+            + 'static,
+    {
+        let main = self.main.stream;
+        main.job.clone().add_keyed_with_timers(
+            (main, Some(self.broadcast)),
+            name,
+            (states, broadcast),
+            on_record,
+            on_broadcast,
+            on_timer,
+        )
+    }
 }
 
 impl<'scope> Job<'scope> {
     fn add_operator<D: Record, B: Record, O: Record, L: Logic<D, B, O>>(
         &self,
-        (main, broadcast): (Stream<'scope, D>, Option<Stream<'scope, B>>),
+        inputs: MainAndBroadcast<'scope, D, B>,
         name: &Name,
         shown: i64,
         logic: L,
     ) -> Stream<'scope, O> {
-        let Stream { inner, job, mut origins, channel } = main;
-        let broadcast = broadcast.map(|broadcast| {
-            origins.extend(broadcast.origins);
-            broadcast.inner
-        });
-        let inputs = (inner, broadcast);
-        let inner = operator(inputs, origins.clone(), self.context(), name, shown, logic);
-        Stream { inner, job, origins, channel }
+        behind(inputs, |inputs, origins| {
+            (operator(inputs, origins.clone(), self.context(), name, shown, logic), origins)
+        })
     }
 
     /// The states of an operator, with what a checkpoint holds of them for this worker. `seen`: names that states may not
     /// have; theirs are added.
-    fn restored_operator_state<S: Stored>(
+    pub(super) fn restored_operator_state<S: Stored>(
         &self,
         name: &Name,
         states: &S,

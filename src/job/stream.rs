@@ -18,6 +18,7 @@ use crate::runtime::either::Either;
 use crate::runtime::keyed::{Context, Replay};
 use crate::runtime::keyed_timers::TimerContext;
 use crate::runtime::kinds::{Value, ValueState};
+use crate::runtime::operator_state::NoBroadcast;
 use crate::runtime::router::{Route, Targets, router};
 use crate::runtime::scheduled::{Scheduled, ScheduledContext};
 use crate::runtime::stateless::{batchwise, split, stateless};
@@ -335,8 +336,8 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
         self,
         name: &str,
         states: S,
-        on_record: F,
-        on_timer: T,
+        mut on_record: F,
+        mut on_timer: T,
     ) -> Stream<'scope, O>
     where
         S: States<K>,
@@ -345,7 +346,14 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
         T: FnMut(&K, Timer, &mut S::Access<'_>, &mut TimerContext<'_, K, O>) + 'static,
     {
         let job = self.stream.job.clone();
-        job.add_keyed_with_timers(self.stream, name, states, on_record, on_timer)
+        job.add_keyed_with_timers(
+            (self.stream, None),
+            name,
+            (states, NoBroadcast),
+            move |key, value, state, (), context| on_record(key, value, state, context),
+            |(), (), _| (),
+            move |key, timer, state, (), context| on_timer(key, timer, state, context),
+        )
     }
 
     /// Processes every record with the state of its key, and calls a second function when the state is due: a state of a
@@ -520,8 +528,8 @@ impl<'scope, K: Key, V: Record> KeyedStream<'scope, K, V> {
 
     /// All records of both streams, keyed as they were. The watermark of the result is the lesser of both.
     ///
-    /// With [`KeyedStream::map_values`] to bring them to one type, an operator can take two inputs or more: each keeps a
-    /// channel of its own, and a barrier has to come through all of them.
+    /// Operators with more inputs than two are behind a union: [`KeyedStream::map_values`] brings the streams to one type, and each
+    /// keeps a channel of its own, all of which a barrier has to come through. For two see [`KeyedStream::connect`].
     #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self { stream: self.stream.union(other.stream) }

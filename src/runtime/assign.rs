@@ -6,6 +6,10 @@
 //! it. It moves on in event time once a watermark interval, in the epoch at every barrier after the snapshot (I3), to
 //! the end of event time with the input, and is dropped when the input is over.
 //!
+//! # By the clock
+//! Event time may be that of the machine's clock, in ticks. Then it moves on whether records come or not: the operator wakes up for
+//! it.
+//!
 //! # Event time across a restore (I9)
 //! Each instance keeps its watermark in the snapshot. What is behind it has seen the least of all instances at the most, so
 //! every instance of a restored job starts from the least.
@@ -80,7 +84,8 @@ pub(crate) fn assign<'scope, D: Record>(
     let alarm = Alarm::new(&context, activator.clone());
     let mode = context.config().checkpoints.mode;
     let mut gate = Gate::<Vec<D>>::new(mode, context.shared.first_epoch, origins);
-    let EventTime { strategy, timestamp } = event_time;
+    let EventTime { strategy, timestamp, tick } = event_time;
+    let tick_ms = tick.map(|tick| i64::try_from(tick.as_millis()).unwrap_or(i64::MAX).max(1));
     let split = SplitState { watermark: restored, finished: false };
     let mut instance = Instance {
         watermarks: SplitWatermarks::new(&strategy, &[split], context.now()),
@@ -107,6 +112,15 @@ pub(crate) fn assign<'scope, D: Record>(
             let Some(held) = &mut held else { return };
             let mut output = output.activate();
             let now = context.now();
+            // By the clock: event time is at the last tick, whether records come or not.
+            let mut next_tick = None;
+            if let Some(tick_ms) = tick_ms {
+                let unix_ms = context.unix_ms();
+                let since = unix_ms.rem_euclid(tick_ms);
+                instance.watermarks.observe(0, [unix_ms.saturating_sub(since)], now);
+                instance.clock.stir();
+                next_tick = Some(now + Duration::from_millis((tick_ms - since).unsigned_abs()));
+            }
             let mut give = |held: &Capability<Time>, to: &mut Instance, records: &mut Vec<D>| {
                 if let Some(timestamp) = &timestamp {
                     to.watermarks.observe(0, records.iter().map(timestamp), now);
@@ -138,7 +152,9 @@ pub(crate) fn assign<'scope, D: Record>(
             }
             let over = |time: &Time| time.event == i64::MAX;
             let ended = frontier.frontier().iter().all(over) && !gate.holds();
-            alarm.wake_at.set(instance.tick(ended, &context));
+            let again = instance.tick(ended, &context);
+            let next_tick = next_tick.filter(|_| !ended);
+            alarm.wake_at.set(again.into_iter().chain(next_tick).min());
             if held.time().event < instance.clock.event() {
                 held.downgrade(&Time::new(gate.open(), instance.clock.event()));
             }

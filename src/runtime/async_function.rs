@@ -160,6 +160,7 @@ pub struct AsyncSettings {
     pub(crate) ordered: bool,
     pub(crate) capacity: usize,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) total_timeout: Option<Duration>,
     pub(crate) attempts: u32,
     pub(crate) delay: Duration,
     pub(crate) delay_max: Duration,
@@ -174,6 +175,7 @@ impl AsyncSettings {
             ordered,
             capacity: CAPACITY,
             timeout: None,
+            total_timeout: None,
             attempts: 1,
             delay: Duration::ZERO,
             delay_max: Duration::ZERO,
@@ -206,6 +208,16 @@ impl AsyncSettings {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long a request may take, from its first attempt to its answer, with all attempts and the delays between them. It has
+    /// failed for good then. What would be tried again only after that has failed for good at once. Unless set, any time.
+    ///
+    /// A request that is under way when the job restarts begins anew, as its attempts do.
+    #[must_use]
+    pub fn total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = Some(timeout);
         self
     }
 

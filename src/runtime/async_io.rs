@@ -11,7 +11,7 @@
 //! | queued   | there is room             | asked    | the function is called, the time-out begins         |
 //! | asked    | answer                    | answered |                                                     |
 //! | asked    | failure, time-out         | failed   | if attempts are left: the delay begins              |
-//! | asked    | failure, time-out, no attempt left | answered, or the job fails | the function says which   |
+//! | asked    | failure, time-out, no attempt or no time left | answered, or the job fails | the function says which   |
 //! | failed   | delay over                | asked    | the function is called, the time-out begins         |
 //! | answered | its turn                  | gone     | results are emitted; ordered: when all before it are |
 //!
@@ -59,6 +59,7 @@ use crate::runtime::async_function::{Answer, AsyncContext, AsyncFunction, AsyncS
 use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::channel_log::{ChannelLog, GroupOf, RestoredLog, SharedRecords};
 use crate::runtime::context::{Alarm, Contribution, WorkerContext};
+use crate::runtime::counters::RequestCounters;
 use crate::runtime::keyed::Session;
 use crate::runtime::outgoing::Outgoing;
 use crate::runtime::pool::Pool;
@@ -115,6 +116,8 @@ struct Request<D, O> {
     state: State<O>,
     /// When it times out, or is asked again.
     deadline: Option<Duration>,
+    /// When its last attempt is over.
+    end: Option<Duration>,
 }
 
 /// The rights to send what is still to come, by event time, and for how many records.
@@ -174,6 +177,7 @@ struct Requests<D: Record, F: AsyncFunction<D>, W, R> {
     rights: Rights,
     inbox: Arc<Inbox<F::Output>>,
     replies: Receiver<Reply<F::Output>>,
+    counters: Arc<RequestCounters>,
     outgoing: Outgoing<R>,
     inputs: Pool<D>,
 }
@@ -209,7 +213,8 @@ where
             let Some((event, record)) = self.queue.pop_front() else { break };
             let (number, state) = (self.next, State::Asked);
             self.next += 1;
-            let request = Request { record, event, attempt: 0, state, deadline: None };
+            let end = self.parts.settings.total_timeout.map(|total| now.saturating_add(total));
+            let request = Request { record, event, attempt: 0, state, deadline: None, end };
             self.under_way.insert(number, request);
             self.ask(number, now);
             asked = true;
@@ -227,7 +232,8 @@ where
         let Some(request) = self.under_way.get_mut(&number) else { return };
         request.attempt += 1;
         request.state = State::Asked;
-        request.deadline = self.parts.settings.timeout.map(|timeout| now.saturating_add(timeout));
+        let timeout = self.parts.settings.timeout.map(|timeout| now.saturating_add(timeout));
+        request.deadline = timeout.into_iter().chain(request.end).min();
         self.deadlines.extend(request.deadline.map(|at| (at, number)));
         let (attempt, inbox) = (request.attempt, Arc::clone(&self.inbox));
         let answer =
@@ -247,6 +253,9 @@ where
             if let Some(at) = request.deadline.take() {
                 self.deadlines.remove(&(at, number));
             }
+            let count =
+                if result.is_ok() { &self.counters.answered } else { &self.counters.failed };
+            count.fetch_add(1, Ordering::Relaxed);
             self.settle(number, result, now);
         }
         any
@@ -258,7 +267,10 @@ where
         let results = match result {
             Ok(results) => results,
             Err(error) => {
-                if let Some(delay) = self.parts.settings.delay_after(request.attempt) {
+                let ends_before = |at| request.end.is_some_and(|end| end <= at);
+                let again = self.parts.settings.delay_after(request.attempt);
+                if let Some(delay) = again.filter(|delay| !ends_before(now.saturating_add(*delay)))
+                {
                     tracing::debug!(
                         operator = %self.name, attempt = request.attempt,
                         "a request has failed, again in {delay:?}: {error}"
@@ -269,6 +281,7 @@ where
                     self.deadlines.insert((at, number));
                     return;
                 }
+                self.counters.given_up.fetch_add(1, Ordering::Relaxed);
                 let Some(results) = self.parts.function.failed(&request.record, &error) else {
                     let attempts = request.attempt;
                     let what = format!("a request has failed {attempts} times, the last time");
@@ -292,13 +305,24 @@ where
             self.deadlines.pop_first();
             let Some(request) = self.under_way.get_mut(&number) else { continue };
             request.deadline = None;
-            if let State::Failed = request.state {
-                self.ask(number, now);
-            } else {
-                let timeout = self.parts.settings.timeout.unwrap_or_default();
-                let error = ConnectError::new(format!("no answer within {timeout:?}"));
-                self.settle(number, Err(error), now);
+            let over = request.end.is_some_and(|end| end <= now);
+            match request.state {
+                State::Failed if !over => {
+                    self.ask(number, now);
+                    continue;
+                }
+                State::Asked => {
+                    self.counters.timed_out.fetch_add(1, Ordering::Relaxed);
+                }
+                State::Failed | State::Answered(_) => {}
             }
+            let settings = &self.parts.settings;
+            let timeout = match settings.total_timeout.filter(|_| over) {
+                Some(total) => format!("{total:?}, in {} attempts", request.attempt),
+                None => format!("{:?}", settings.timeout.unwrap_or_default()),
+            };
+            let error = ConnectError::new(format!("no answer within {timeout}"));
+            self.settle(number, Err(error), now);
         }
     }
 
@@ -424,6 +448,7 @@ where
         rights: Rights::default(),
         inbox: Arc::new(inbox),
         replies,
+        counters: context.shared.counters.requests_of(name, context.index),
     };
     let operator = scope_name(name.as_str());
     builder.build(move |mut capabilities| {
@@ -447,6 +472,7 @@ where
             if context.finishing() || frontier.is_empty() || context.failed() {
                 // What waits is in the final checkpoint, or of no checkpoint.
                 requests.clear();
+                requests.counters.set_under_way(0);
                 gate.barrier_passed(&[frontier]);
                 alarm.wake_at.set(None);
                 return;
@@ -474,6 +500,7 @@ where
                 }
             }
             gate.pause(requests.is_full());
+            requests.counters.set_under_way(requests.under_way.len());
             alarm.wake_at.set(requests.deadlines.first().map(|(at, _)| *at));
             requests.inbox.awake.store(false, Ordering::Release);
             // An answer may have come just before.

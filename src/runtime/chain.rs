@@ -178,6 +178,15 @@ impl<B> Gate<B> {
         epoch <= open || self.mode == CheckpointMode::AtLeastOnce
     }
 
+    /// As [`Gate::admits`], and holds the batch back that may not be.
+    pub(crate) fn admits_or_holds(&mut self, time: Time, batch: impl FnOnce() -> B) -> bool {
+        let admitted = self.admits(time.epoch());
+        if !admitted {
+            self.hold(time, batch());
+        }
+        admitted
+    }
+
     /// Holds a batch back.
     pub(crate) fn hold(&mut self, time: Time, batch: B) {
         self.waiting.push_back((time, batch));

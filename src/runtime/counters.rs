@@ -22,6 +22,8 @@ pub struct Counters {
     checkpoints: Mutex<Checkpoints>,
     /// Of the attempt that runs now.
     channels: Mutex<Vec<Arc<ChannelCounters>>>,
+    /// Of the attempt that runs now.
+    requests: Mutex<Vec<Arc<RequestCounters>>>,
     ledger: Mutex<Option<Arc<Ledger>>>,
     #[cfg(feature = "rocksdb")]
     budget: Mutex<Option<Arc<Budget>>>,
@@ -81,6 +83,7 @@ impl Default for Counters {
             in_progress: AtomicU32::new(0),
             checkpoints: Mutex::default(),
             channels: Mutex::default(),
+            requests: Mutex::default(),
             ledger: Mutex::default(),
             #[cfg(feature = "rocksdb")]
             budget: Mutex::default(),
@@ -154,6 +157,27 @@ impl Counters {
         channel
     }
 
+    /// How the operators of this process stand that ask the outside world, of the attempt that runs now.
+    pub fn requests(&self) -> Vec<RequestStatus> {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.iter().map(|requests| requests.status()).collect()
+    }
+
+    pub(crate) fn requests_of(&self, operator: &Name, worker: usize) -> Arc<RequestCounters> {
+        let counters = Arc::new(RequestCounters {
+            operator: operator.clone(),
+            worker,
+            under_way: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            timed_out: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
+        });
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.push(Arc::clone(&counters));
+        counters
+    }
+
     /// What the workers of this process have sent to each other and to those of other processes and what was not taken
     /// out of channels yet, of the attempt that runs now.
     pub fn balances(&self) -> Vec<Balance> {
@@ -164,6 +188,7 @@ impl Counters {
     /// An attempt begins.
     pub(crate) fn begin_attempt(&self, ledger: &Arc<Ledger>) {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clear();
         *self.ledger.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(ledger));
     }
 
@@ -239,6 +264,58 @@ pub struct ChannelStatus {
     pub logged_records: u64,
     /// What they weighed. Units: bytes.
     pub logged_bytes: u64,
+}
+
+/// How an operator that asks the outside world stands at one worker. Counts are of the attempt of the job; rates are differences
+/// of two of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RequestStatus {
+    /// The operator.
+    pub operator: Name,
+    /// The worker.
+    pub worker: usize,
+    /// Requests under way: asked, waiting to be asked again, or answered and waiting for their turn to be emitted.
+    pub under_way: u64,
+    /// Requests that were answered, stand-ins not counted.
+    pub answered: u64,
+    /// Attempts that have failed by themselves.
+    pub failed: u64,
+    /// Attempts that were not answered in time.
+    pub timed_out: u64,
+    /// Requests whose last attempt has failed or timed out: a stand-in was their answer, or the job has failed.
+    pub given_up: u64,
+}
+
+/// The counts of one operator that asks the outside world at one worker. One writer.
+#[derive(Debug)]
+pub(crate) struct RequestCounters {
+    operator: Name,
+    worker: usize,
+    under_way: AtomicU64,
+    pub(crate) answered: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) timed_out: AtomicU64,
+    pub(crate) given_up: AtomicU64,
+}
+
+impl RequestCounters {
+    pub(crate) fn set_under_way(&self, requests: usize) {
+        self.under_way.store(requests as u64, Ordering::Relaxed);
+    }
+
+    fn status(&self) -> RequestStatus {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        RequestStatus {
+            operator: self.operator.clone(),
+            worker: self.worker,
+            under_way: get(&self.under_way),
+            answered: get(&self.answered),
+            failed: get(&self.failed),
+            timed_out: get(&self.timed_out),
+            given_up: get(&self.given_up),
+        }
+    }
 }
 
 /// What is outstanding between two workers, all channels together: a source waits while it is not below the budget.

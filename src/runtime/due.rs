@@ -29,6 +29,8 @@ pub(crate) struct DueQueue<K> {
     waiting: usize,
     /// Entries that may be taken before others have to be brought near.
     near: usize,
+    /// Room for the keys of another time.
+    spare: Vec<(u64, K)>,
 }
 
 /// The keys that wait for one time.
@@ -37,12 +39,6 @@ struct Keys<K> {
     list: Vec<(u64, K)>,
     /// Whether it is in order, but for what was added since.
     ordered: bool,
-}
-
-impl<K> Default for Keys<K> {
-    fn default() -> Self {
-        Self { list: Vec::new(), ordered: false }
-    }
 }
 
 impl<K> Keys<K> {
@@ -56,7 +52,7 @@ impl<K> Keys<K> {
 
 impl<K> Default for DueQueue<K> {
     fn default() -> Self {
-        Self { by_time: BTreeMap::new(), entries: 0, waiting: 0, near: 0 }
+        Self { by_time: BTreeMap::new(), entries: 0, waiting: 0, near: 0, spare: Vec::new() }
     }
 }
 
@@ -77,7 +73,10 @@ impl<K: Key> DueQueue<K> {
         if let Some(time) = after {
             self.waiting += 1;
             self.entries += 1;
-            self.by_time.entry(time).or_default().list.push((hash, key.clone()));
+            let spare = &mut self.spare;
+            let keys = self.by_time.entry(time);
+            let keys = keys.or_insert_with(|| Keys { list: std::mem::take(spare), ordered: false });
+            keys.list.push((hash, key.clone()));
         }
     }
 
@@ -92,7 +91,8 @@ impl<K: Key> DueQueue<K> {
         first.get_mut().order();
         let (hash, key) = first.get_mut().list.pop().expect("no time is without entries");
         if first.get().list.is_empty() {
-            first.remove();
+            // The next time may have as many.
+            self.spare = first.remove().list;
             self.near = 0;
         }
         self.entries -= 1;

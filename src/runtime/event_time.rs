@@ -1,6 +1,7 @@
 //! How a source tells event time.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::protocol::watermark::WatermarkStrategy;
 
@@ -12,6 +13,8 @@ pub struct EventTime<D> {
     pub(crate) strategy: WatermarkStrategy,
     /// Units: milliseconds. `None` if records have no event time.
     pub(crate) timestamp: Option<Timestamp<D>>,
+    /// How often an operator that assigns event time moves it on by the clock. `None` if it does not.
+    pub(crate) tick: Option<Duration>,
 }
 
 pub(crate) type Timestamp<D> = Box<dyn Fn(&D) -> i64>;
@@ -26,12 +29,12 @@ impl<D> EventTime<D> {
     /// No event time: the watermark stays at its beginning until the end of the input.
     #[must_use]
     pub fn none() -> Self {
-        Self { strategy: WatermarkStrategy::monotonic(), timestamp: None }
+        Self { strategy: WatermarkStrategy::monotonic(), timestamp: None, tick: None }
     }
 
     /// Event time by `timestamp`, in milliseconds, with watermarks by `strategy`.
     pub fn new(strategy: WatermarkStrategy, timestamp: impl Fn(&D) -> i64 + 'static) -> Self {
-        Self { strategy, timestamp: Some(Box::new(timestamp)) }
+        Self { strategy, timestamp: Some(Box::new(timestamp)), tick: None }
     }
 
     /// Event time by `timestamp`, in milliseconds, which never decreases within a split.

@@ -10,8 +10,9 @@ use crate::format::shape::EntryShape;
 use crate::format::{SectionHeader, SectionKind};
 use crate::ids::Name;
 use crate::runtime::context::SectionPart;
-use crate::runtime::keyed::frozen_sections;
-use crate::runtime::operator::FrozenOperator;
+use crate::runtime::keyed::{Context, frozen_sections};
+use crate::runtime::operator::{FrozenOperator, Kept};
+use crate::runtime::operator_state::BroadcastStates;
 use crate::runtime::shapes::shape_of;
 use crate::runtime::states::States;
 use crate::runtime::timed::{Moment, TimeDomain, TimedLogic, Timer, Waits};
@@ -124,24 +125,29 @@ pub(crate) fn timer_headers<K: Key>(operator: &Name) -> [SectionHeader; 2] {
     ]
 }
 
-/// An operator with timers: its state, restored already, and its functions.
-pub(crate) struct TimersLogic<K: Key, S: States<K>, F, T> {
+/// An operator with timers: its state, restored already, and its functions. `B`: what it keeps of a broadcast input.
+pub(crate) struct TimersLogic<K: Key, S: States<K>, B: BroadcastStates, F, G, T> {
     pub(crate) states: S,
     pub(crate) backend: Backend,
     pub(crate) tables: S::Tables,
     pub(crate) timers: KeyTimers<K>,
+    pub(crate) kept: Kept<B>,
     pub(crate) on_record: F,
+    pub(crate) on_broadcast: G,
     pub(crate) on_timer: T,
 }
 
-impl<K, V, S, O, F, T> TimedLogic<K, V, O> for TimersLogic<K, S, F, T>
+impl<K, V, R, S, B, O, F, G, T> TimedLogic<K, V, R, O> for TimersLogic<K, S, B, F, G, T>
 where
     K: Key,
     V: Record,
+    R: Record,
     S: States<K>,
+    B: BroadcastStates,
     O: Record,
-    F: FnMut(&K, V, &mut S::Access<'_>, &mut TimerContext<'_, K, O>) + 'static,
-    T: FnMut(&K, Timer, &mut S::Access<'_>, &mut TimerContext<'_, K, O>) + 'static,
+    F: FnMut(&K, V, &mut S::Access<'_>, &B::View<'_>, &mut TimerContext<'_, K, O>) + 'static,
+    G: FnMut(R, &mut B::Access<'_>, &mut Context<'_, O>) + 'static,
+    T: FnMut(&K, Timer, &mut S::Access<'_>, &B::View<'_>, &mut TimerContext<'_, K, O>) + 'static,
 {
     fn set_now(&mut self, now: i64) {
         if S::EXPIRES {
@@ -162,7 +168,12 @@ where
     fn record(&mut self, hash: u64, key: &K, value: V, at: Moment, out: &mut Vec<O>) {
         let mut state = S::access(&mut self.tables, hash, key);
         let mut context = TimerContext { out, at, timers: &mut self.timers, hash, key };
-        (self.on_record)(key, value, &mut state, &mut context);
+        (self.on_record)(key, value, &mut state, &B::view(&self.kept.held), &mut context);
+    }
+
+    fn broadcast(&mut self, record: R, at: Moment, out: &mut Vec<O>) {
+        let mut context = Context::new(out, at.event);
+        (self.on_broadcast)(record, &mut B::access(&mut self.kept.held), &mut context);
     }
 
     #[inline]
@@ -180,17 +191,19 @@ where
         let Some((time, hash, key)) = timers.take_due(until, near) else { return };
         let mut state = S::access(&mut self.tables, hash, &key);
         let mut context = TimerContext { out, at, timers: &mut self.timers, hash, key: &key };
-        (self.on_timer)(&key, Timer { time, domain }, &mut state, &mut context);
+        let (timer, view) = (Timer { time, domain }, B::view(&self.kept.held));
+        (self.on_timer)(&key, timer, &mut state, &view, &mut context);
     }
 
     fn freeze(&mut self, operator: &Name, form: SnapshotForm) -> FrozenOperator {
-        let Self { states, backend, tables, timers, .. } = self;
+        let Self { states, backend, tables, timers, kept, .. } = self;
         let ((mut sections, frozen), snapshot) = backend.freeze_together(form, || {
             let sections = frozen_sections::<K, S>(states, tables, operator, form);
             (sections, [timers.event.freeze(form), timers.processing.freeze(form)])
         });
         let headers = timer_headers::<K>(operator);
         sections.extend(headers.into_iter().zip(frozen).map(|(h, f)| SectionPart::state(h, f)));
+        sections.extend(kept.freeze(operator));
         (sections, snapshot)
     }
 }

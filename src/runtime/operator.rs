@@ -58,7 +58,7 @@ pub(crate) type FrozenOperator = (Vec<SectionPart>, Option<Box<dyn NativeSnapsho
 /// State of an operator, with what it was declared by.
 pub(crate) struct Kept<S: Stored> {
     declarations: Vec<OperatorStateDeclaration>,
-    held: S::Held,
+    pub(super) held: S::Held,
 }
 
 impl<S: Stored> Kept<S> {
@@ -66,7 +66,7 @@ impl<S: Stored> Kept<S> {
         Self { declarations, held }
     }
 
-    fn freeze(&self, operator: &Name) -> Vec<SectionPart> {
+    pub(super) fn freeze(&self, operator: &Name) -> Vec<SectionPart> {
         operator_state::frozen_sections::<S>(&self.declarations, &self.held, operator)
     }
 }
@@ -173,7 +173,7 @@ where
 }
 
 /// A batch that waits for its epoch.
-enum Held<D, B> {
+pub(super) enum Held<D, B> {
     Main(Capability<Time>, Vec<D>),
     Broadcast(Capability<Time>, Vec<B>),
 }
@@ -276,21 +276,16 @@ where
             let mut output = output.activate();
             if let Some(broadcast) = &mut broadcast {
                 broadcast.for_each(|capability, records| {
-                    let time = *capability.time();
-                    if gate.admits(time.epoch()) {
+                    let held = || Held::Broadcast(capability.retain(0), std::mem::take(records));
+                    if gate.admits_or_holds(*capability.time(), held) {
                         processor.broadcast(&capability, records, event, &mut output);
-                    } else {
-                        let records = std::mem::take(records);
-                        gate.hold(time, Held::Broadcast(capability.retain(0), records));
                     }
                 });
             }
             main.for_each(|capability, records| {
-                let time = *capability.time();
-                if gate.admits(time.epoch()) {
+                let held = || Held::Main(capability.retain(0), std::mem::take(records));
+                if gate.admits_or_holds(*capability.time(), held) {
                     processor.main(&capability, records, event, &mut output);
-                } else {
-                    gate.hold(time, Held::Main(capability.retain(0), std::mem::take(records)));
                 }
             });
             while gate.barrier_passed(&frontiers) {

@@ -478,6 +478,40 @@ tuple_of_states!(A 0, B 1);
 tuple_of_states!(A 0, B 1, C 2);
 tuple_of_states!(A 0, B 1, C 2, D 3);
 
+/// The states of an operator that has no broadcast input.
+pub(crate) struct NoBroadcast;
+
+impl sealed::Stored for NoBroadcast {
+    type Held = ();
+
+    fn declarations(&self) -> Vec<OperatorStateDeclaration> {
+        Vec::new()
+    }
+
+    fn restore(
+        (): &mut (),
+        _index: usize,
+        _entries: u32,
+        _bytes: &[u8],
+        _ours: &mut dyn FnMut() -> bool,
+    ) -> Result<(), FormatError> {
+        unreachable!("only declared states are restored")
+    }
+
+    fn freeze((): &()) -> Vec<Box<dyn Frozen>> {
+        Vec::new()
+    }
+}
+
+impl BroadcastStates for NoBroadcast {
+    type View<'a> = ();
+    type Access<'a> = ();
+
+    fn view((): &()) {}
+
+    fn access((): &mut ()) {}
+}
+
 /// Entries as they were at a barrier.
 struct FrozenEntries<T>(Vec<T>);
 

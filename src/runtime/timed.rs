@@ -1,5 +1,8 @@
 //! Keyed operators that act by themselves when a time has come that a key waits for.
 //!
+//! There may be a broadcast input beside the keyed one, whose records no key waits for. Both share a gate, as in
+//! [`operator`](crate::runtime::operator), and the watermark is the lesser of both.
+//!
 //! What is kept, and what makes a key wait, is up to a [`TimedLogic`]: timers that the user's functions register
 //! ([`keyed_timers`](crate::runtime::keyed_timers)), or a state that says itself when it is due
 //! ([`scheduled`](crate::runtime::scheduled)).
@@ -34,6 +37,7 @@ use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::CapabilityTrait;
 use timely::dataflow::operators::generic::OutputBuilder;
 use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
+use timely::progress::frontier::MutableAntichain;
 
 use crate::connect::Record;
 use crate::format::SectionHeader;
@@ -44,7 +48,7 @@ use crate::runtime::context::{
     Alarm, Contribution, SectionPart, SectionTask, WorkerContext, event_header, event_section,
 };
 use crate::runtime::keyed::{Session, native_part, watermark_section};
-use crate::runtime::operator::FrozenOperator;
+use crate::runtime::operator::{FrozenOperator, Held, Inputs};
 use crate::runtime::outgoing::Outgoing;
 use crate::runtime::pace::Pace;
 use crate::runtime::pool::Pool;
@@ -123,14 +127,16 @@ impl Waits {
     }
 }
 
-/// What an operator does with its records and its times, and what it keeps.
-pub(crate) trait TimedLogic<K: Key, V, O>: 'static {
+/// What an operator does with its records and its times, and what it keeps. `B`: the records of a broadcast input, if it has one.
+pub(crate) trait TimedLogic<K: Key, V, B, O>: 'static {
     /// Says what time it is.
     fn set_now(&mut self, now: i64);
     /// A batch of records comes, with keys of these hashes.
     fn prepare(&mut self, hashes: &[u64]);
     /// A record.
     fn record(&mut self, hash: u64, key: &K, value: V, at: Moment, out: &mut Vec<O>);
+    /// A broadcast record.
+    fn broadcast(&mut self, _record: B, _at: Moment, _out: &mut Vec<O>) {}
     /// What keys wait for. Neither is later than what the first key waits for.
     fn waits(&self) -> Waits;
     /// Calls the first key that waits for a time of `domain`, which has come.
@@ -146,19 +152,27 @@ pub(crate) fn held_header(operator: &Name) -> SectionHeader {
     event_header(operator, "timers-event", SectionKind::EventTimers)
 }
 
-struct Processor<K, V, O, L> {
+struct Processor<K, V, B, O, L> {
     logic: L,
     /// The right to send what is emitted when a time has come.
     held: Option<Capability<Time>>,
     hashes: Vec<u64>,
     outgoing: Outgoing<O>,
     inputs: Pool<(K, V)>,
+    broadcasts: Pool<B>,
     pace: Pace,
     /// Keys that may still be called in this step.
     room: usize,
 }
 
-impl<K: Key, V: Record, O: Record, L: TimedLogic<K, V, O>> Processor<K, V, O, L> {
+impl<K, V, B, O, L> Processor<K, V, B, O, L>
+where
+    K: Key,
+    V: Record,
+    B: Record,
+    O: Record,
+    L: TimedLogic<K, V, B, O>,
+{
     fn process<C: CapabilityTrait<Time>>(
         &mut self,
         capability: &C,
@@ -177,6 +191,23 @@ impl<K: Key, V: Record, O: Record, L: TimedLogic<K, V, O>> Processor<K, V, O, L>
         });
         drop(hashed);
         self.inputs.give(std::mem::take(records));
+    }
+
+    fn broadcast<C: CapabilityTrait<Time>>(
+        &mut self,
+        capability: &C,
+        records: &mut Vec<B>,
+        at: Moment,
+        output: &mut Session<'_, O>,
+    ) {
+        let mut each = records.drain(..);
+        self.outgoing.send(output, capability, |out| {
+            let Some(record) = each.next() else { return false };
+            self.logic.broadcast(record, at, out);
+            true
+        });
+        drop(each);
+        self.broadcasts.give(std::mem::take(records));
     }
 
     /// Takes hold of what is needed to send when a time comes, if that is an earlier time than is held. `right` is one to send
@@ -251,8 +282,8 @@ impl<K: Key, V: Record, O: Record, L: TimedLogic<K, V, O>> Processor<K, V, O, L>
 
 /// Builds the operator of a logic, which is restored already: what it holds is of the key groups that this worker owns.
 /// `shown`: what event time was shown before the restored snapshot.
-pub(crate) fn timed<'scope, K, V, O, L>(
-    stream: Stream<'scope, Time, Vec<(K, V)>>,
+pub(crate) fn timed<'scope, K, V, B, O, L>(
+    (main, broadcast): Inputs<'scope, (K, V), B>,
     origins: Vec<Origin>,
     context: &Rc<WorkerContext>,
     name: &Name,
@@ -262,14 +293,16 @@ pub(crate) fn timed<'scope, K, V, O, L>(
 where
     K: Key,
     V: Record,
+    B: Record,
     O: Record,
-    L: TimedLogic<K, V, O>,
+    L: TimedLogic<K, V, B, O>,
 {
-    let scope = stream.scope();
+    let scope = main.scope();
     let mut builder = OperatorBuilder::new(name.to_string(), scope);
     let (output, results) = builder.new_output::<Vec<O>>();
     let mut output = OutputBuilder::<_, NoopBuilder<Vec<O>>>::from(output);
-    let mut input = builder.new_input(stream, Pipeline);
+    let mut main = builder.new_input(main, Pipeline);
+    let mut broadcast = broadcast.map(|broadcast| builder.new_input(broadcast, Pipeline));
     let activator = scope.activator_for(builder.operator_info().address);
     let context = Rc::clone(context);
     let participant = context.participant(name.clone());
@@ -280,12 +313,13 @@ where
     let mode = context.config().checkpoints.mode;
     let mut gate = Gate::new(mode, context.shared.first_epoch, origins);
     gate.resume_at(shown);
-    let mut processor = Processor::<K, V, O, L> {
+    let mut processor = Processor::<K, V, B, O, L> {
         logic,
         held: None,
         hashes: Vec::new(),
         outgoing: Outgoing::new(&context),
         inputs: context.pool(),
+        broadcasts: context.pool(),
         pace: Pace::new(&context, FIRED_MAX),
         room: 0,
     };
@@ -298,12 +332,12 @@ where
         activator.activate();
         move |frontiers| {
             let _scope = operator.enter();
-            let frontier = &frontiers[0];
-            if frontier.is_empty() {
+            let frontiers: Vec<&MutableAntichain<Time>> = frontiers.iter().collect();
+            if frontiers.iter().all(|frontier| frontier.is_empty()) {
                 // The job is over. What still waits is in the final checkpoint, if there is one.
                 processor.held = None;
                 alarm.wake_at.set(None);
-                gate.barrier_passed(&[frontier]);
+                gate.barrier_passed(&frontiers);
                 return;
             }
             let mut output = output.activate();
@@ -314,9 +348,9 @@ where
             let mut arrived = false;
             let mut burst = false;
             loop {
-                let passed = gate.barrier_passed(&[frontier]);
+                let passed = gate.barrier_passed(&frontiers);
                 let open = gate.open();
-                let at = Moment { event: gate.event(frontier), now };
+                let at = Moment { event: gate.event_of(&frontiers), now };
                 let fires = match last {
                     Some(last) if open == last => true,
                     Some(last) => open < last && !passed,
@@ -326,21 +360,34 @@ where
                     burst = true;
                     break;
                 }
-                if let Some((capability, mut records)) = gate.next_open() {
-                    processor.process(&capability, &mut records, at, &mut output);
-                    processor.hold(at, open, || capability);
-                    continue;
+                match gate.next_open() {
+                    Some(Held::Main(capability, mut records)) => {
+                        processor.process(&capability, &mut records, at, &mut output);
+                        processor.hold(at, open, || capability);
+                        continue;
+                    }
+                    Some(Held::Broadcast(capability, mut records)) => {
+                        processor.broadcast(&capability, &mut records, at, &mut output);
+                        continue;
+                    }
+                    None => {}
                 }
                 if !arrived {
                     arrived = true;
-                    input.for_each(|capability, records| {
-                        let epoch = capability.time().epoch();
-                        if gate.admits(epoch) {
+                    if let Some(broadcast) = &mut broadcast {
+                        broadcast.for_each(|capability, records| {
+                            let held =
+                                || Held::Broadcast(capability.retain(0), std::mem::take(records));
+                            if gate.admits_or_holds(*capability.time(), held) {
+                                processor.broadcast(&capability, records, at, &mut output);
+                            }
+                        });
+                    }
+                    main.for_each(|capability, records| {
+                        let held = || Held::Main(capability.retain(0), std::mem::take(records));
+                        if gate.admits_or_holds(*capability.time(), held) {
                             processor.process(&capability, records, at, &mut output);
                             processor.hold(at, open, || capability.retain(0));
-                        } else {
-                            let time = *capability.time();
-                            gate.hold(time, (capability.retain(0), std::mem::take(records)));
                         }
                     });
                     continue;
@@ -355,7 +402,7 @@ where
                 processor.settle(at, gate.open());
             }
             gate.pause(burst);
-            let at = Moment { event: gate.event(frontier), now };
+            let at = Moment { event: gate.event_of(&frontiers), now };
             processor.settle(at, gate.open());
             if burst {
                 activator.activate();

@@ -1,8 +1,9 @@
 //! Async I/O as a program sees it: what is under way neither stops checkpoints nor grows, and nothing of it is lost.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use highwater::job::{Answer, Blocking};
+use highwater::job::{Answer, Blocking, JobHandle, RequestStatus, execute};
 use highwater::prelude::*;
 
 use crate::support::{Background, Scratch, assert_same, run, running_counts, wait_until};
@@ -83,6 +84,9 @@ fn a_full_operator_stops_the_source_and_checkpoints_go_on_while_nothing_is_answe
     assert_eq!(job.handle.counters().source_records(), read, "the source has stopped");
     assert!(read < RECORDS, "{read} records were read");
     assert_eq!(function.under_way(), CAPACITY);
+    let [requests] = &job.handle.counters().requests()[..] else { panic!("one operator asks") };
+    assert_eq!((requests.operator.as_str(), requests.worker), ("ask", 0));
+    assert_eq!((requests.under_way, requests.answered), (CAPACITY as u64, 0));
     assert!(job.handle.counters().checkpoints().in_flight_records > 0);
     assert!(collect.handle().committed().is_empty());
     function.answer();
@@ -148,4 +152,61 @@ fn a_request_that_has_failed_for_good_fails_the_job_and_says_why() {
     let text = format!("{:?}", failed.unwrap_err());
     assert!(text.contains("failed 3 times") && text.contains("does not know 3"), "{text}");
     assert!(text.contains("ask"), "it names the operator: {text}");
+}
+
+/// What comes of ten records, each asked about by `call`, with the error in the place of an answer that does not come.
+fn answers(
+    call: impl Fn(u64) -> Result<String, ConnectError> + Clone + Send + Sync + 'static,
+    settings: AsyncSettings,
+) -> (Vec<String>, RequestStatus) {
+    let (scratch, collect) = (Scratch::new(), Collect::new());
+    let (sink, handle) = (collect.clone(), JobHandle::default());
+    execute(scratch.config(1), &handle, move |job| {
+        let function = Blocking::new(1, call.clone());
+        let function = function.or_else(|_, error| vec![format!("{error}")]);
+        job.source("numbers", Collection::new((0..10).collect()))
+            .async_map("ask", function, settings)
+            .sink("out", sink.clone());
+        Ok(())
+    })
+    .unwrap();
+    let requests = handle.counters().requests().remove(0);
+    assert_eq!(requests.under_way, 0, "the job has ended");
+    (collect.handle().committed(), requests)
+}
+
+#[test]
+fn a_request_that_would_be_tried_again_too_late_has_failed_for_good_at_once() {
+    let call = |n: u64| match n {
+        3 => Err(ConnectError::new("the server does not know 3")),
+        _ => Ok(n.to_string()),
+    };
+    let hour = Duration::from_secs(3600);
+    let settings = AsyncSettings::ordered().retries(5, hour, hour);
+    let (answers, requests) = answers(call, settings.total_timeout(hour / 2));
+    let expected = (0..10).map(|n| call(n).unwrap_or_else(|error| error.to_string()));
+    assert_eq!(answers, expected.collect::<Vec<_>>());
+    assert_eq!((requests.answered, requests.failed, requests.given_up), (9, 1, 1));
+    assert_eq!(requests.timed_out, 0);
+}
+
+#[test]
+fn a_request_is_given_up_when_all_its_attempts_together_have_taken_too_long() {
+    let (never, told) = std::sync::mpsc::channel::<()>();
+    let told = Arc::new(Mutex::new(told));
+    // One thread waits for what nobody says before the job is over; the other requests wait for the thread.
+    let silent = move |_: u64| {
+        let _ = told.lock().unwrap().recv();
+        Err(ConnectError::new("nobody said anything"))
+    };
+    let ms = Duration::from_millis;
+    let settings = AsyncSettings::unordered().timeout(ms(5)).retries(u32::MAX, ms(1), ms(1));
+    let (answers, requests) = answers(silent, settings.total_timeout(ms(300)));
+    drop(never);
+    assert_eq!(answers.len(), 10);
+    for answer in &answers {
+        assert!(answer.contains("no answer within 300ms, in "), "{answer}");
+    }
+    assert_eq!((requests.answered, requests.failed, requests.given_up), (0, 0, 10));
+    assert!(requests.timed_out > 10, "each was tried more than once: {requests:?}");
 }

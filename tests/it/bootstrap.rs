@@ -9,6 +9,7 @@ use highwater::config::{JobConfig, RestartStrategy, RestoreFrom};
 use highwater::prelude::*;
 use highwater::state_reader::StateReader;
 
+use crate::fixture_jobs::Mean;
 use crate::support::{JOB, Scratch, assert_same, run};
 
 const KEYS: u64 = 100_000;
@@ -88,29 +89,6 @@ fn what_is_written_does_not_depend_on_the_memory() {
         parts.push(std::fs::read(to.join("1-0.part")).unwrap());
     }
     assert!(parts.windows(2).all(|pair| pair[0] == pair[1]));
-}
-
-struct Mean;
-
-impl AggregateFunction for Mean {
-    type Input = u64;
-    type Accumulator = (u64, u64);
-    type Output = u64;
-
-    fn create(&self) -> (u64, u64) {
-        (0, 0)
-    }
-    fn add(&self, (sum, count): &mut (u64, u64), input: u64) {
-        *sum += input;
-        *count += 1;
-    }
-    fn merge(&self, (sum, count): &mut (u64, u64), other: (u64, u64)) {
-        *sum += other.0;
-        *count += other.1;
-    }
-    fn result(&self, (sum, count): &(u64, u64)) -> u64 {
-        sum / count
-    }
 }
 
 #[test]

@@ -194,7 +194,7 @@ impl<R: SplitReader> SplitReader for HeldReader<R> {
 }
 
 /// A mean: what an aggregating state is declared with.
-struct Mean;
+pub struct Mean;
 
 impl AggregateFunction for Mean {
     type Input = u64;

@@ -5,32 +5,11 @@ use std::time::Duration;
 use highwater::prelude::*;
 
 use crate::failure::Faults;
+use crate::fixture_jobs::Mean;
 use crate::support::{Background, Scratch, assert_same, quiet_panics, run, throttle};
 
 const RECORDS: u64 = 20_000;
 const KEYS: u64 = 101;
-
-struct Mean;
-
-impl AggregateFunction for Mean {
-    type Input = u64;
-    type Accumulator = (u64, u64);
-    type Output = u64;
-
-    fn create(&self) -> (u64, u64) {
-        (0, 0)
-    }
-    fn add(&self, accumulator: &mut (u64, u64), input: u64) {
-        self.merge(accumulator, (input, 1));
-    }
-    fn merge(&self, accumulator: &mut (u64, u64), (sum, count): (u64, u64)) {
-        accumulator.0 += sum;
-        accumulator.1 += count;
-    }
-    fn result(&self, (sum, count): &(u64, u64)) -> u64 {
-        sum / count
-    }
-}
 
 type Row = (u64, usize, u64, u64, u64);
 

@@ -11,7 +11,7 @@
 //!
 //! # State
 //! For each key: the events that the watermark has not reached, and the partial matches, which share their events and
-//! their beginnings. Partial matches are bounded by [`within`](Pattern::within), and gone with it, by timers; a pattern
+//! their beginnings. Partial matches are bounded by [`within`](Pattern::within), and gone with it; a pattern
 //! without it keeps what has begun for ever. Combinations grow fast: a stage that takes any number of events has one partial
 //! match for each event that it might have ended with, one with [`allow_combinations`](Pattern::allow_combinations) for each
 //! subset.
@@ -137,33 +137,21 @@ impl<'scope, K: Key, E: Record> Detect<'scope, K, E> for KeyedStream<'scope, K, 
     {
         let select = Rc::new(RefCell::new(select));
         let select_late = Rc::clone(&select);
-        self.process_with_timers(
+        self.process_scheduled(
             name,
             Value::<Partial<E>>::new("partial-matches"),
-            move |key, event, partial, context| {
-                let time = timestamp(&event);
-                if time <= context.watermark() {
+            move |key, event, partial, context| match timestamp(&event) {
+                late if late <= context.watermark() => {
                     let selected = (*select_late.borrow_mut())(key, Detected::Late(event));
                     selected.into_iter().for_each(|record| context.emit(record));
-                    return;
                 }
-                partial.or_default().add(time, event);
-                context.register_event_timer(time);
+                time => partial.add(time, event),
             },
-            move |key, timer, state, context| {
-                let Some(partial) = state.get_mut() else { return };
+            move |key, _, partial, context| {
                 let select = &mut *select.borrow_mut();
                 partial.proceed(&pattern, context.watermark(), &mut |detected| {
                     select(key, detected).into_iter().for_each(|record| context.emit(record));
                 });
-                if partial.is_empty() {
-                    state.take();
-                    return;
-                }
-                // The timers of what began earlier are there.
-                for end in partial.ends(&pattern, timer.time) {
-                    context.register_event_timer(end);
-                }
             },
         )
     }

@@ -25,6 +25,7 @@
 
 use std::collections::VecDeque;
 
+use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::cep::Detected;
@@ -67,12 +68,25 @@ pub(super) struct Partial<E> {
     nodes: Vec<Node>,
     runs: Vec<Run>,
     next: u64,
+    /// The watermark at which the first run is out of time.
+    over_at: Option<i64>,
 }
 
 impl<E> Default for Partial<E> {
     fn default() -> Self {
         let (waiting, events, nodes, runs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { waiting, events, nodes, runs, next: 0 }
+        Self { waiting, events, nodes, runs, next: 0, over_at: None }
+    }
+}
+
+impl<E: Record> Scheduled for Partial<E> {
+    fn event_due(&self) -> Option<i64> {
+        let waits_for = self.waiting.first().map(|(time, _)| *time);
+        waits_for.into_iter().chain(self.over_at).min()
+    }
+
+    fn is_vacant(&self) -> bool {
+        self.waiting.is_empty() && self.runs.is_empty()
     }
 }
 
@@ -158,24 +172,9 @@ impl<E> Partial<E> {
         }
         self.expire(pattern, watermark.saturating_add(1), tell);
         self.sweep();
-    }
-
-    /// Whether there is nothing to keep.
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.runs.is_empty()
-    }
-
-    /// The watermarks at which something runs out of time, of what began at `since` or later.
-    pub(super) fn ends(
-        &self,
-        pattern: &Pattern<E>,
-        since: i64,
-    ) -> impl Iterator<Item = i64> + use<'_, E> {
-        let within = pattern.within;
-        let begun = self.runs.iter().map(|run| run.since).filter(move |begun| *begun >= since);
-        let ends = begun.filter_map(move |begun| Some(begun.saturating_add(within?) - 1));
-        let mut last = None;
-        ends.filter(move |end| last.replace(*end) != Some(*end))
+        let first = self.runs.iter().map(|run| run.since).min();
+        self.over_at =
+            first.zip(pattern.within).map(|(since, within)| since.saturating_add(within) - 1);
     }
 
     fn matched<'a>(&'a self, pattern: &'a Pattern<E>, last: Option<u32>) -> Matched<'a, E> {
@@ -444,9 +443,12 @@ mod tests {
         partial.add(60, 'b');
         partial.proceed(&pattern, 60, &mut tell);
         assert_eq!(partial.runs.len(), 20, "only the longest of each may take more");
-        assert_eq!(partial.ends(&pattern, 0).count(), 20);
+        assert_eq!(partial.event_due(), Some(99), "that which began at 0 ends first");
+        partial.proceed(&pattern, 99, &mut tell);
+        assert_eq!((partial.runs.len(), partial.event_due()), (19, Some(100)));
         partial.proceed(&pattern, 119, &mut tell);
-        assert!(partial.is_empty() && partial.nodes.is_empty() && partial.events.is_empty());
+        assert_eq!(partial.event_due(), None);
+        assert!(partial.is_vacant() && partial.nodes.is_empty() && partial.events.is_empty());
         assert_eq!(matches.len(), 210);
     }
 }

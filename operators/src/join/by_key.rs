@@ -17,11 +17,12 @@
 //!
 //! No watermark is needed, and none is waited for.
 
+use std::rc::Rc;
+
 use highwater::job::{Forever, Lifetime, Ttl};
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::both;
 use crate::change::Change;
 
 /// Joins two keyed streams by key.
@@ -182,19 +183,20 @@ impl<'scope, K: Key, L: Record, R: Record, T: Lifetime + Clone> Join<'scope, K, 
             List::<L>::new("left").lifetime(lifetime()),
             List::<R>::new("right").lifetime(lifetime()),
         );
-        both(self.left, self.right).process(name, states, move |key, record, state, out| {
-            let (lefts, rights) = state;
-            match record {
-                Either::Left(left) => {
-                    rights.iter().for_each(|right| out.emit(pair(key, &left, right)));
-                    lefts.append(left);
-                }
-                Either::Right(right) => {
-                    lefts.iter().for_each(|left| out.emit(pair(key, left, &right)));
-                    rights.append(right);
-                }
-            }
-        })
+        let pair = Rc::new(pair);
+        let pair_at_right = Rc::clone(&pair);
+        self.left.connect(self.right).process(
+            name,
+            states,
+            move |key, left, (lefts, rights), out| {
+                rights.iter().for_each(|right| out.emit(pair(key, &left, right)));
+                lefts.append(left);
+            },
+            move |key, right, (lefts, rights), out| {
+                lefts.iter().for_each(|left| out.emit(pair_at_right(key, left, &right)));
+                rights.append(right);
+            },
+        )
     }
 
     /// Emits every pair of records of a key, and every left record for as long as it has no partner.
@@ -272,15 +274,34 @@ impl<'scope, K: Key, L: Record, R: Record, T: Lifetime + Clone> JoinOfChanges<'s
         self.outer(name, FULL, move |key, left, right| Some(pair(key, left, right)))
     }
 
+    /// `pair` makes a result, of one side if the other is `None`; it is asked for those without a partner of `lonely` sides only.
     fn outer<O: Record>(
         self,
         name: &str,
         lonely: Lonely,
         pair: impl Fn(&K, Option<&L>, Option<&R>) -> Option<O> + 'static,
     ) -> Stream<'scope, Change<O>> {
-        let left = self.left.map_values(|_, change| change.map(Either::Left));
-        let sides = left.union(self.right.map_values(|_, change| change.map(Either::Right)));
-        changes(sides, name, self.lifetime, lonely, self.equal, pair)
+        let states = (
+            Value::<Half<L>>::new("left").lifetime(self.lifetime.clone()),
+            Value::<Half<R>>::new("right").lifetime(self.lifetime),
+        );
+        let pair = Rc::new(pair);
+        let pair_at_right = Rc::clone(&pair);
+        let (left_equal, right_equal) = self.equal;
+        self.left.connect(self.right).process(
+            name,
+            states,
+            move |key, change, (lefts, rights), out| {
+                let pair = |left: Option<&L>, right: Option<&R>| pair(key, left, right);
+                let mut step = Step { lonely: (lonely.left, lonely.right), pair, out };
+                step.apply(change, lefts, rights, left_equal);
+            },
+            move |key, change, (lefts, rights), out| {
+                let pair = |right: Option<&R>, left: Option<&L>| pair_at_right(key, left, right);
+                let mut step = Step { lonely: (lonely.right, lonely.left), pair, out };
+                step.apply(change, rights, lefts, right_equal);
+            },
+        )
     }
 }
 
@@ -308,45 +329,6 @@ struct Half<T> {
     lonely: usize,
 }
 
-/// The operator behind all joins that emit changes. `pair` makes a result, of one side if the other is `None`; it is asked
-/// for those without a partner of `lonely` sides only.
-fn changes<'scope, K: Key, L: Record, R: Record, O: Record, T: Lifetime + Clone>(
-    sides: KeyedStream<'scope, K, Change<Either<L, R>>>,
-    name: &str,
-    lifetime: T,
-    lonely: Lonely,
-    equal: (Equal<L>, Equal<R>),
-    pair: impl Fn(&K, Option<&L>, Option<&R>) -> Option<O> + 'static,
-) -> Stream<'scope, Change<O>> {
-    let states = (
-        Value::<Half<L>>::new("left").lifetime(lifetime.clone()),
-        Value::<Half<R>>::new("right").lifetime(lifetime),
-    );
-    sides.process(name, states, move |key, change, (lefts, rights), out| {
-        let insert = change.is_insert();
-        match change.into_record() {
-            Either::Left(left) => {
-                let pair = |left: Option<&L>, right: Option<&R>| pair(key, left, right);
-                let mut step = Step { lonely: (lonely.left, lonely.right), pair, out };
-                if insert {
-                    step.insert(lefts, rights, left);
-                } else {
-                    step.retract(lefts, rights, &left, equal.0);
-                }
-            }
-            Either::Right(right) => {
-                let pair = |right: Option<&R>, left: Option<&L>| pair(key, left, right);
-                let mut step = Step { lonely: (lonely.right, lonely.left), pair, out };
-                if insert {
-                    step.insert(rights, lefts, right);
-                } else {
-                    step.retract(rights, lefts, &right, equal.1);
-                }
-            }
-        }
-    })
-}
-
 /// One change of a record, seen from its side.
 struct Step<'a, 'b, O, F> {
     /// Whether records without a partner are emitted, of its side and of the other.
@@ -361,6 +343,21 @@ impl<O: Record, F> Step<'_, '_, O, F> {
             Change::Insert(Some(record)) => self.out.emit(Change::Insert(record)),
             Change::Retract(Some(record)) => self.out.emit(Change::Retract(record)),
             Change::Insert(None) | Change::Retract(None) => {}
+        }
+    }
+
+    fn apply<K: Key, M: Record, N: Record, T: Lifetime>(
+        &mut self,
+        change: Change<M>,
+        mine: &mut ValueState<'_, K, Half<M>, T>,
+        theirs: &mut ValueState<'_, K, Half<N>, T>,
+        equal: Equal<M>,
+    ) where
+        F: Fn(Option<&M>, Option<&N>) -> Option<O>,
+    {
+        match change {
+            Change::Insert(record) => self.insert(mine, theirs, record),
+            Change::Retract(record) => self.retract(mine, theirs, &record, equal),
         }
     }
 
@@ -402,7 +399,7 @@ impl<O: Record, F> Step<'_, '_, O, F> {
         mine: &mut ValueState<'_, K, Half<M>, T>,
         theirs: &mut ValueState<'_, K, Half<N>, T>,
         record: &M,
-        equal: impl Fn(&M, &M) -> bool,
+        equal: Equal<M>,
     ) where
         F: Fn(Option<&M>, Option<&N>) -> Option<O>,
     {

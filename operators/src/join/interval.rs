@@ -20,7 +20,7 @@ use std::rc::Rc;
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{aside, both};
+use super::aside;
 
 /// Joins two keyed streams by key and nearness in event time.
 ///
@@ -79,7 +79,7 @@ impl<'scope, K: Key, L: Record> IntervalJoin<'scope, K, L> for KeyedStream<'scop
         TL: Fn(&L) -> i64 + 'static,
         TR: Fn(&R) -> i64 + 'static,
     {
-        IntervalJoined { sides: both(self, right), times, near }
+        IntervalJoined { sides: self.connect(right), times, near }
     }
 }
 
@@ -88,7 +88,7 @@ impl<'scope, K: Key, L: Record> IntervalJoin<'scope, K, L> for KeyedStream<'scop
 /// The name that each of the methods takes is unique in the job, and identifies the state in checkpoints.
 #[derive(Debug)]
 pub struct IntervalJoined<'scope, K: Key, L: Record, R: Record, TL, TR> {
-    sides: KeyedStream<'scope, K, Either<L, R>>,
+    sides: Connected<'scope, K, L, R>,
     times: (TL, TR),
     near: RangeInclusive<i64>,
 }
@@ -161,27 +161,27 @@ where
         let to_left = Reach { from, to, lonely: (false, lonely) };
         let states = (Value::<Kept<L>>::new("left"), Value::<Kept<R>>::new("right"));
         let pair = Rc::new(pair);
-        let pair_at_timer = Rc::clone(&pair);
+        let (pair_at_right, pair_at_timer) = (Rc::clone(&pair), Rc::clone(&pair));
         self.sides.process_with_timers(
             name,
             states,
-            move |key, record, (lefts, rights), context| {
-                let time = match &record {
-                    Either::Left(left) => left_time(left),
-                    Either::Right(right) => right_time(right),
-                };
-                if let Some(late) = late
-                    && time <= context.watermark()
-                {
-                    return context.emit(late(key, record));
-                }
-                match record {
-                    Either::Left(left) => {
+            move |key, left, (lefts, rights), context| {
+                let time = left_time(&left);
+                match late.filter(|_| time <= context.watermark()) {
+                    Some(late) => context.emit(late(key, Either::Left(left))),
+                    None => {
                         let pair = |left: &L, right: Option<&R>| pair(key, Some(left), right);
                         to_right.meet(lefts, rights, Timed::new(time, left), pair, context);
                     }
-                    Either::Right(right) => {
-                        let pair = |right: &R, left: Option<&L>| pair(key, left, Some(right));
+                }
+            },
+            move |key, right, (lefts, rights), context| {
+                let time = right_time(&right);
+                match late.filter(|_| time <= context.watermark()) {
+                    Some(late) => context.emit(late(key, Either::Right(right))),
+                    None => {
+                        let pair =
+                            |right: &R, left: Option<&L>| pair_at_right(key, left, Some(right));
                         to_left.meet(rights, lefts, Timed::new(time, right), pair, context);
                     }
                 }

@@ -23,15 +23,6 @@ pub use temporal::{TemporalJoin, TemporalJoined};
 
 use highwater::prelude::*;
 
-/// Two streams as one.
-fn both<'scope, K: Key, L: Record, R: Record>(
-    left: KeyedStream<'scope, K, L>,
-    right: KeyedStream<'scope, K, R>,
-) -> KeyedStream<'scope, K, Either<L, R>> {
-    let left = left.map_values(|_, record| Either::Left(record));
-    left.union(right.map_values(|_, record| Either::Right(record)))
-}
-
 /// A late record that is not to be joined, beside results.
 fn aside<K: Key, V: Record, O: Record>(key: &K, record: V) -> Either<O, (K, V)> {
     Either::Right((key.clone(), record))

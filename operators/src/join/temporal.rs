@@ -20,7 +20,7 @@ use std::rc::Rc;
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{aside, both};
+use super::aside;
 use crate::sort::Waiting;
 
 /// Joins a keyed stream with the versions of another.
@@ -78,7 +78,7 @@ impl<'scope, K: Key, L: Record> TemporalJoin<'scope, K, L> for KeyedStream<'scop
         TL: Fn(&L) -> i64 + 'static,
         TR: Fn(&R) -> i64 + 'static,
     {
-        TemporalJoined { sides: both(self, right), times }
+        TemporalJoined { sides: self.connect(right), times }
     }
 }
 
@@ -87,7 +87,7 @@ impl<'scope, K: Key, L: Record> TemporalJoin<'scope, K, L> for KeyedStream<'scop
 /// The name that each of the methods takes is unique in the job, and identifies the state in checkpoints.
 #[derive(Debug)]
 pub struct TemporalJoined<'scope, K: Key, L: Record, R: Record, TL, TR> {
-    sides: KeyedStream<'scope, K, Either<L, R>>,
+    sides: Connected<'scope, K, L, R>,
     times: (TL, TR),
 }
 
@@ -154,29 +154,30 @@ where
         self.sides.process_with_timers(
             name,
             states,
-            move |key, record, (lefts, rights), context| match record {
-                Either::Left(left) => {
-                    let time = left_time(&left);
-                    if time > context.watermark() {
-                        if let Some(timer) = lefts.or_insert_with(Waiting::new).add(time, left) {
-                            context.register_event_timer(timer);
-                        }
-                    } else if let Some(late) = late {
-                        context.emit(late(key, left));
-                    } else {
-                        let valid = rights.get().and_then(|rights| rights.at(time));
-                        pair(key, &left, valid).into_iter().for_each(|out| context.emit(out));
+            move |key, left, (lefts, rights), context| {
+                let time = left_time(&left);
+                if time > context.watermark() {
+                    let waiting = lefts.or_default();
+                    // There is a timer at the first.
+                    if time < waiting.first || waiting.is_vacant() {
+                        context.register_event_timer(time);
                     }
+                    waiting.add(time, left);
+                } else if let Some(late) = late {
+                    context.emit(late(key, left));
+                } else {
+                    let valid = rights.get().and_then(|rights| rights.at(time));
+                    pair(key, &left, valid).into_iter().for_each(|out| context.emit(out));
                 }
-                Either::Right(right) => {
-                    let first = lefts.get().map_or(i64::MAX, |lefts| lefts.first);
-                    let time = right_time(&right);
-                    let until = context.watermark().min(first);
-                    let rights = rights.or_insert_with(Versions::new);
-                    rights.insert(time, right);
-                    if let Some(tidy_at) = rights.tidy(until) {
-                        context.register_event_timer(tidy_at);
-                    }
+            },
+            move |_, right, (lefts, rights), context| {
+                let first = lefts.get().map_or(i64::MAX, |lefts| lefts.first);
+                let time = right_time(&right);
+                let until = context.watermark().min(first);
+                let rights = rights.or_insert_with(Versions::new);
+                rights.insert(time, right);
+                if let Some(tidy_at) = rights.tidy(until) {
+                    context.register_event_timer(tidy_at);
                 }
             },
             move |key, timer, (lefts, rights), context| {
@@ -190,7 +191,7 @@ where
                         let result = pair_at_timer(key, &left, valid);
                         result.into_iter().for_each(|out| context.emit(out));
                     }
-                    match waiting.timer() {
+                    match waiting.event_due() {
                         Some(timer) => context.register_event_timer(timer),
                         None => drop(lefts.take()),
                     }

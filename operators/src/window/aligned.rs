@@ -2,8 +2,8 @@
 //!
 //! # States
 //! Time is cut into *panes*, of the greatest length that divides both the size and the slide of the windows. A record is added to
-//! its pane, once, however many windows share that. A state holds the panes of its key that a window still needs, in order,
-//! and the time at which it is due.
+//! its pane, once, however many windows share that. A state holds the panes of its key that a window still needs (and for a while
+//! some that none does any more), in order, and the time at which it is due.
 //!
 //! # Invariant
 //! A window with a record has had its result when all its time has passed, or the state is due at its last millisecond or
@@ -24,12 +24,13 @@ use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::Aggregate;
-use crate::few::Few;
 use crate::window::WindowState;
 use crate::window::time::{Moments, Window};
 
 /// Panes of a window that are merged anew each time.
 const FEW_PANES: usize = 4;
+/// Panes are forgotten when they are this part of all, one in so many.
+const KEPT_PART: usize = 8;
 
 /// Where windows begin and end. All of it in milliseconds; `pane` divides `size` and `slide`.
 #[derive(Clone, Debug)]
@@ -39,8 +40,11 @@ pub(super) struct Grid {
     pub(super) offset: i64,
     pub(super) pane: i64,
     pub(super) lateness: i64,
-    /// A pane, by its start: that of most records that come next, so that it need not be found by a division.
-    current: Cell<i64>,
+    /// A pane, by its start, and the end of the last window that holds it: that of most records that come next, so that neither
+    /// has to be found by a division.
+    current: Cell<(i64, i64)>,
+    /// The end of a window: those asked for next are mostly this one and the next, for all keys.
+    near: Cell<i64>,
 }
 
 impl Grid {
@@ -49,26 +53,37 @@ impl Grid {
         while rest != 0 {
             (pane, rest) = (rest, pane % rest);
         }
-        Self { size, slide, offset, pane, lateness, current: Cell::new(offset) }
+        let near = Cell::new(offset.saturating_add(size));
+        let grid = Self { size, slide, offset, pane, lateness, current: Cell::default(), near };
+        grid.current.set((offset, grid.last_end(offset)));
+        grid
     }
 
-    /// The pane of a time, by its start.
+    /// The pane of a time, by its start, and the end of the last window that holds it.
     #[inline]
-    pub(super) fn pane_of(&self, time: i64) -> i64 {
+    pub(super) fn pane_of(&self, time: i64) -> (i64, i64) {
         let current = self.current.get();
-        if (0..self.pane).contains(&time.wrapping_sub(current)) {
+        if (0..self.pane).contains(&time.wrapping_sub(current.0)) {
             return current;
         }
         let start = time.saturating_sub(time.wrapping_sub(self.offset).rem_euclid(self.pane));
-        self.current.set(start);
-        start
+        let current = (start, self.last_end(start));
+        self.current.set(current);
+        current
     }
 
     /// The end of the first window that ends behind `time`.
     #[inline]
     fn end_behind(&self, time: i64) -> i64 {
+        let near = self.near.get();
+        let ahead = time.saturating_sub(near);
+        if -self.slide <= ahead && ahead < self.slide {
+            return if ahead < 0 { near } else { near.saturating_add(self.slide) };
+        }
         let into = time.wrapping_sub(self.offset).wrapping_sub(self.size).rem_euclid(self.slide);
-        time.saturating_add(self.slide - into)
+        let end = time.saturating_add(self.slide - into);
+        self.near.set(end);
+        end
     }
 
     /// The ends of the windows that hold a time, in order.
@@ -89,10 +104,16 @@ impl Grid {
         end - end.wrapping_sub(self.offset).wrapping_sub(self.size).rem_euclid(self.slide)
     }
 
-    /// When nothing that is in a pane is needed any more.
+    /// When nothing that is in a pane is needed any more, by the end of the last window that holds it.
     #[inline]
-    fn over_at(&self, pane: i64) -> i64 {
-        (self.last_end(pane) - 1).saturating_add(self.lateness)
+    fn over_at(&self, last_end: i64) -> i64 {
+        (last_end - 1).saturating_add(self.lateness)
+    }
+
+    /// The start of the first pane that is needed when all until `passed` has passed. `None`: no pane is, for time has ended.
+    fn needed_from(&self, passed: i64) -> Option<i64> {
+        let behind = passed.saturating_sub(self.lateness).saturating_add(1);
+        (passed < i64::MAX).then(|| self.end_behind(behind).saturating_sub(self.size))
     }
 
     /// The end of the first window that holds a pane and has not passed.
@@ -106,6 +127,28 @@ impl Grid {
     }
 }
 
+/// The number of panes that begin before `time`, of which there are few.
+#[inline]
+fn few_before<S>(panes: &[(i64, S)], time: i64) -> usize {
+    let mut step = 1;
+    while panes.get(step - 1).is_some_and(|(pane, _)| *pane < time) {
+        step *= 2;
+    }
+    let (from, to) = (step / 2, panes.len().min(step - 1));
+    from + panes[from..to].partition_point(|(pane, _)| *pane < time)
+}
+
+/// The number of panes that begin before `time`, which are most.
+#[inline]
+fn most_before<S>(panes: &[(i64, S)], time: i64) -> usize {
+    let mut step = 1;
+    while step <= panes.len() && panes[panes.len() - step].0 >= time {
+        step *= 2;
+    }
+    let (from, to) = (panes.len().saturating_sub(step), panes.len() - step / 2);
+    from + panes[from..to].partition_point(|(pane, _)| *pane < time)
+}
+
 /// Mergers that are used again: see the head of this file.
 #[derive(Clone, Debug)]
 struct Mergers<S> {
@@ -116,20 +159,35 @@ struct Mergers<S> {
     end: i64,
 }
 
-/// The windows of one key.
+/// The windows of one key. Most records are of the last pane, which is in place.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(bound(serialize = "S: Serialize", deserialize = "S: Deserialize<'de>"))]
 pub(super) struct Panes<S> {
     due: i64,
+    /// With its start. `None`: there is no pane.
+    last: Option<(i64, S)>,
+    before: Option<Box<Before<S>>>,
+}
+
+/// The panes before the last one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(bound(serialize = "S: Serialize", deserialize = "S: Deserialize<'de>"))]
+struct Before<S> {
     /// By their starts.
-    panes: Few<(i64, S)>,
+    panes: Vec<(i64, S)>,
     #[serde(skip)]
-    mergers: Option<Box<Mergers<S>>>,
+    mergers: Option<Mergers<S>>,
 }
 
 impl<S> Default for Panes<S> {
     fn default() -> Self {
-        Self { due: i64::MAX, panes: Few::default(), mergers: None }
+        Self { due: i64::MAX, last: None, before: None }
+    }
+}
+
+impl<S> Default for Before<S> {
+    fn default() -> Self {
+        Self { panes: Vec::new(), mergers: None }
     }
 }
 
@@ -139,7 +197,7 @@ impl<S: Record> WindowState for Panes<S> {
 
     #[inline]
     fn due(&self) -> Option<i64> {
-        if self.panes.is_empty() { None } else { Some(self.due) }
+        self.last.as_ref().map(|_| self.due)
     }
 
     #[inline]
@@ -153,21 +211,20 @@ impl<S: Record> WindowState for Panes<S> {
         mut result: impl FnMut(Window, A::Output),
     ) -> Result<(), A::Input> {
         let passed = at.passed;
-        let pane = grid.pane_of(time);
-        let last_end = grid.last_end(pane);
+        let (pane, last_end) = grid.pane_of(time);
         // Windows with gaps between them do not hold every record.
-        if last_end <= pane || grid.over_at(pane) <= passed {
+        if last_end <= pane || grid.over_at(last_end) <= passed {
             return Err(record);
         }
         // A pane that is there has been seen to.
-        if self.add_to_pane(aggregate, pane, record) {
+        if self.add_to_pane(grid, aggregate, pane, record) {
             let next = grid.next_end(pane, passed);
             if next <= last_end {
                 self.due = self.due.min(next - 1);
             }
         }
         if grid.lateness > 0 {
-            self.due = self.due.min(grid.over_at(pane));
+            self.due = self.due.min(grid.over_at(last_end));
             let mut end = grid.end_behind(pane.max(passed.saturating_sub(grid.lateness) + 1));
             while end <= last_end && end - 1 <= passed {
                 self.give(grid, aggregate, end, &mut result);
@@ -185,25 +242,28 @@ impl<S: Record> WindowState for Panes<S> {
         mut result: impl FnMut(Window, A::Output),
     ) {
         let passed = at.passed;
-        // Windows without panes between two others are passed over.
         let mut behind = self.due;
-        loop {
-            let panes = self.panes.as_slice();
-            let needed = |(pane, _): &&(i64, S)| grid.last_end(*pane) > behind;
-            let Some((pane, _)) = panes.iter().find(needed) else { break };
-            let end = grid.end_behind(behind.max(*pane));
+        // Windows without panes between two others are passed over.
+        let next = loop {
+            let start = grid.end_behind(behind).saturating_sub(grid.size);
+            let Some(pane) = self.first_from(start) else { break None };
+            let end = grid.end_behind(behind.max(pane));
             if end - 1 > passed {
-                break;
+                break Some(end);
+            }
+            if end <= behind {
+                break None; // Time has an end.
             }
             self.give(grid, aggregate, end, &mut result);
             behind = end;
-        }
-        let panes = self.panes.as_slice();
-        let over = panes.iter().take_while(|(pane, _)| grid.over_at(*pane) <= passed).count();
-        self.panes.remove_first(over);
-        self.due = self.next_due(grid, passed);
-        if self.panes.is_empty() {
-            self.mergers = None;
+        };
+        self.due = next.map_or(i64::MAX, |end| end - 1);
+        match grid.needed_from(passed).and_then(|start| self.forget_before(start)) {
+            None => (self.last, self.before) = (None, None),
+            Some(pane) if grid.lateness > 0 => {
+                self.due = self.due.min(grid.over_at(grid.last_end(pane)));
+            }
+            Some(_) => {}
         }
     }
 }
@@ -213,41 +273,71 @@ impl<S: Record> Panes<S> {
     #[inline]
     fn add_to_pane<A: Aggregate<State = S>>(
         &mut self,
+        grid: &Grid,
         aggregate: &A,
         pane: i64,
         record: A::Input,
     ) -> bool {
-        if self.mergers.as_ref().is_some_and(|mergers| pane < mergers.end) {
-            self.mergers = None;
+        // What is merged ends with a window that has passed, so a slide before the end of the first that has not: most records are
+        // behind that, and need no look at it.
+        if pane.saturating_add(grid.slide) <= self.due
+            && let Some(before) = &mut self.before
+        {
+            before.mergers.take_if(|mergers| pane < mergers.end);
         }
-        let panes = self.panes.as_mut_slice();
-        // Nearly always the last one.
-        let place = match panes.iter().rposition(|(start, _)| *start <= pane) {
-            Some(at) if panes[at].0 == pane => {
-                aggregate.add(&mut panes[at].1, record);
-                return false;
+        let last = match &mut self.last {
+            None => {
+                self.last = Some((pane, aggregate.create(record)));
+                return true;
             }
-            Some(at) => at + 1,
-            None => 0,
+            Some(last) => last,
         };
-        self.panes.insert(place, (pane, aggregate.create(record)));
-        true
+        if last.0 == pane {
+            aggregate.add(&mut last.1, record);
+            return false;
+        }
+        let panes = &mut self.before.get_or_insert_default().panes;
+        if last.0 < pane {
+            panes.push(std::mem::replace(last, (pane, aggregate.create(record))));
+            return true;
+        }
+        let place = most_before(panes, pane);
+        match panes.get_mut(place) {
+            Some((start, state)) if *start == pane => {
+                aggregate.add(state, record);
+                false
+            }
+            _ => {
+                panes.insert(place, (pane, aggregate.create(record)));
+                true
+            }
+        }
     }
 
-    fn next_due(&self, grid: &Grid, passed: i64) -> i64 {
-        let panes = self.panes.as_slice();
-        let mut due = i64::MAX;
-        for (pane, _) in panes {
-            let (next, last) = (grid.next_end(*pane, passed), grid.last_end(*pane));
-            if next <= last {
-                due = next - 1;
-                break;
+    /// The panes before the last one.
+    #[inline]
+    fn before(&self) -> &[(i64, S)] {
+        self.before.as_ref().map_or(&[], |before| &before.panes)
+    }
+
+    /// The start of the first pane that begins at `time` or later, where few begin before.
+    fn first_from(&self, time: i64) -> Option<i64> {
+        let before = self.before();
+        let first = before.get(few_before(before, time)).or(self.last.as_ref());
+        first.map(|(pane, _)| *pane).filter(|pane| *pane >= time)
+    }
+
+    /// Forgets the panes that begin before `start`. Returns the first that does not; `None`: they all do. Those before the last one are
+    /// not forgotten each time, because that moves all others.
+    fn forget_before(&mut self, start: i64) -> Option<i64> {
+        let first = self.first_from(start)?;
+        if let Some(before) = &mut self.before {
+            let over = few_before(&before.panes, start);
+            if over >= before.panes.len().div_ceil(KEPT_PART) {
+                before.panes.drain(..over);
             }
         }
-        match panes.first() {
-            Some((pane, _)) if grid.lateness > 0 => due.min(grid.over_at(*pane)),
-            _ => due,
-        }
+        Some(first)
     }
 
     fn give<A: Aggregate<State = S>>(
@@ -258,61 +348,77 @@ impl<S: Record> Panes<S> {
         result: &mut impl FnMut(Window, A::Output),
     ) {
         let window = Window { start: end - grid.size, end };
-        let panes = self.panes.as_slice();
-        let first = panes.partition_point(|(pane, _)| *pane < window.start);
-        let behind = panes.partition_point(|(pane, _)| *pane < window.end);
-        let merged = match &panes[first..behind] {
-            [] => return,
-            [(_, one)] => return result(window, aggregate.result(one)),
-            few if few.len() <= FEW_PANES || grid.lateness > 0 => merge_all(aggregate, few),
+        let last = self.last.as_ref().filter(|(pane, _)| (window.start..end).contains(pane));
+        let before = self.before();
+        let before = &before[..most_before(before, end)];
+        let before = &before[few_before(before, window.start)..];
+        let merged = match (before, last) {
+            ([], None) => return,
+            ([], Some((_, one))) | ([(_, one)], None) => {
+                return result(window, aggregate.result(one));
+            }
+            (few, last) if few.len() <= FEW_PANES || grid.lateness > 0 => {
+                merge_all(aggregate, few.iter().chain(last))
+            }
             _ => self.merged(aggregate, window),
         };
         result(window, aggregate.result(&merged));
     }
 
-    /// Merges the panes of a window, of which there is at least one, with the help of what was merged before.
+    /// Merges the panes of a window, of which there is at least one before the last, with the help of what was merged before.
     fn merged<A: Aggregate<State = S>>(&mut self, aggregate: &A, window: Window) -> S {
-        let panes = self.panes.as_slice();
-        let at = |time: i64| panes.partition_point(|(pane, _)| *pane < time);
-        let mut mergers = self.mergers.take().filter(|mergers| mergers.end <= window.end);
-        if let Some(mergers) = &mut mergers {
-            for (_, pane) in &panes[at(mergers.end)..at(window.end)] {
-                match &mut mergers.newer {
+        let Before { panes, mergers } = &mut **self.before.get_or_insert_default();
+        let last = self.last.as_ref().filter(|(pane, _)| *pane < window.end);
+        let behind = most_before(panes, window.end);
+        mergers.take_if(|mergers| mergers.end > window.end);
+        if let Some(Mergers { older, newer, end }) = mergers {
+            let new = &panes[most_before(panes, *end)..behind];
+            for (_, pane) in new.iter().chain(last.filter(|(pane, _)| pane >= end)) {
+                match newer {
                     Some(newer) => aggregate.merge(newer, pane.clone()),
-                    None => mergers.newer = Some(pane.clone()),
+                    None => *newer = Some(pane.clone()),
                 }
             }
-            mergers.end = window.end;
-            while mergers.older.last().is_some_and(|(pane, _)| *pane < window.start) {
-                mergers.older.pop();
+            *end = window.end;
+            while older.last().is_some_and(|(pane, _)| *pane < window.start) {
+                older.pop();
             }
         }
-        // The older ones are used up: what was new is old now.
-        let mergers = mergers.filter(|mergers| !mergers.older.is_empty()).unwrap_or_else(|| {
-            let mut older: Vec<(i64, S)> = Vec::new();
-            for (start, pane) in panes[at(window.start)..at(window.end)].iter().rev() {
-                let mut merged = pane.clone();
-                if let Some((_, later)) = older.last() {
-                    aggregate.merge(&mut merged, later.clone());
+        // When the older ones are used up, what was new is old.
+        let mergers = match mergers {
+            Some(mergers) if !mergers.older.is_empty() => mergers,
+            used_up => {
+                let mut older: Vec<(i64, S)> = Vec::new();
+                let first = few_before(panes, window.start);
+                for (start, pane) in panes[first..behind].iter().chain(last).rev() {
+                    let mut merged = pane.clone();
+                    if let Some((_, later)) = older.last() {
+                        aggregate.merge(&mut merged, later.clone());
+                    }
+                    older.push((*start, merged));
                 }
-                older.push((*start, merged));
+                used_up.insert(Mergers { older, newer: None, end: window.end })
             }
-            Box::new(Mergers { older, newer: None, end: window.end })
-        });
+        };
         let (_, older) = mergers.older.last().expect("there is a pane");
         let mut merged = older.clone();
         if let Some(newer) = &mergers.newer {
             aggregate.merge(&mut merged, newer.clone());
         }
-        self.mergers = Some(mergers);
         merged
     }
 }
 
 /// Merges panes, of which there is at least one.
-fn merge_all<A: Aggregate>(aggregate: &A, panes: &[(i64, A::State)]) -> A::State {
-    let mut merged = panes[0].1.clone();
-    for (_, pane) in &panes[1..] {
+fn merge_all<'a, A: Aggregate>(
+    aggregate: &A,
+    mut panes: impl Iterator<Item = &'a (i64, A::State)>,
+) -> A::State
+where
+    A::State: 'a,
+{
+    let mut merged = panes.next().expect("there is a pane").1.clone();
+    for (_, pane) in panes {
         aggregate.merge(&mut merged, pane.clone());
     }
     merged
@@ -368,7 +474,7 @@ mod tests {
                 .filter(|(time, _, passed)| {
                     (window.start..window.end).contains(time) && window.end - 1 > *passed
                 })
-                .map(|(time, n, _)| (grid.pane_of(*time), *n))
+                .map(|(time, n, _)| (grid.pane_of(*time).0, *n))
                 .collect();
             inside.sort_by_key(|(pane, _)| *pane);
             if !inside.is_empty() {
@@ -405,7 +511,7 @@ mod tests {
                 }
                 if random(&mut state).is_multiple_of(50) {
                     // As restored.
-                    panes.mergers = None;
+                    panes.before.iter_mut().for_each(|before| before.mergers = None);
                 }
             }
             while panes.due().is_some() {

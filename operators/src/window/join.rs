@@ -67,9 +67,7 @@ impl<'scope, K: Key, L: Record> WindowJoin<'scope, K, L> for KeyedStream<'scope,
         left_timestamp: impl Fn(&L) -> i64 + 'static,
         right_timestamp: impl Fn(&R) -> i64 + 'static,
     ) -> WindowJoined<'scope, K, L, R> {
-        let both = self
-            .map_values(|_, left| Either::Left(left))
-            .union(right.map_values(|_, right| Either::Right(right)));
+        let both = self.connect(right).united();
         let timestamp: Timestamp<Either<L, R>> = Box::new(move |record| match record {
             Either::Left(left) => left_timestamp(left),
             Either::Right(right) => right_timestamp(right),

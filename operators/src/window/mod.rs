@@ -632,7 +632,7 @@ impl<'scope, D: Record> AllWindowedStream<'scope, D> {
                 let grid = Grid::new(*size, *slide, *offset, 0);
                 stream.map_batches(move |records, out| {
                     for record in records.drain(..) {
-                        let pane = grid.pane_of(timestamp(&record));
+                        let (pane, _) = grid.pane_of(timestamp(&record));
                         match out.iter_mut().rfind(|(start, _)| *start == pane) {
                             Some((_, state)) => aggregate.add(state, record),
                             None => out.push((pane, aggregate.create(record))),

@@ -64,30 +64,29 @@ impl<K: Key, V: StateValue> Frozen for FrozenPages<K, V> {
     fn write(self: Box<Self>, out: &mut dyn SectionOutput) -> Result<(), FormatError> {
         let Self { whole, changes, max_parallelism, entry_bytes } = *self;
         let (changed, changes) = changes.unzip();
-        // Pages hold disjoint ranges of hashes, so any hash of each sorts them.
-        let first = |(page, marked)| {
-            let locked = ReadPage::lock(&page);
-            let hash = locked.entries().first().map(|entry| entry.hash);
-            let hash = hash.or_else(|| locked.removed().first().map(|removed| removed.hash));
-            drop(locked);
-            hash.map(|hash| (hash, page, marked))
-        };
-        let whole = whole.map(|page| (page, Marked::All));
+        // Pages hold disjoint ranges of hashes, so the least of each orders them.
+        let mut whole = whole.in_order().map(|page| (page, Marked::All)).peekable();
         let marked = |number| changes.as_ref().map_or(Marked::All, |changes| changes.of(number));
-        let changed = changed.into_iter().flatten().map(|page| {
-            let marked = marked(page.number());
-            (page, marked)
+        let mut changed = changed
+            .into_iter()
+            .flat_map(ReadPages::in_order)
+            .map(|page| {
+                let marked = marked(page.1.number());
+                (page, marked)
+            })
+            .peekable();
+        let mut pages = std::iter::from_fn(|| match (whole.peek(), changed.peek()) {
+            (Some(((one, _), _)), Some(((other, _), _))) if one < other => whole.next(),
+            (_, Some(_)) => changed.next(),
+            (_, None) => whole.next(),
         });
-        let mut pages: Vec<_> = whole.chain(changed).filter_map(first).collect();
-        pages.sort_unstable_by_key(|(hash, ..)| *hash);
 
         let mut encoder = PageEncoder::new(max_parallelism, changes.is_some());
         let (mut entries, mut bytes) = (0, 0);
-        for (_, page, marked) in pages {
-            let (page_entries, page_bytes) = encoder.write(&page, marked, out)?;
+        for ((_, page), marked) in &mut pages {
+            let (page_entries, page_bytes) = encoder.write(page, marked, out)?;
             entries += page_entries;
             bytes += page_bytes;
-            // `page` is dropped here, so the worker can take it back without copying it.
         }
         if changes.is_none() && entries > 0 {
             entry_bytes.store(bytes / entries, Ordering::Relaxed);
@@ -97,7 +96,7 @@ impl<K: Key, V: StateValue> Frozen for FrozenPages<K, V> {
 }
 
 /// Encodes pages into a buffer of its own, so that the output, which may be slow, is never waited
-/// for with a page locked: the worker waits for the encoding of [`CHUNK_BYTES`] at most, or of one
+/// for while a page is looked at: the worker waits for the encoding of [`CHUNK_BYTES`] at most, or of one
 /// entry.
 struct PageEncoder<K, V> {
     max_parallelism: u16,
@@ -117,7 +116,7 @@ enum Item {
     Removed(u32),
 }
 
-/// How many bytes are encoded before the lock is released.
+/// How many bytes are encoded before the page is put back.
 const CHUNK_BYTES: usize = 128 * 1024;
 
 impl<K: Key, V: StateValue> PageEncoder<K, V> {
@@ -135,17 +134,23 @@ impl<K: Key, V: StateValue> PageEncoder<K, V> {
     /// Returns the number of entries and of bytes.
     fn write(
         &mut self,
-        shared: &ReadPage<K, V>,
+        mut shared: ReadPage<K, V>,
         marked: Marked<'_>,
         out: &mut dyn SectionOutput,
     ) -> Result<(usize, usize), FormatError> {
-        self.set_order(&shared.lock(), marked);
-        let (mut written, mut bytes_written) = (0, 0);
-        while written < self.order.len() {
-            // A shared page does not change, so it may be unlocked between chunks.
-            self.encode_chunk(&shared.lock(), written)?;
+        self.set_order(shared.look(), marked);
+        let (mut shared, mut written, mut bytes_written) = (Some(shared), 0, 0);
+        while let Some(page) = &mut shared {
+            // A shared page does not change, so it may be put back between chunks.
+            self.encode_chunk(page.look(), written)?;
             written += self.ends.len();
             bytes_written += self.bytes.len();
+            if written < self.order.len() {
+                page.put_back();
+            } else {
+                // The worker can take it back now without copying it.
+                shared = None;
+            }
             let mut start = 0;
             for (hash, end) in &self.ends {
                 let bytes = &self.bytes[start..*end];

@@ -294,6 +294,32 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
         Some(value)
     }
 
+    #[inline]
+    fn get_or_make<'a>(
+        &'a mut self,
+        hash: u64,
+        key: &K,
+        make: &mut dyn FnMut() -> V,
+        new: &'a mut Option<V>,
+    ) -> &'a mut V {
+        let number = self.pages.number(hash);
+        let page = self.pages.own(number);
+        match page.find(hash, key) {
+            Some(position) => {
+                *new = None;
+                self.marks.set(number, position);
+                self.pages.own(number).value_at(position)
+            }
+            // Who writes to a place that is not in the caches and reads it at once has to wait for it.
+            None => new.insert(make()),
+        }
+    }
+
+    #[inline]
+    fn add(&mut self, hash: u64, key: &K, value: V) {
+        self.push_new(hash, key, value);
+    }
+
     fn len(&self) -> usize {
         self.len
     }

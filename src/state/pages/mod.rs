@@ -50,7 +50,7 @@ const PREFETCH_CHUNK: usize = 64;
 impl<K, V> Pages<K, V> {
     /// One page, empty.
     pub(super) fn new() -> Self {
-        let slots = vec![Some(Page::new(0))];
+        let slots = vec![Some(Page::new(0, 0))];
         Self { directory: vec![0; 2], depth: 1, slots, levels: vec![Levels::none()] }
     }
 

@@ -19,6 +19,8 @@ pub(in crate::state) struct Entry<K, V> {
 pub(in crate::state) struct Page<K, V> {
     entries: Vec<Entry<K, V>>,
     index: Box<[u16]>,
+    /// The least hash that belongs here.
+    prefix: u64,
     depth: u8,
     /// `None`: nothing.
     removed: Option<Box<RemovedKeys<K>>>,
@@ -99,14 +101,25 @@ impl<K, V> Page<K, V> {
     pub(in crate::state) const SLOTS_PER_ENTRY: usize =
         if size_of::<Entry<K, V>>() < 64 { 4 } else { 2 };
 
-    /// An empty page for the hashes with one prefix of `depth` bits.
-    pub(in crate::state) fn new(depth: u8) -> Self {
+    /// An empty page for the hashes that have `depth` bits in common with `prefix`, the least of them.
+    pub(in crate::state) fn new(prefix: u64, depth: u8) -> Self {
         Self {
             entries: Vec::new(),
             index: vec![0; Self::SLOTS_PER_ENTRY * Self::CAPACITY].into_boxed_slice(),
+            prefix,
             depth,
             removed: None,
         }
+    }
+
+    /// The least hash that belongs here: hashes of pages are in the order of these.
+    pub(in crate::state) fn prefix(&self) -> u64 {
+        self.prefix
+    }
+
+    /// Whether there is nothing to say about it.
+    pub(in crate::state) fn is_blank(&self) -> bool {
+        self.entries.is_empty() && self.removed.is_none()
     }
 
     /// How many leading bits the hashes of this page have in common.
@@ -222,7 +235,7 @@ impl<K, V> Page<K, V> {
     /// deeper. `moved` hears of each entry where it was, whether it is in the new page, and where.
     pub(in crate::state) fn split(&mut self, mut moved: impl FnMut(usize, bool, usize)) -> Self {
         let bit = 1 << (63 - self.depth);
-        let mut upper = Self::new(self.depth + 1);
+        let mut upper = Self::new(self.prefix | bit, self.depth + 1);
         self.depth += 1;
         if let Some(removed) = self.removed.take() {
             let (lower, higher) = removed.0.into_iter().partition(|key| key.hash & bit == 0);
@@ -400,6 +413,7 @@ impl<K: Clone, V: Clone> Clone for Page<K, V> {
         Self {
             entries,
             index: self.index.clone(),
+            prefix: self.prefix,
             depth: self.depth,
             removed: self.removed.clone(),
         }

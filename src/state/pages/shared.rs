@@ -53,10 +53,10 @@ impl<K, V> Level<K, V> {
         self.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Locks when nobody looks at the page.
-    fn lock_for(&self, at: usize) -> MutexGuard<'_, Cells<K, V>> {
+    /// Locks when nobody looks at one of the pages.
+    fn lock_for(&self, pages: u64) -> MutexGuard<'_, Cells<K, V>> {
         let mut cells = self.lock();
-        while cells.out >> at & 1 == 1 {
+        while cells.out & pages != 0 {
             cells = self.put_back.wait(cells).unwrap_or_else(PoisonError::into_inner);
         }
         cells
@@ -74,7 +74,7 @@ impl<K, V> Levels<K, V> {
     /// Looks at a page that the table does not own.
     pub(super) fn look<T>(&self, at: usize, look: impl FnOnce(&Page<K, V>) -> T) -> T {
         for level in self.0.iter().rev() {
-            let cells = level.lock_for(at);
+            let cells = level.lock_for(1 << at);
             if cells.tables >> at & 1 == 1
                 && let Some(page) = &cells.pages[at]
             {
@@ -129,6 +129,19 @@ impl<K, V> Levels<K, V> {
 }
 
 impl<K, V> Cells<K, V> {
+    fn put_back(&mut self, at: usize, page: &mut Slot<K, V>) {
+        self.pages[at] = page.take();
+        self.out &= !(1 << at);
+    }
+
+    /// A snapshot does not need a page any more. Returns it if nobody does.
+    fn let_go(&mut self, at: usize) -> Slot<K, V> {
+        self.readers[at] -= 1;
+        self.all_readers -= 1;
+        let over = self.readers[at] == 0 && self.tables >> at & 1 == 0;
+        over.then(|| self.pages[at].take()).flatten()
+    }
+
     /// Gives all pages back to the table. Nobody reads them.
     fn give_all(&mut self, own: &mut [Slot<K, V>]) {
         self.tables = 0;
@@ -151,7 +164,7 @@ impl<K: Clone, V: Clone> Levels<K, V> {
         }
         if cells.readers[at] > 0 {
             drop(cells);
-            cells = self.0[place].lock_for(at);
+            cells = self.0[place].lock_for(1 << at);
         }
         // Its readers may have gone while the table waited.
         own[at] =
@@ -175,12 +188,8 @@ pub(in crate::state) struct ReadPage<K, V> {
     level: Arc<Level<K, V>>,
     at: usize,
     number: usize,
-}
-
-/// A page while a snapshot looks at it.
-pub(in crate::state) struct LockedPage<'a, K, V> {
-    read: &'a ReadPage<K, V>,
-    page: Slot<K, V>,
+    /// While it is looked at.
+    out: Slot<K, V>,
 }
 
 impl<K, V> Default for ReadPages<K, V> {
@@ -196,12 +205,52 @@ impl<K, V> Iterator for ReadPages<K, V> {
         let segment = self.0.last_mut()?;
         let at = segment.pages.trailing_zeros() as usize;
         segment.pages &= segment.pages - 1;
-        let level = Arc::clone(&segment.level);
-        let page = ReadPage { level, at, number: segment.first + at };
+        let page = segment.page(at);
         if segment.pages == 0 {
             self.0.pop();
         }
         Some(page)
+    }
+}
+
+impl<K, V> ReadPages<K, V> {
+    /// The pages that are not empty, in the order of their hashes, each with the least that belongs there.
+    pub(in crate::state) fn in_order(self) -> PagesInOrder<K, V> {
+        let mut order = Vec::new();
+        for (number, segment) in self.0.iter().enumerate() {
+            let cells = segment.level.lock_for(segment.pages);
+            for at in (0..SEGMENT_PAGES).filter(|at| segment.pages >> at & 1 == 1) {
+                let page = cells.pages[at].as_ref().filter(|page| !page.is_blank());
+                order.extend(page.map(|page| (page.prefix(), number as u32, at as u32)));
+            }
+        }
+        order.sort_unstable();
+        PagesInOrder { segments: self.0, order: order.into_iter() }
+    }
+}
+
+/// [`ReadPages`], in the order of their hashes.
+pub(in crate::state) struct PagesInOrder<K, V> {
+    segments: Vec<ReadSegment<K, V>>,
+    /// For each page the least hash, which segment, and where in that.
+    order: std::vec::IntoIter<(u64, u32, u32)>,
+}
+
+impl<K, V> Iterator for PagesInOrder<K, V> {
+    type Item = (u64, ReadPage<K, V>);
+
+    fn next(&mut self) -> Option<(u64, ReadPage<K, V>)> {
+        let (prefix, segment, at) = self.order.next()?;
+        let segment = &mut self.segments[segment as usize];
+        segment.pages &= !(1 << at);
+        Some((prefix, segment.page(at as usize)))
+    }
+}
+
+impl<K, V> ReadSegment<K, V> {
+    fn page(&self, at: usize) -> ReadPage<K, V> {
+        let level = Arc::clone(&self.level);
+        ReadPage { level, at, number: self.first + at, out: None }
     }
 }
 
@@ -210,7 +259,8 @@ impl<K, V> Drop for ReadSegment<K, V> {
         while self.pages != 0 {
             let at = self.pages.trailing_zeros() as usize;
             self.pages &= self.pages - 1;
-            let_go(&self.level, at);
+            let over = self.level.lock().let_go(at);
+            drop(over);
         }
     }
 }
@@ -221,49 +271,38 @@ impl<K, V> ReadPage<K, V> {
         self.number
     }
 
-    /// The page. The table waits until this is dropped if it wants the page back.
-    pub(in crate::state) fn lock(&self) -> LockedPage<'_, K, V> {
-        let mut cells = self.level.lock_for(self.at);
-        cells.out |= 1 << self.at;
-        LockedPage { read: self, page: cells.pages[self.at].take() }
+    /// The page. The table waits until it is put back if it wants it.
+    pub(in crate::state) fn look(&mut self) -> &Page<K, V> {
+        if self.out.is_none() {
+            let mut cells = self.level.lock_for(1 << self.at);
+            cells.out |= 1 << self.at;
+            self.out = cells.pages[self.at].take();
+        }
+        self.out.as_ref().expect("a page that is shared is there")
     }
-}
 
-impl<K, V> std::ops::Deref for LockedPage<'_, K, V> {
-    type Target = Page<K, V>;
-
-    fn deref(&self) -> &Page<K, V> {
-        self.page.as_ref().expect("there while it is read")
-    }
-}
-
-impl<K, V> Drop for LockedPage<'_, K, V> {
-    fn drop(&mut self) {
-        let ReadPage { level, at, .. } = self.read;
-        let mut cells = level.lock();
-        cells.pages[*at] = self.page.take();
-        cells.out &= !(1 << at);
-        drop(cells);
-        level.put_back.notify_all();
+    /// Puts the page back, to be looked at again later.
+    pub(in crate::state) fn put_back(&mut self) {
+        if self.out.is_some() {
+            self.level.lock().put_back(self.at, &mut self.out);
+            self.level.put_back.notify_all();
+        }
     }
 }
 
 impl<K, V> Drop for ReadPage<K, V> {
     fn drop(&mut self) {
-        let_go(&self.level, self.at);
+        let mut cells = self.level.lock();
+        let looked = self.out.is_some();
+        if looked {
+            cells.put_back(self.at, &mut self.out);
+        }
+        let over = cells.let_go(self.at);
+        drop(cells);
+        if looked {
+            self.level.put_back.notify_all();
+        }
+        // What it takes to drop it is not done with the lock held.
+        drop(over);
     }
-}
-
-fn let_go<K, V>(level: &Level<K, V>, at: usize) {
-    let mut cells = level.lock();
-    cells.readers[at] -= 1;
-    cells.all_readers -= 1;
-    let over = if cells.readers[at] == 0 && cells.tables >> at & 1 == 0 {
-        cells.pages[at].take()
-    } else {
-        None
-    };
-    drop(cells);
-    // What it takes to drop it is not done with the lock held.
-    drop(over);
 }

@@ -33,10 +33,10 @@ fn set(pages: &mut Pages<u64, Counted>, number: usize, value: u64) {
 
 /// The page's number, its key and the value, of each page that is read.
 fn read(pages: ReadPages<u64, Counted>) -> Vec<(usize, u64, u64)> {
-    let one = |page: super::ReadPage<u64, Counted>| {
-        let locked = page.lock();
-        let entry = &locked.entries()[0];
-        (page.number(), entry.key, entry.value.0)
+    let one = |mut page: super::ReadPage<u64, Counted>| {
+        let entry = &page.look().entries()[0];
+        let (key, value) = (entry.key, entry.value.0);
+        (page.number(), key, value)
     };
     let mut all: Vec<_> = pages.map(one).collect();
     all.sort_unstable();
@@ -91,12 +91,12 @@ fn pages_that_are_added_after_a_freeze_do_not_disturb_it() {
 #[test]
 fn the_table_waits_for_a_page_that_a_snapshot_looks_at() {
     let (mut pages, clones) = two_pages();
-    let page = pages.share([0].into_iter()).next().expect("it was shared");
+    let mut page = pages.share([0].into_iter()).next().expect("it was shared");
     let (looks, looking) = channel();
     let over = Arc::new(AtomicBool::new(false));
     let ends = Arc::clone(&over);
     let snapshot = std::thread::spawn(move || {
-        let locked = page.lock();
+        let locked = page.look();
         looks.send(()).expect("the table listens");
         let seen = locked.entries()[0].value.0;
         ends.store(true, Ordering::SeqCst);
@@ -107,4 +107,31 @@ fn the_table_waits_for_a_page_that_a_snapshot_looks_at() {
     assert!(over.load(Ordering::SeqCst), "the page was changed while it was looked at");
     assert_eq!(snapshot.join().expect("it does not panic"), 10);
     assert!(clones.load(Ordering::SeqCst) <= 1);
+}
+
+#[test]
+fn pages_come_in_the_order_of_their_hashes_without_the_empty_ones() {
+    let (mut pages, _) = two_pages();
+    while pages.len() < 200 {
+        let hash = (pages.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        pages.split(hash, |_, _, _| ());
+    }
+    for key in 0..500_u64 {
+        let hash = key.wrapping_mul(0xd6e8_feb8_6659_fd93);
+        let number = pages.number(hash);
+        pages.own(number).push(hash, key, Counted(key, Arc::default()));
+    }
+    let numbers: Vec<usize> = (0..200).filter(|number| number % 3 != 0).collect();
+    let (mut last, mut seen) = (0, Vec::new());
+    for (prefix, mut page) in pages.share(numbers.iter().copied()).in_order() {
+        let hashes: Vec<u64> = page.look().entries().iter().map(|entry| entry.hash).collect();
+        assert!(prefix >= last && hashes.iter().all(|hash| *hash >= prefix));
+        last = *hashes.iter().max().expect("it is not empty");
+        seen.push(page.number());
+    }
+    seen.sort_unstable();
+    let filled: Vec<usize> =
+        numbers.into_iter().filter(|number| !pages.own(*number).entries().is_empty()).collect();
+    assert_eq!(seen, filled);
+    assert!(seen.len() > 50);
 }

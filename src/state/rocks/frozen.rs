@@ -58,11 +58,11 @@ impl<K: RowKey, V: StateValue> Rows for FrozenRows<K, V> {
         tails.each(|key, list| take(key, Change::Append(list)))?;
         let mut bytes = Vec::new();
         let mut ends: Vec<(usize, Option<usize>)> = Vec::new();
-        for page in pages {
+        for mut page in pages {
             bytes.clear();
             ends.clear();
-            // Only encoded with the page locked: the worker may be waiting for it.
-            for entry in page.lock().entries() {
+            // Only encoded while it looks at the page: the worker may be waiting for it.
+            for entry in page.look().entries() {
                 if entry.value.stamp <= self.since {
                     continue;
                 }
