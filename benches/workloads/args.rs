@@ -96,6 +96,8 @@ pub enum Workload {
     RawTimelyKeyedCount,
     /// Latency of every record, at a rate.
     Latency,
+    /// Latency of the results of windows, at a rate.
+    WindowLatency,
     /// The time from a failure to output again.
     Recovery,
     /// Checkpoints before an operator that is too slow, by alignment timeout.

@@ -1,4 +1,4 @@
-//! The latency of every record, from the time it is due to the sink, under an open loop.
+//! The latency of every result, from the time it is due to the sink, under an open loop.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,31 +20,14 @@ use crate::report::{self, Stopwatch, cpu_time, unix_micros};
 /// What is left out after the load.
 const WARM_UP: Duration = Duration::from_secs(5);
 
-/// A result with the time its event was due, in Unix microseconds; 0 for an event of the load.
+/// A key, a count, a sum, and the time the result was due, in Unix microseconds; 0 for an event of the load.
 pub type Timed = (u64, u64, u64, u64);
 
-/// Runs it in one process.
+/// Runs W7 in one process.
 pub fn run(args: &Args) -> Measured {
-    let seconds = args.seconds.unwrap_or(20);
-    let (keys, rate) = (args.keys.unwrap_or(1_000_000), args.rate.unwrap_or(100_000));
+    let keys = args.keys.unwrap_or(1_000_000);
     let load = args.load.unwrap_or(keys);
-    let records = args.records.unwrap_or(load + rate * (seconds + WARM_UP.as_secs()));
-    let args = Args {
-        records: Some(records),
-        keys: Some(keys),
-        rate: Some(rate),
-        load: Some(load),
-        ..args.clone()
-    };
-    let mut config = JobConfig::new(Name::new("latency").expect("a constant name"));
-    config.workers = args.workers();
-    config.checkpoints.interval = args.checkpoint_interval.0;
-    let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
-    config.checkpoints.directory = args.checkpoint_interval.0.map(|_| directory.path().to_owned());
-    let (shared, handle) = (Arc::new(Shared::default()), JobHandle::default());
-    let sink = LatencySink { shared: Arc::clone(&shared) };
-    let watch = Stopwatch::start();
-    let ran = job::execute(config, &handle, move |job| {
+    let (report, _) = measure(args, "latency", keys, load, move |job, records, rate| {
         let event = move |index, due| {
             let (key, value) = counting::event(index, keys, load);
             (key, value, due)
@@ -56,7 +39,38 @@ pub fn run(args: &Args) -> Measured {
                 counting::count(state, value);
                 out.emit((*key, state.0, state.1, due));
             })
-            .sink("results", sink.clone());
+    })?;
+    counting::checked(report)
+}
+
+/// Runs a job of so many records at such a rate, and says what it did, and the sum of the counts of its results.
+pub fn measure(
+    args: &Args,
+    name: &str,
+    keys: u64,
+    load: u64,
+    build: impl for<'a> Fn(&Job<'a>, u64, u64) -> Stream<'a, Timed> + Send + Sync + 'static,
+) -> Result<(serde_json::Value, u64), String> {
+    let seconds = args.seconds.unwrap_or(20);
+    let rate = args.rate.unwrap_or(100_000);
+    let records = args.records.unwrap_or(load + rate * (seconds + WARM_UP.as_secs()));
+    let args = Args {
+        records: Some(records),
+        keys: Some(keys),
+        rate: Some(rate),
+        load: Some(load),
+        ..args.clone()
+    };
+    let mut config = JobConfig::new(Name::new(name).expect("a constant name"));
+    config.workers = args.workers();
+    config.checkpoints.interval = args.checkpoint_interval.0;
+    let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
+    config.checkpoints.directory = args.checkpoint_interval.0.map(|_| directory.path().to_owned());
+    let (shared, handle) = (Arc::new(Shared::default()), JobHandle::default());
+    let sink = LatencySink { shared: Arc::clone(&shared) };
+    let watch = Stopwatch::start();
+    let ran = job::execute(config, &handle, move |job| {
+        build(job, records, rate).sink("results", sink.clone());
         Ok(())
     });
     ran.map_err(|error| error.to_string())?;
@@ -76,7 +90,8 @@ pub fn run(args: &Args) -> Measured {
     report["longest_stall_ms"] = json!(milliseconds(measured.stall));
     report["measured_seconds"] = json!(measured.wall.as_secs_f64());
     report["cores"] = json!(measured.cpu.as_secs_f64() / measured.wall.as_secs_f64());
-    counting::checked(report)
+    report["workload"] = json!(name);
+    Ok((report, measured.counts))
 }
 
 /// What the writers share: when the schedule began, and what was measured.
@@ -97,6 +112,8 @@ impl Default for Shared {
 struct Report {
     results: u64,
     digest: u64,
+    /// The sum of all counts.
+    counts: u64,
     latencies: Histogram,
     stall: u64,
     cpu: Duration,
@@ -156,6 +173,7 @@ impl TransactionWriter for LatencyWriter {
         let now = unix_micros();
         let Some(newest) = records.last().map(|record| record.3) else { return Ok(()) };
         self.own.results += records.len() as u64;
+        self.own.counts += records.iter().map(|record| record.1).sum::<u64>();
         let digests =
             records.iter().map(|record| counting::digest(&(record.0, record.1, record.2)));
         self.own.digest = digests.fold(self.own.digest, u64::wrapping_add);
@@ -183,7 +201,8 @@ impl LatencyWriter {
             self.own.stall = self.own.stall.max(now.saturating_sub(last));
         }
         for (.., due) in records {
-            if *due >= warm {
+            // At the end of the input windows end before their time.
+            if (warm..=now).contains(due) {
                 self.own.latencies.add(now.saturating_sub(*due));
             }
         }
@@ -202,6 +221,7 @@ impl Drop for LatencyWriter {
     fn drop(&mut self) {
         let mut all = self.shared.measured.lock().unwrap_or_else(PoisonError::into_inner);
         all.results += self.own.results;
+        all.counts += self.own.counts;
         all.digest = all.digest.wrapping_add(self.own.digest);
         all.latencies.merge(&self.own.latencies);
         all.stall = all.stall.max(self.own.stall);

@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         Some(Workload::KeyedCount) => keyed_count::run(&args),
         Some(Workload::RawTimelyKeyedCount) => raw::run(&args),
         Some(Workload::Latency) => latency::run(&args),
+        Some(Workload::WindowLatency) => window::measure_latency(&args),
         Some(Workload::Recovery) => match args.mode {
             Mode::Panic => recovery::run(&args),
             Mode::Kill => recovery_kill::run(&args),

@@ -8,6 +8,7 @@ use highwater_operators::{Aggregate, KeyedWindows, Windows};
 
 use crate::Measured;
 use crate::args::Args;
+use crate::latency;
 use crate::query;
 
 /// Results that were computed by other programs: records, keys, results, digest.
@@ -28,17 +29,17 @@ const PER_MILLISECOND: u64 = 1_000;
 struct CountAndSum;
 
 impl Aggregate for CountAndSum {
-    type Input = (u32, u64);
+    type Input = (u64, u64);
     type State = (u64, u64);
     type Output = (u64, u64);
 
     #[inline]
-    fn create(&self, (_, value): (u32, u64)) -> (u64, u64) {
+    fn create(&self, (_, value): (u64, u64)) -> (u64, u64) {
         (1, value)
     }
 
     #[inline]
-    fn add(&self, state: &mut (u64, u64), (_, value): (u32, u64)) {
+    fn add(&self, state: &mut (u64, u64), (_, value): (u64, u64)) {
         state.0 += 1;
         state.1 = state.1.wrapping_add(value);
     }
@@ -67,8 +68,8 @@ pub fn run(args: &Args) -> Measured {
             (key, (index / PER_MILLISECOND) as u32, value)
         };
         job.source_with("events", Generator::new(records, event), time)
-            .into_keyed(|(key, time, value)| (key, (time, value)))
-            .window(windows.clone(), |(time, _)| i64::from(*time))
+            .into_keyed(|(key, time, value)| (key, (u64::from(time), value)))
+            .window(windows.clone(), |(time, _)| *time as i64)
             .aggregate("window", CountAndSum)
             .map(|(key, window, (count, sum))| {
                 workload::fold([window.start as u64, key, count, sum])
@@ -77,4 +78,26 @@ pub fn run(args: &Args) -> Measured {
     let published = PUBLISHED.iter().filter(|_| args.slide.is_none());
     let known = published.map(|row| (row.0, row.1, row.2, row.3));
     query::checked(report, known.filter(|row| row.1 == keys).map(|row| (row.0, row.2, row.3)))
+}
+
+/// Runs windows of a second under an open loop, and says how long after its end was due the results of each came.
+pub fn measure_latency(args: &Args) -> Measured {
+    let keys = args.keys();
+    let (report, counted) =
+        latency::measure(args, "window-latency", keys, 0, move |job, records, rate| {
+            let event = move |index, due: u64| {
+                let (key, value) = workload::key_value(index, keys, 0);
+                (key, value, due)
+            };
+            let time = EventTime::monotonic(|event: &(u64, u64, u64)| (event.2 / 1_000) as i64);
+            job.source_with("events", Generator::scheduled(records, 0, rate, event), time)
+                .into_keyed(|(key, value, due)| (key, (due, value)))
+                .window(Windows::tumbling(Duration::from_secs(1)), |(due, _)| (*due / 1_000) as i64)
+                .aggregate("window", CountAndSum)
+                .map(|(key, window, (count, sum))| (key, count, sum, window.end as u64 * 1_000))
+        })?;
+    match report["parameters"]["records"].as_u64() {
+        Some(records) if records == counted => Ok(report),
+        records => Err(format!("{counted} records were in windows, of {records:?}: {report}")),
+    }
 }

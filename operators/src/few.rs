@@ -70,6 +70,22 @@ impl<T> Few<T> {
         }
     }
 
+    /// Removes the first `count` elements.
+    pub(crate) fn remove_first(&mut self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        match self {
+            Self::One(_) => *self = Self::default(),
+            Self::Many(many) => {
+                many.drain(..count);
+                if many.len() == 1 {
+                    *self = Self::of(std::mem::take(many));
+                }
+            }
+        }
+    }
+
     fn of(mut many: Vec<T>) -> Self {
         match many.pop() {
             Some(one) if many.is_empty() => Self::One(one),
@@ -111,6 +127,11 @@ mod tests {
                 2 if !model.is_empty() => {
                     let place = mixed as usize / 5 % model.len();
                     assert_eq!(few.remove(place), model.remove(place));
+                }
+                3 => {
+                    let count = mixed as usize / 5 % 3.min(model.len() + 1);
+                    few.remove_first(count);
+                    model.drain(..count);
                 }
                 _ => few.as_mut_slice().iter_mut().zip(&mut model).for_each(|(one, other)| {
                     *one += 1;

@@ -115,40 +115,16 @@ impl<K: Key, W: Scheduled, F, T> ScheduledLogic<K, W, F, T> {
         Self { state, tables, event, processing, hashes: Vec::new(), on_record, on_due }
     }
 
-    /// The state of a key has changed.
+    /// The state of a key has changed. `before`: when it was due.
     #[inline]
-    fn changed(&mut self, hash: u64, key: &K, before: Dues, after: Changed, new: &mut Option<W>) {
+    fn changed(&mut self, hash: u64, key: &K, before: Dues, after: Dues, vacant: bool) {
         // What is not kept waits for nothing, whatever it says.
-        let due = if after.vacant { (None, None) } else { after.due };
-        self.event.moved(hash, key, before.0, due.0);
-        self.processing.moved(hash, key, before.1, due.1);
-        if after.vacant || new.is_some() {
-            self.come_or_gone(hash, key, after.vacant, new);
+        let after = if vacant { (None, None) } else { after };
+        self.event.moved(hash, key, before.0, after.0);
+        self.processing.moved(hash, key, before.1, after.1);
+        if vacant {
+            self.tables.tables.entries.remove(hash, key);
         }
-    }
-
-    /// A state is `vacant`, or it is `new`: not in the table.
-    #[inline(never)]
-    fn come_or_gone(&mut self, hash: u64, key: &K, vacant: bool, new: &mut Option<W>) {
-        let entries = &mut self.tables.tables.entries;
-        match new.take() {
-            Some(state) if !vacant => entries.add(hash, key, state),
-            Some(_) => {}
-            None => drop(entries.remove(hash, key)),
-        }
-    }
-}
-
-/// What has become of a state.
-struct Changed {
-    due: Dues,
-    vacant: bool,
-}
-
-impl Changed {
-    #[inline]
-    fn of<W: Scheduled>(state: &W) -> Self {
-        Self { due: dues(state), vacant: state.is_vacant() }
     }
 }
 
@@ -183,12 +159,11 @@ where
     #[inline]
     fn record(&mut self, hash: u64, key: &K, value: V, at: Moment, out: &mut Vec<O>) {
         let entries = &mut self.tables.tables.entries;
-        let mut new = None;
-        let state = entries.get_or_make(hash, key, &mut W::default, &mut new);
+        let state = entries.get_or_default(hash, key);
         let before = dues(state);
         (self.on_record)(key, value, state, &mut ScheduledContext { out, at });
-        let after = Changed::of(state);
-        self.changed(hash, key, before, after, &mut new);
+        let (after, vacant) = (dues(state), state.is_vacant());
+        self.changed(hash, key, before, after, vacant);
     }
 
     #[inline]
@@ -219,8 +194,8 @@ where
         *due = None;
         queue.fired();
         (self.on_due)(&key, Timer { time, domain }, state, &mut ScheduledContext { out, at });
-        let after = Changed::of(state);
-        self.changed(hash, &key, before, after, &mut None);
+        let (after, vacant) = (dues(state), state.is_vacant());
+        self.changed(hash, &key, before, after, vacant);
     }
 
     fn freeze(&mut self, operator: &Name, form: SnapshotForm) -> FrozenOperator {

@@ -157,30 +157,20 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
     /// The value of a key, to be changed, after making it with `value` if the key has none.
     fn get_or_insert_with(&mut self, hash: u64, key: &K, value: &mut dyn FnMut() -> V) -> &mut V;
 
+    /// As [`ValueTable::get_or_insert_with`], of the default value.
+    #[inline]
+    fn get_or_default(&mut self, hash: u64, key: &K) -> &mut V
+    where
+        V: Default,
+    {
+        self.get_or_insert_with(hash, key, &mut V::default)
+    }
+
     /// Sets the value of a key, and returns the one before.
     fn insert(&mut self, hash: u64, key: &K, value: V) -> Option<V>;
 
     /// Removes a key, and returns its value.
     fn remove(&mut self, hash: u64, key: &K) -> Option<V>;
-
-    /// The value of a key, to be changed, or what `make` gives if the key has none. That may be left in `new`, where it costs less to change
-    /// than in its place: then [`ValueTable::add`] keeps it.
-    #[inline]
-    fn get_or_make<'a>(
-        &'a mut self,
-        hash: u64,
-        key: &K,
-        make: &mut dyn FnMut() -> V,
-        new: &'a mut Option<V>,
-    ) -> &'a mut V {
-        *new = None;
-        self.get_or_insert_with(hash, key, make)
-    }
-
-    /// Adds a key that is not there.
-    fn add(&mut self, hash: u64, key: &K, value: V) {
-        self.insert(hash, key, value);
-    }
 
     /// The number of keys.
     fn len(&self) -> usize;
@@ -494,6 +484,18 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
     }
 
     #[inline]
+    fn get_or_default(&mut self, hash: u64, key: &K) -> &mut V
+    where
+        V: Default,
+    {
+        match self {
+            Self::Heap(table) => table.get_or_default(hash, key),
+            #[cfg(feature = "rocksdb")]
+            Self::Rocks(table) => table.get_or_default(hash, key),
+        }
+    }
+
+    #[inline]
     fn insert(&mut self, hash: u64, key: &K, value: V) -> Option<V> {
         match self {
             Self::Heap(table) => table.insert(hash, key, value),
@@ -508,30 +510,6 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
             Self::Heap(table) => table.remove(hash, key),
             #[cfg(feature = "rocksdb")]
             Self::Rocks(table) => table.remove(hash, key),
-        }
-    }
-
-    #[inline]
-    fn get_or_make<'a>(
-        &'a mut self,
-        hash: u64,
-        key: &K,
-        make: &mut dyn FnMut() -> V,
-        new: &'a mut Option<V>,
-    ) -> &'a mut V {
-        match self {
-            Self::Heap(table) => table.get_or_make(hash, key, make, new),
-            #[cfg(feature = "rocksdb")]
-            Self::Rocks(table) => table.get_or_make(hash, key, make, new),
-        }
-    }
-
-    #[inline]
-    fn add(&mut self, hash: u64, key: &K, value: V) {
-        match self {
-            Self::Heap(table) => table.add(hash, key, value),
-            #[cfg(feature = "rocksdb")]
-            Self::Rocks(table) => table.add(hash, key, value),
         }
     }
 

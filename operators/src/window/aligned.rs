@@ -24,6 +24,7 @@ use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::aggregate::Aggregate;
+use crate::few::Few;
 use crate::window::WindowState;
 use crate::window::time::{Moments, Window};
 
@@ -174,9 +175,9 @@ pub(super) struct Panes<S> {
 #[serde(bound(serialize = "S: Serialize", deserialize = "S: Deserialize<'de>"))]
 struct Before<S> {
     /// By their starts.
-    panes: Vec<(i64, S)>,
+    panes: Few<(i64, S)>,
     #[serde(skip)]
-    mergers: Option<Mergers<S>>,
+    mergers: Option<Box<Mergers<S>>>,
 }
 
 impl<S> Default for Panes<S> {
@@ -187,7 +188,7 @@ impl<S> Default for Panes<S> {
 
 impl<S> Default for Before<S> {
     fn default() -> Self {
-        Self { panes: Vec::new(), mergers: None }
+        Self { panes: Few::default(), mergers: None }
     }
 }
 
@@ -298,11 +299,12 @@ impl<S: Record> Panes<S> {
         }
         let panes = &mut self.before.get_or_insert_default().panes;
         if last.0 < pane {
-            panes.push(std::mem::replace(last, (pane, aggregate.create(record))));
+            let before = std::mem::replace(last, (pane, aggregate.create(record)));
+            panes.insert(panes.as_slice().len(), before);
             return true;
         }
-        let place = most_before(panes, pane);
-        match panes.get_mut(place) {
+        let place = most_before(panes.as_slice(), pane);
+        match panes.as_mut_slice().get_mut(place) {
             Some((start, state)) if *start == pane => {
                 aggregate.add(state, record);
                 false
@@ -317,7 +319,7 @@ impl<S: Record> Panes<S> {
     /// The panes before the last one.
     #[inline]
     fn before(&self) -> &[(i64, S)] {
-        self.before.as_ref().map_or(&[], |before| &before.panes)
+        self.before.as_ref().map_or(&[], |before| before.panes.as_slice())
     }
 
     /// The start of the first pane that begins at `time` or later, where few begin before.
@@ -332,9 +334,10 @@ impl<S: Record> Panes<S> {
     fn forget_before(&mut self, start: i64) -> Option<i64> {
         let first = self.first_from(start)?;
         if let Some(before) = &mut self.before {
-            let over = few_before(&before.panes, start);
-            if over >= before.panes.len().div_ceil(KEPT_PART) {
-                before.panes.drain(..over);
+            let panes = before.panes.as_slice();
+            let over = few_before(panes, start);
+            if over >= panes.len().div_ceil(KEPT_PART) {
+                before.panes.remove_first(over);
             }
         }
         Some(first)
@@ -368,12 +371,14 @@ impl<S: Record> Panes<S> {
     /// Merges the panes of a window, of which there is at least one before the last, with the help of what was merged before.
     fn merged<A: Aggregate<State = S>>(&mut self, aggregate: &A, window: Window) -> S {
         let Before { panes, mergers } = &mut **self.before.get_or_insert_default();
+        let panes = panes.as_slice();
         let last = self.last.as_ref().filter(|(pane, _)| *pane < window.end);
         let behind = most_before(panes, window.end);
         mergers.take_if(|mergers| mergers.end > window.end);
-        if let Some(Mergers { older, newer, end }) = mergers {
+        if let Some(mergers) = mergers {
+            let Mergers { older, newer, end } = &mut **mergers;
             let new = &panes[most_before(panes, *end)..behind];
-            for (_, pane) in new.iter().chain(last.filter(|(pane, _)| pane >= end)) {
+            for (_, pane) in new.iter().chain(last.filter(|(pane, _)| *pane >= *end)) {
                 match newer {
                     Some(newer) => aggregate.merge(newer, pane.clone()),
                     None => *newer = Some(pane.clone()),
@@ -397,7 +402,7 @@ impl<S: Record> Panes<S> {
                     }
                     older.push((*start, merged));
                 }
-                used_up.insert(Mergers { older, newer: None, end: window.end })
+                used_up.insert(Box::new(Mergers { older, newer: None, end: window.end }))
             }
         };
         let (_, older) = mergers.older.last().expect("there is a pane");
