@@ -159,6 +159,9 @@ pub trait TopOfChanges<'scope, K: Key, V: MapKey>: Sized {
     /// [time to live](crate::lifetime): every change of them is an update, of all values of the key. The retraction of what is not
     /// there has no effect.
     ///
+    /// The order has to be the same on every backend, and RocksDB sorts by bytes: derive `Ord` for ranks and values, and write
+    /// [`Descending`](highwater::prelude::Descending) for [`std::cmp::Reverse`]. What is found to come in another order fails the job.
+    ///
     /// # Examples
     /// The two words that are there most often:
     /// ```
@@ -249,6 +252,10 @@ fn set<K: Key, M: MapKey, T: Lifetime>(
     }
 }
 
+/// Otherwise results would be wrong, and nobody would notice.
+const OTHER_ORDER: &str = "the state `values` does not come in the order of its keys: on this backend that is the order of a derived `Ord`. \
+    If the rank or the records have an `Ord` of their own or `std::cmp::Reverse` in them, derive it, or use `Descending`";
+
 /// Where a value belongs among others.
 struct Place<M> {
     /// How many are before it, counted up to `n`.
@@ -266,7 +273,9 @@ impl<M: MapKey> Place<M> {
         let mut before = 0;
         let mut counted = 0;
         let mut last = None;
+        let mut previous = None;
         for (other, times) in values.iter() {
+            assert!(previous.is_none_or(|previous| previous < other), "{OTHER_ORDER}");
             let room = n - counted;
             let here = usize::try_from(*times).unwrap_or(usize::MAX).min(room);
             counted += here;
@@ -278,6 +287,7 @@ impl<M: MapKey> Place<M> {
                 last = Some(other.into_owned());
                 break;
             }
+            previous = Some(other);
         }
         Self { before, last }
     }

@@ -276,3 +276,24 @@ fn what_has_expired_is_in_no_checkpoint_once_as_many_records_have_come() {
         "of {KEYS} keys are kept: {kept:?}"
     );
 }
+
+#[cfg(feature = "rocksdb")]
+#[test]
+fn ranks_that_rocksdb_sorts_otherwise_fail_the_job_and_say_what_to_use() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = JobConfig::new(Name::new("ranks").unwrap());
+    config.state.backend = highwater::config::StateBackendKind::RocksDb;
+    config.state.rocksdb.directory = Some(directory.path().to_owned());
+    config.restart = highwater::config::RestartStrategy::None;
+    // More than are read into memory to be looked at, so that their order is that of rows.
+    let numbers: Vec<u64> = (0..100).collect();
+    let failed = execute(config, &JobHandle::default(), move |job| {
+        job.source("numbers", Collection::new(numbers.clone()))
+            .into_keyed(|n| ((), Change::Insert(n)))
+            .top_of_changes("least", 3, |n| std::cmp::Reverse(*n))
+            .sink("out", Collect::new());
+        Ok(())
+    });
+    let text = format!("{:?}", failed.unwrap_err());
+    assert!(text.contains("least") && text.contains("use `Descending`"), "{text}");
+}

@@ -1,14 +1,18 @@
 //! The other way round, in every order that state is kept in.
 
 use std::cmp::Ordering;
+use std::fmt;
+use std::marker::PhantomData;
 
+use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The name by which a backend knows it.
-pub(super) const DESCENDING: &str = "highwater::Descending";
+/// The name by which a backend knows it, and a shape.
+pub(crate) const DESCENDING: &str = "highwater::Descending";
 
 /// Sorts values the other way round, as [`std::cmp::Reverse`] does, and tells a backend that sorts by bytes: as the key of
-/// an entry of a [`Map`](crate::job::Map), it has one order on all backends. It is written as the value is by itself.
+/// an entry of a [`Map`](crate::job::Map), it has one order on all backends. It is written as the value is by itself, but is
+/// another type: state with one is not restored as state with the other, since their rows have other keys.
 ///
 /// # Examples
 /// ```
@@ -45,6 +49,26 @@ impl<T: Serialize> Serialize for Descending<T> {
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Descending<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        T::deserialize(deserializer).map(Self)
+        deserializer.deserialize_newtype_struct(DESCENDING, InPlace(PhantomData))
+    }
+}
+
+/// Reads what is in a [`Descending`]: as a newtype or, where its shape is told from that of the value alone, as a tuple of one.
+struct InPlace<T>(PhantomData<fn() -> T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for InPlace<T> {
+    type Value = Descending<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value to be sorted the other way round")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, value: D) -> Result<Self::Value, D::Error> {
+        T::deserialize(value).map(Descending)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        let value = elements.next_element()?;
+        value.map(Descending).ok_or_else(|| A::Error::invalid_length(0, &self))
     }
 }

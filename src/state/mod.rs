@@ -12,7 +12,7 @@ pub use descending::Descending;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
-mod descending;
+pub(crate) mod descending;
 pub mod hash;
 pub mod heap;
 mod pages;

@@ -17,6 +17,7 @@ use serde::de::{
 };
 
 use super::{DEPTH_MAX, Field, NODES_MAX, Shape};
+use crate::state::descending::DESCENDING;
 
 /// How many calls of all runs together are made.
 const STEPS_MAX: u32 = 200_000;
@@ -447,9 +448,13 @@ impl<'de> de::Deserializer<'de> for At<'_> {
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
-        _name: &'static str,
+        name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Refused> {
+        if name == DESCENDING {
+            // It is not the value by itself: rows that are sorted by it have other keys.
+            return self.deserialize_tuple(1, visitor);
+        }
         self.tracer.step()?;
         visitor.visit_newtype_struct(self)
     }

@@ -320,10 +320,14 @@ impl<K: Key, M: MapKey, V: StateValue> std::fmt::Debug for Entries<'_, K, M, V> 
 impl<K: Key, M: MapKey, V: StateValue> Entries<'_, K, M, V> {
     fn try_next(&mut self) -> Result<Option<(M, V)>, RocksError> {
         loop {
+            // Rows end as well when one cannot be read: who asks for no more must not take that for their end.
+            if let Some(rows) = self.rows.take_if(|rows| !rows.valid()) {
+                check(self.core, &rows)?;
+            }
             let row = self.rows.as_ref().and_then(DBRawIteratorWithThreadMode::item);
             let in_memory = self.in_memory.peek();
             let order = match (&row, &in_memory) {
-                (None, None) => break,
+                (None, None) => return Ok(None),
                 (Some(_), None) => Less,
                 (None, Some(_)) => Greater,
                 (Some((row, _)), Some((there, _))) => (**row).cmp(there),
@@ -350,10 +354,6 @@ impl<K: Key, M: MapKey, V: StateValue> Entries<'_, K, M, V> {
                 return Ok(Some((entry.clone(), value.clone())));
             }
         }
-        if let Some(rows) = self.rows.take() {
-            rows.status().map_err(RocksError::database(&self.core.path(), "iterate over a map"))?;
-        }
-        Ok(None)
     }
 }
 
