@@ -151,6 +151,8 @@ pub struct Coordinator<P> {
     final_savepoint: Option<u64>,
     /// Whether a user stopped the job where it is: then what is on its way is for the next run.
     stopped: bool,
+    /// The same, for as long as the stop with a savepoint has not failed.
+    savepoint_stops: bool,
     final_retry: Retry,
     /// The final checkpoint is tried again until nothing is on its way.
     in_flight_retry: Retry,
@@ -265,6 +267,7 @@ impl<P> Coordinator<P> {
             savepoints: VecDeque::new(),
             final_savepoint: None,
             stopped: false,
+            savepoint_stops: false,
             final_retry: Retry::NEW,
             in_flight_retry: Retry {
                 delay: IN_FLIGHT_DELAY.0,
@@ -401,6 +404,7 @@ impl<P> Coordinator<P> {
                 if self.phase == Phase::Running {
                     self.final_savepoint = Some(request);
                     self.stop(drain, effects);
+                    self.savepoint_stops = std::mem::take(&mut self.stopped);
                 } else {
                     let reason = AbortReason::Stopping;
                     effects.push(Effect::SavepointFailed { request, reason });
@@ -456,6 +460,10 @@ impl<P> Coordinator<P> {
         }
     }
 
+    fn stops_in_place(&self) -> bool {
+        self.stopped || self.savepoint_stops
+    }
+
     fn enter_ending(&mut self, effects: &mut Vec<Effect<P>>) {
         if matches!(self.phase, Phase::Running | Phase::Draining)
             && self.finished.len() == self.workers
@@ -504,14 +512,14 @@ impl<P> Coordinator<P> {
         if self.publishing.is_some() {
             return; // C4
         }
-        let workers = self.workers;
+        let (workers, stops) = (self.workers, self.stops_in_place());
         let ready = self.pending.iter_mut().find(|(_, pending)| pending.acked.len() == workers);
         if let Some((&epoch, pending)) = ready {
             let parts: Vec<(usize, P)> = std::mem::take(&mut pending.parts).into_iter().collect();
             assert_eq!(parts.len(), workers, "C2: publish only with all parts");
             // What is on its way at the end of input still has to come out: then this one is a checkpoint like any
             // other, and there will be one more. After a stop it is what the next run goes on with.
-            let ended = self.finished.len() == workers && !self.stopped;
+            let ended = self.finished.len() == workers && !stops;
             let last = pending.is_last() && !(ended && pending.in_flight);
             pending.last = last;
             // If there will be one more, that one is the savepoint.
@@ -527,7 +535,7 @@ impl<P> Coordinator<P> {
         assert_eq!(pending.acked.len(), self.workers, "C2: complete only with all parts");
         assert!(self.valid.last().is_none_or(|last| *last < epoch), "C3: epochs grow");
         let last = pending.last;
-        if pending.is_last() && !last && !self.stopped {
+        if pending.is_last() && !last && !self.stops_in_place() {
             self.in_flight_retry.failed(now);
         }
         effects.push(Effect::Complete { epoch, last });
@@ -585,7 +593,7 @@ impl<P> Coordinator<P> {
         if pending.is_last() {
             let undo = self.final_savepoint.take().is_some() && self.finished.len() < self.workers;
             // Who asked for a stop with a savepoint asked for both.
-            self.stopped &= pending.savepoint.is_none();
+            self.savepoint_stops &= pending.savepoint.is_none();
             if undo {
                 self.phase = Phase::Running;
             } else {

@@ -46,6 +46,8 @@ pub struct Checker {
     stopped: Option<bool>,
     /// Whether what is on its way may stay there.
     stopped_in_place: bool,
+    /// The same, until the savepoint that was asked for fails.
+    savepoint_in_place: bool,
     /// Least time between a final checkpoint and the next.
     final_delay: Duration,
     /// Whether the job is to end with a savepoint.
@@ -80,6 +82,7 @@ impl Checker {
             finished: BTreeSet::new(),
             stopped: None,
             stopped_in_place: false,
+            savepoint_in_place: false,
             final_delay: Duration::ZERO,
             stop_savepoint: false,
             unanswered: BTreeSet::new(),
@@ -150,7 +153,7 @@ impl Checker {
                 assert!(self.unanswered.insert(*request));
                 if self.stopped.is_none() && !self.all_finished() {
                     self.stopped = Some(*drain);
-                    self.stopped_in_place = !drain;
+                    self.savepoint_in_place = !drain;
                     self.stop_savepoint = true;
                 }
             }
@@ -172,7 +175,7 @@ impl Checker {
                 }
                 Effect::Publish { epoch, last, savepoint, parts } => {
                     assert_eq!(self.publishing, None, "C4");
-                    let waits = self.all_finished() && !self.stopped_in_place;
+                    let waits = self.all_finished() && !self.stays_in_place();
                     let pending = self.pending.get_mut(epoch).expect("C1: published, not pending");
                     let again = pending.last && pending.in_flight && waits;
                     assert_eq!(pending.last && !again, *last);
@@ -194,7 +197,7 @@ impl Checker {
                     let pending = self.pending.remove(epoch).expect("C1: complete, not pending");
                     assert_eq!(pending.last && !pending.again, *last);
                     if pending.again {
-                        let least = if self.stopped_in_place { 0 } else { 10 };
+                        let least = if self.stays_in_place() { 0 } else { 10 };
                         self.final_delay = Duration::from_millis(least);
                         self.count("final again");
                     } else if *last && pending.in_flight && self.all_finished() {
@@ -280,6 +283,10 @@ impl Checker {
         self.setup.checkpoints.tolerable_failures.is_none_or(|max| self.failures <= max)
     }
 
+    fn stays_in_place(&self) -> bool {
+        self.stopped_in_place || self.savepoint_in_place
+    }
+
     fn all_finished(&self) -> bool {
         self.finished.len() == self.setup.workers
     }
@@ -328,7 +335,7 @@ impl Checker {
         if pending.last {
             self.final_delay = FAILED_DELAY;
             if std::mem::take(&mut self.stop_savepoint) {
-                self.stopped_in_place = false;
+                self.savepoint_in_place = false;
                 // The job goes on as if nobody had stopped it, if it can.
                 if !self.all_finished() {
                     self.stopped = None;
