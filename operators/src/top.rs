@@ -160,7 +160,7 @@ pub trait TopOfChanges<'scope, K: Key, V: MapKey>: Sized {
     /// there has no effect.
     ///
     /// The order has to be the same on every backend, and RocksDB sorts by bytes: derive `Ord` for ranks and values, and write
-    /// [`Descending`](highwater::prelude::Descending) for [`std::cmp::Reverse`]. What is found to come in another order fails the job.
+    /// [`Descending`] for [`std::cmp::Reverse`]. What is found to come in another order fails the job.
     ///
     /// # Examples
     /// The two words that are there most often:
