@@ -7,8 +7,7 @@ use std::marker::PhantomData;
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The name by which a backend knows it, and a shape.
-pub(crate) const DESCENDING: &str = "highwater::Descending";
+use crate::format::shape::DESCENDING;
 
 /// Sorts values the other way round, as [`std::cmp::Reverse`] does, and tells a backend that sorts by bytes: as the key of
 /// an entry of a [`Map`](crate::job::Map), it has one order on all backends. It is written as the value is by itself, but is
@@ -70,5 +69,23 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for InPlace<T> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
         let value = elements.next_element()?;
         value.map(Descending).ok_or_else(|| A::Error::invalid_length(0, &self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::codec;
+    use crate::format::shape::trace;
+
+    #[test]
+    fn it_is_written_as_the_value_and_has_a_shape_of_its_own() {
+        assert_eq!(trace::<(Descending<u64>, String)>().unwrap().to_string(), "((u64), String)");
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        codec::encode(&Descending(300_u64), &mut one).unwrap();
+        codec::encode(&300_u64, &mut other).unwrap();
+        assert_eq!(one, other);
+        let (back, rest) = codec::decode_prefix::<Descending<u64>>(&one).unwrap();
+        assert_eq!((back, rest.len()), (Descending(300), 0));
     }
 }

@@ -12,7 +12,7 @@ pub use descending::Descending;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
-pub(crate) mod descending;
+mod descending;
 pub mod hash;
 pub mod heap;
 mod pages;

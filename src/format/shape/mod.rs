@@ -27,6 +27,9 @@ use super::{FormatError, codec};
 const NODES_MAX: usize = 4096;
 /// How deep a shape goes at most.
 const DEPTH_MAX: usize = 96;
+/// The name under which a value comes that sorts the other way round. It has a shape of its own, as a tuple of one: rows that are
+/// sorted by it have other keys than those of the value by itself.
+pub(crate) const DESCENDING: &str = "highwater::Descending";
 /// Units: characters of a shape in a message.
 const TEXT_MAX: usize = 120;
 

@@ -16,8 +16,7 @@ use serde::de::{
     VariantAccess, Visitor,
 };
 
-use super::{DEPTH_MAX, Field, NODES_MAX, Shape};
-use crate::state::descending::DESCENDING;
+use super::{DEPTH_MAX, DESCENDING, Field, NODES_MAX, Shape};
 
 /// How many calls of all runs together are made.
 const STEPS_MAX: u32 = 200_000;

@@ -23,9 +23,9 @@
 use serde::ser::{self, Serialize};
 
 use crate::format::FormatError;
+use crate::format::shape::DESCENDING;
 #[cfg(doc)]
 use crate::state::Descending;
-use crate::state::descending::DESCENDING;
 
 /// Appends the bytes of `value`.
 ///
