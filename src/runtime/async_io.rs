@@ -105,7 +105,7 @@ impl<O> Inbox<O> {
 enum State<O> {
     Asked,
     /// Waits to be asked again.
-    Failed,
+    Failed(ConnectError),
     Answered(Vec<O>),
 }
 
@@ -267,20 +267,27 @@ where
         let results = match result {
             Ok(results) => results,
             Err(error) => {
-                let ends_before = |at| request.end.is_some_and(|end| end <= at);
                 let again = self.parts.settings.delay_after(request.attempt);
-                if let Some(delay) = again.filter(|delay| !ends_before(now.saturating_add(*delay)))
-                {
+                let at = now.saturating_add(again.unwrap_or_default());
+                let too_late = request.end.is_some_and(|end| end <= at);
+                if let Some(delay) = again.filter(|_| !too_late) {
                     tracing::debug!(
                         operator = %self.name, attempt = request.attempt,
                         "a request has failed, again in {delay:?}: {error}"
                     );
-                    let at = now.saturating_add(delay);
-                    request.state = State::Failed;
+                    request.state = State::Failed(error);
                     request.deadline = Some(at);
                     self.deadlines.insert((at, number));
                     return;
                 }
+                let error = match self.parts.settings.total_timeout.filter(|_| too_late) {
+                    Some(total) => {
+                        let attempts = request.attempt;
+                        let what = format!("no answer within {total:?}, in {attempts} attempts");
+                        ConnectError::caused(what, error)
+                    }
+                    None => error,
+                };
                 self.counters.given_up.fetch_add(1, Ordering::Relaxed);
                 let Some(results) = self.parts.function.failed(&request.record, &error) else {
                     let attempts = request.attempt;
@@ -306,22 +313,20 @@ where
             let Some(request) = self.under_way.get_mut(&number) else { continue };
             request.deadline = None;
             let over = request.end.is_some_and(|end| end <= now);
-            match request.state {
-                State::Failed if !over => {
+            let error = match std::mem::replace(&mut request.state, State::Asked) {
+                State::Failed(error) if over => error,
+                State::Failed(_) => {
                     self.ask(number, now);
                     continue;
                 }
-                State::Asked => {
+                State::Asked | State::Answered(_) => {
                     self.counters.timed_out.fetch_add(1, Ordering::Relaxed);
+                    match self.parts.settings.timeout.filter(|_| request.end != Some(at)) {
+                        Some(timeout) => ConnectError::new(format!("no answer within {timeout:?}")),
+                        None => ConnectError::new("the last attempt was cut short"),
+                    }
                 }
-                State::Failed | State::Answered(_) => {}
-            }
-            let settings = &self.parts.settings;
-            let timeout = match settings.total_timeout.filter(|_| over) {
-                Some(total) => format!("{total:?}, in {} attempts", request.attempt),
-                None => format!("{:?}", settings.timeout.unwrap_or_default()),
             };
-            let error = ConnectError::new(format!("no answer within {timeout}"));
             self.settle(number, Err(error), now);
         }
     }
