@@ -34,20 +34,6 @@ pub enum Maps<K: Key, M: MapKey, V: StateValue, L: Lifetime> {
 }
 
 impl<K: Key, M: MapKey, V: StateValue, L: Lifetime> Maps<K, M, V, L> {
-    /// Makes the table of the state `name`; without a name, of one that is never used.
-    pub(crate) fn open(
-        backend: &Backend,
-        name: Option<&str>,
-        max_parallelism: u16,
-        groups: &Range<u16>,
-    ) -> Self {
-        #[cfg(feature = "rocksdb")]
-        if let (Backend::Rocks(instance), Some(name), false) = (backend, name, L::EXPIRES) {
-            return Self::Rows(instance.map_table(name, max_parallelism));
-        }
-        Self::Whole(HeldTable::open(backend, name, max_parallelism, groups))
-    }
-
     /// Access to the map of one key.
     #[inline]
     pub(crate) fn map<'a>(
@@ -73,7 +59,11 @@ impl<K: Key, M: MapKey, V: StateValue, L: Lifetime> HeldTable<K, L::Stored<BTree
         max_parallelism: u16,
         groups: &Range<u16>,
     ) -> Self {
-        Self::open(backend, name, max_parallelism, groups)
+        #[cfg(feature = "rocksdb")]
+        if let (Backend::Rocks(instance), Some(name), false) = (backend, name, L::EXPIRES) {
+            return Self::Rows(instance.map_table(name, max_parallelism));
+        }
+        Self::Whole(HeldTable::open(backend, name, max_parallelism, groups))
     }
 
     fn restore<W: serde::de::DeserializeOwned>(

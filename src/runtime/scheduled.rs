@@ -159,7 +159,7 @@ where
     #[inline]
     fn record(&mut self, hash: u64, key: &K, value: V, at: Moment, out: &mut Vec<O>) {
         let entries = &mut self.tables.tables.entries;
-        let state = entries.get_or_default(hash, key);
+        let state = entries.get_or_insert_with(hash, key, &mut W::default);
         let before = dues(state);
         (self.on_record)(key, value, state, &mut ScheduledContext { out, at });
         let (after, vacant) = (dues(state), state.is_vacant());

@@ -37,6 +37,8 @@ use std::fmt::Display;
 use serde::ser::{self, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::fields::plain_fields;
+
 /// 2^64 divided by the golden ratio: the increment of splitmix64.
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -329,36 +331,7 @@ impl ser::SerializeMap for Elements<'_> {
     }
 }
 
-macro_rules! fold_fields {
-    ($($trait:ident::$method:ident($($name:ident: $type:ty)?);)*) => {$(
-        impl ser::$trait for &mut KeyHasher {
-            type Ok = ();
-            type Error = Refusal;
-
-            #[inline]
-            fn $method<T: Serialize + ?Sized>(
-                &mut self,
-                $($name: $type,)?
-                value: &T,
-            ) -> Result<(), Refusal> {
-                value.serialize(&mut **self)
-            }
-
-            #[inline]
-            fn end(self) -> Result<(), Refusal> {
-                Ok(())
-            }
-        }
-    )*};
-}
-
-fold_fields! {
-    SerializeTuple::serialize_element();
-    SerializeTupleStruct::serialize_field();
-    SerializeTupleVariant::serialize_field();
-    SerializeStruct::serialize_field(_name: &'static str);
-    SerializeStructVariant::serialize_field(_name: &'static str);
-}
+plain_fields!(&mut KeyHasher, Refusal, hasher => &mut **hasher);
 
 #[cfg(test)]
 mod tests {

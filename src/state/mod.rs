@@ -13,6 +13,7 @@ pub use descending::Descending;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod descending;
+mod fields;
 pub mod hash;
 pub mod heap;
 mod pages;
@@ -156,15 +157,6 @@ pub trait ValueTable<K: Key, V: StateValue>: 'static {
 
     /// The value of a key, to be changed, after making it with `value` if the key has none.
     fn get_or_insert_with(&mut self, hash: u64, key: &K, value: &mut dyn FnMut() -> V) -> &mut V;
-
-    /// As [`ValueTable::get_or_insert_with`], of the default value.
-    #[inline]
-    fn get_or_default(&mut self, hash: u64, key: &K) -> &mut V
-    where
-        V: Default,
-    {
-        self.get_or_insert_with(hash, key, &mut V::default)
-    }
 
     /// Sets the value of a key, and returns the one before.
     fn insert(&mut self, hash: u64, key: &K, value: V) -> Option<V>;
@@ -480,18 +472,6 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for BackendTable<K, V> {
             Self::Heap(table) => table.get_or_insert_with(hash, key, value),
             #[cfg(feature = "rocksdb")]
             Self::Rocks(table) => table.get_or_insert_with(hash, key, value),
-        }
-    }
-
-    #[inline]
-    fn get_or_default(&mut self, hash: u64, key: &K) -> &mut V
-    where
-        V: Default,
-    {
-        match self {
-            Self::Heap(table) => table.get_or_default(hash, key),
-            #[cfg(feature = "rocksdb")]
-            Self::Rocks(table) => table.get_or_default(hash, key),
         }
     }
 

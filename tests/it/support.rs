@@ -162,10 +162,15 @@ const END_MAX: Duration = Duration::from_secs(300);
 
 /// Waits until `met` holds.
 #[track_caller]
-pub fn wait_until(what: &str, mut met: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, met: impl FnMut() -> bool) {
+    wait_at_most(WAIT_MAX, || format!("waited too long until {what}"), met);
+}
+
+#[track_caller]
+fn wait_at_most(limit: Duration, why: impl Fn() -> String, mut met: impl FnMut() -> bool) {
     let start = Instant::now();
     while !met() {
-        assert!(start.elapsed() < WAIT_MAX, "waited too long until {what}");
+        assert!(start.elapsed() < limit, "{}", why());
         std::thread::sleep(Duration::from_millis(1)); // Poll: until the condition holds.
     }
 }
@@ -205,12 +210,8 @@ impl Background {
     /// Waits for its end.
     #[track_caller]
     pub fn end(self) -> Result<(), Error> {
-        let start = Instant::now();
-        while !self.thread.is_finished() {
-            let counters = self.handle.counters();
-            assert!(start.elapsed() < END_MAX, "the job does not end: {counters:?}");
-            std::thread::sleep(Duration::from_millis(1)); // Poll: until the job has ended.
-        }
+        let why = || format!("the job does not end: {:?}", self.handle.counters());
+        wait_at_most(END_MAX, why, || self.thread.is_finished());
         self.thread.join().unwrap()
     }
 }

@@ -96,22 +96,6 @@ impl<K: Key, V: StateValue> Table<K, V> {
         page.value_at(position)
     }
 
-    /// As [`Self::push_new`], of the default value. SUBTLE: that is made here and by no function that is passed, so that it is written where
-    /// it belongs at once. Copied from somewhere else in larger pieces than it was written in, it is waited for until all that was written before is
-    /// in the processor's cache, and the last new entries are not.
-    #[inline(never)]
-    fn push_default(&mut self, hash: u64, key: &K) -> &mut V
-    where
-        V: Default,
-    {
-        self.len += 1;
-        let number = self.page_with_room(hash);
-        let page = self.pages.own(number);
-        let position = page.push(hash, key.clone(), V::default());
-        self.marks.set(number, position);
-        page.value_at(position)
-    }
-
     /// Splits the page of this hash until it has room, unless the directory would have to grow out
     /// of bounds.
     #[cold]
@@ -286,22 +270,6 @@ impl<K: Key, V: StateValue> ValueTable<K, V> for Table<K, V> {
                 self.pages.own(number).value_at(position)
             }
             None => self.push_new(hash, key, value()),
-        }
-    }
-
-    #[inline]
-    fn get_or_default(&mut self, hash: u64, key: &K) -> &mut V
-    where
-        V: Default,
-    {
-        let number = self.pages.number(hash);
-        let page = self.pages.own(number);
-        match page.find(hash, key) {
-            Some(position) => {
-                self.marks.set(number, position);
-                self.pages.own(number).value_at(position)
-            }
-            None => self.push_default(hash, key),
         }
     }
 

@@ -26,6 +26,7 @@ use crate::format::FormatError;
 use crate::format::shape::DESCENDING;
 #[cfg(doc)]
 use crate::state::Descending;
+use crate::state::fields::plain_fields;
 
 /// Appends the bytes of `value`.
 ///
@@ -241,33 +242,7 @@ impl ser::SerializeMap for Fields<'_> {
     }
 }
 
-macro_rules! fields {
-    ($($trait:ident::$method:ident($($name:ident: $type:ty)?);)*) => {$(
-        impl ser::$trait for Fields<'_> {
-            type Ok = ();
-            type Error = Refused;
-
-            fn $method<T: Serialize + ?Sized>(
-                &mut self,
-                $($name: $type,)?
-                value: &T,
-            ) -> Result<(), Refused> {
-                value.serialize(Sorting(self.0))
-            }
-            fn end(self) -> Result<(), Refused> {
-                Ok(())
-            }
-        }
-    )*};
-}
-
-fields! {
-    SerializeTuple::serialize_element();
-    SerializeTupleStruct::serialize_field();
-    SerializeTupleVariant::serialize_field();
-    SerializeStruct::serialize_field(_name: &'static str);
-    SerializeStructVariant::serialize_field(_name: &'static str);
-}
+plain_fields!(Fields<'_>, Refused, fields => Sorting(fields.0));
 
 #[cfg(test)]
 mod tests {

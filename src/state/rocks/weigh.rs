@@ -5,6 +5,8 @@
 
 use serde::ser::{self, Serialize};
 
+use crate::state::fields::plain_fields;
+
 /// What an allocation costs beside its bytes. Units: bytes.
 const ALLOCATION: usize = 16;
 
@@ -224,33 +226,7 @@ impl ser::SerializeMap for Elements<'_> {
     }
 }
 
-macro_rules! fields {
-    ($($trait:ident::$method:ident($($name:ident: $type:ty)?);)*) => {$(
-        impl ser::$trait for &mut Weight {
-            type Ok = ();
-            type Error = Refused;
-
-            fn $method<T: Serialize + ?Sized>(
-                &mut self,
-                $($name: $type,)?
-                value: &T,
-            ) -> Result<(), Refused> {
-                value.serialize(&mut **self)
-            }
-            fn end(self) -> Result<(), Refused> {
-                Ok(())
-            }
-        }
-    )*};
-}
-
-fields! {
-    SerializeTuple::serialize_element();
-    SerializeTupleStruct::serialize_field();
-    SerializeTupleVariant::serialize_field();
-    SerializeStruct::serialize_field(_name: &'static str);
-    SerializeStructVariant::serialize_field(_name: &'static str);
-}
+plain_fields!(&mut Weight, Refused, fields => &mut **fields);
 
 #[cfg(test)]
 mod tests {
