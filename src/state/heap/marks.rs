@@ -38,8 +38,23 @@ pub(super) struct ChangedEntries {
 
 /// Whether a position is marked.
 #[inline]
-pub(super) fn is_marked(words: &[u64], position: usize) -> bool {
+fn is_marked(words: &[u64], position: usize) -> bool {
     words.get(position / 64).is_none_or(|word| word >> (position % 64) & 1 == 1)
+}
+
+/// The positions below `entries` that are marked, ascending.
+pub(super) fn marked_positions(words: &[u64], entries: usize) -> impl Iterator<Item = usize> {
+    let known = words.iter().enumerate().flat_map(|(at, word)| {
+        let mut left = *word;
+        std::iter::from_fn(move || {
+            let position = 64 * at + left.trailing_zeros() as usize;
+            (left != 0).then(|| {
+                left &= left - 1;
+                position
+            })
+        })
+    });
+    known.take_while(move |position| *position < entries).chain(64 * words.len()..entries)
 }
 
 impl Marks {

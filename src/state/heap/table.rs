@@ -214,7 +214,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
             _ => Extent::Changes { whole: window.into_iter().collect() },
         };
         let words = self.marks.words();
-        let changes = Changes { confirmed, numbers: changes, marks, words };
+        let changes = Changes::new(confirmed, &changes, marks, words);
         let changes = (plan != Plan::Whole).then_some((changed, changes));
         let content = Box::new(self.frozen(whole, changes));
         FrozenState { content, extent, needs, layer: !empty }

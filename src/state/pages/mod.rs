@@ -29,7 +29,7 @@ mod shared;
 mod tests;
 
 pub(super) use page::{Entry, Page, Tombstones};
-use shared::{Levels, SEGMENT_PAGES, Slot};
+use shared::{Levels, SEGMENT_PAGES, Slot, Spare};
 pub(super) use shared::{ReadPage, ReadPages};
 
 /// The pages, and the directory that finds them.
@@ -42,6 +42,7 @@ pub(super) struct Pages<K, V> {
     slots: Vec<Slot<K, V>>,
     /// Where the others are, for each segment of pages.
     levels: Vec<Levels<K, V>>,
+    spare: Spare<K, V>,
 }
 
 /// How many keys are prefetched together.
@@ -51,7 +52,8 @@ impl<K, V> Pages<K, V> {
     /// One page, empty.
     pub(super) fn new() -> Self {
         let slots = vec![Some(Page::new(0, 0))];
-        Self { directory: vec![0; 2], depth: 1, slots, levels: vec![Levels::none()] }
+        let (levels, spare) = (vec![Levels::none()], Vec::new());
+        Self { directory: vec![0; 2], depth: 1, slots, levels, spare }
     }
 
     /// Number of pages.
@@ -102,7 +104,7 @@ impl<K, V> Pages<K, V> {
         let segments = self.slots.chunks_mut(SEGMENT_PAGES).zip(&mut self.levels).zip(wanted);
         for (index, ((own, levels), wanted)) in segments.enumerate() {
             if wanted != 0 {
-                levels.share(own, index * SEGMENT_PAGES, wanted, &mut reads);
+                levels.share(own, index * SEGMENT_PAGES, wanted, &mut self.spare, &mut reads);
             }
         }
         reads
@@ -156,7 +158,7 @@ impl<K: Clone, V: Clone> Pages<K, V> {
         let (segment, at) = (number / SEGMENT_PAGES, number % SEGMENT_PAGES);
         let first = number - at;
         let end = self.slots.len().min(first + SEGMENT_PAGES);
-        self.levels[segment].take_back(&mut self.slots[first..end], at);
+        self.levels[segment].take_back(&mut self.slots[first..end], at, &mut self.spare);
     }
 
     /// Splits the page of this hash by the next bit. Returns its number and that of the new page, which is the last.
@@ -179,6 +181,10 @@ impl<K: Clone, V: Clone> Pages<K, V> {
         self.slots.push(Some(upper));
         if upper_number.is_multiple_of(SEGMENT_PAGES) {
             self.levels.push(Levels::none());
+            // Written to now and not in a freeze.
+            let mut room: Vec<Slot<K, V>> = (0..SEGMENT_PAGES).map(|_| None).collect();
+            room.clear();
+            self.spare.push(room);
         }
         let entry = u32::try_from(upper_number).expect("2^32 pages do not fit into memory");
         self.directory[first + prefixes / 2..first + prefixes].fill(entry);

@@ -131,6 +131,12 @@ impl<K, V> Page<K, V> {
         &self.entries
     }
 
+    /// Loads the lines of the cache where the entry at this position begins and ends.
+    pub(in crate::state) fn touch(&self, position: usize) -> u64 {
+        let next = self.entries.get(position + 1).map_or(0, |entry| entry.hash);
+        self.entries[position].hash ^ next
+    }
+
     /// How many leading bits `hash` and all hashes in this page have in common.
     pub(in crate::state) fn common_bits(&self, hash: u64) -> u32 {
         let differences = self.entries.iter().fold(0, |bits, entry| bits | (entry.hash ^ hash));

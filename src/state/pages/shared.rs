@@ -6,8 +6,8 @@
 //! level (lock):     pages [-, page, -, ...]  readers [0, 1, 0, ...] <-- snapshots
 //! ```
 //! # States
-//! A page is in one place for the table: its own, or one level. A freeze moves what the segment owns into a new level, a few words for each
-//! page, and registers the snapshot as a reader of the pages that it wants. The first operation on a page that is in a level:
+//! A page is in one place for the table: its own, or one level. A freeze moves the pages that the snapshot wants into a new level, a few
+//! words for each, and registers the snapshot as a reader of them and of those that are in levels already. The first operation on a page in a level:
 //! * without readers: takes it back; with the last reader of the level gone, all that is left there;
 //! * with readers: copies it. The one in the level is then the snapshots' alone, and the last reader drops it.
 //!
@@ -25,6 +25,10 @@ use super::page::Page;
 /// Pages of a segment: as many as a word has bits.
 pub(super) const SEGMENT_PAGES: usize = 64;
 
+/// Room for levels that are to come, so that a freeze asks the allocator for none: that would be memory which nobody has
+/// touched yet, and a fault of each page of it, while the worker waits.
+pub(super) type Spare<K, V> = Vec<Vec<Slot<K, V>>>;
+
 /// A page, or where one is not. Not a pointer to one: pages are found by one load less, and are near each other.
 pub(super) type Slot<K, V> = Option<Page<K, V>>;
 
@@ -36,6 +40,8 @@ struct Cells<K, V> {
     tables: u64,
     /// Those that a snapshot looks at.
     out: u64,
+    /// Threads that wait for one of them: if there are none, nobody has to be told, which would be a call of the system.
+    waiting: u32,
     /// Snapshots that have not let go of a page yet.
     readers: [u16; SEGMENT_PAGES],
     /// Their sum.
@@ -57,7 +63,9 @@ impl<K, V> Level<K, V> {
     fn lock_for(&self, pages: u64) -> MutexGuard<'_, Cells<K, V>> {
         let mut cells = self.lock();
         while cells.out & pages != 0 {
+            cells.waiting += 1;
             cells = self.put_back.wait(cells).unwrap_or_else(PoisonError::into_inner);
+            cells.waiting -= 1;
         }
         cells
     }
@@ -90,23 +98,33 @@ impl<K, V> Levels<K, V> {
         own: &mut [Slot<K, V>],
         first: usize,
         wanted: u64,
+        spare: &mut Spare<K, V>,
         into: &mut ReadPages<K, V>,
     ) {
         self.0.retain(|level| {
             let mut cells = level.lock();
             let read = cells.all_readers > 0;
             if !read {
-                cells.give_all(own);
+                cells.give_all(own, spare);
             }
             read
         });
-        let present = |(at, slot): (usize, &Slot<K, V>)| u64::from(slot.is_some()) << at;
-        let tables = own.iter().enumerate().map(present).fold(0, |all, page| all | page);
-        if tables & wanted != 0 {
+        let mut pages = spare.pop().unwrap_or_default();
+        pages.extend(own.iter_mut().enumerate().map(|(at, slot)| {
+            let wanted = wanted >> at & 1 == 1;
+            if wanted { slot.take() } else { None }
+        }));
+        let there = |(at, page): (usize, &Slot<K, V>)| u64::from(page.is_some()) << at;
+        let tables = pages.iter().enumerate().map(there).fold(0, |all, page| all | page);
+        if tables == 0 {
+            pages.clear();
+            spare.push(pages);
+        } else {
             let cells = Cells {
-                pages: own.iter_mut().map(Option::take).collect(),
+                pages,
                 tables,
                 out: 0,
+                waiting: 0,
                 readers: [0; SEGMENT_PAGES],
                 all_readers: 0,
             };
@@ -129,9 +147,12 @@ impl<K, V> Levels<K, V> {
 }
 
 impl<K, V> Cells<K, V> {
-    fn put_back(&mut self, at: usize, page: &mut Slot<K, V>) {
+    /// Returns whether anybody waits for a page.
+    #[must_use]
+    fn put_back(&mut self, at: usize, page: &mut Slot<K, V>) -> bool {
         self.pages[at] = page.take();
         self.out &= !(1 << at);
+        self.waiting > 0
     }
 
     /// A snapshot does not need a page any more. Returns it if nobody does.
@@ -143,21 +164,24 @@ impl<K, V> Cells<K, V> {
     }
 
     /// Gives all pages back to the table. Nobody reads them.
-    fn give_all(&mut self, own: &mut [Slot<K, V>]) {
+    fn give_all(&mut self, own: &mut [Slot<K, V>], spare: &mut Spare<K, V>) {
         self.tables = 0;
-        let there = own.iter_mut().zip(&mut self.pages).filter(|(_, page)| page.is_some());
+        let mut pages = std::mem::take(&mut self.pages);
+        let there = own.iter_mut().zip(&mut pages).filter(|(_, page)| page.is_some());
         there.for_each(|(own, page)| *own = page.take());
+        pages.clear();
+        spare.push(pages);
     }
 }
 
 impl<K: Clone, V: Clone> Levels<K, V> {
     /// Makes the table the owner of a page that is in a level.
-    pub(super) fn take_back(&mut self, own: &mut [Slot<K, V>], at: usize) {
+    pub(super) fn take_back(&mut self, own: &mut [Slot<K, V>], at: usize, spare: &mut Spare<K, V>) {
         let place = self.0.iter().rposition(|level| level.lock().tables >> at & 1 == 1);
         let place = place.expect("a page is the table's or in a level");
         let mut cells = self.0[place].lock();
         if cells.all_readers == 0 {
-            cells.give_all(own);
+            cells.give_all(own, spare);
             drop(cells);
             self.0.remove(place);
             return;
@@ -284,8 +308,10 @@ impl<K, V> ReadPage<K, V> {
     /// Puts the page back, to be looked at again later.
     pub(in crate::state) fn put_back(&mut self) {
         if self.out.is_some() {
-            self.level.lock().put_back(self.at, &mut self.out);
-            self.level.put_back.notify_all();
+            let waited_for = self.level.lock().put_back(self.at, &mut self.out);
+            if waited_for {
+                self.level.put_back.notify_all();
+            }
         }
     }
 }
@@ -293,13 +319,10 @@ impl<K, V> ReadPage<K, V> {
 impl<K, V> Drop for ReadPage<K, V> {
     fn drop(&mut self) {
         let mut cells = self.level.lock();
-        let looked = self.out.is_some();
-        if looked {
-            cells.put_back(self.at, &mut self.out);
-        }
+        let waited_for = self.out.is_some() && cells.put_back(self.at, &mut self.out);
         let over = cells.let_go(self.at);
         drop(cells);
-        if looked {
+        if waited_for {
             self.level.put_back.notify_all();
         }
         // What it takes to drop it is not done with the lock held.
