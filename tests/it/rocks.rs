@@ -104,7 +104,7 @@ fn a_job_that_crashes_goes_on_from_the_files_of_its_checkpoint() {
 /// Runs the job until it has taken some checkpoints, and ends it with a savepoint.
 fn until_savepoint(scratch: &Scratch, config: JobConfig, sink: Collect<(u64, u64)>) -> PathBuf {
     let to = scratch.path(&format!("savepoint-{}", config.workers));
-    let job = Background::start(config, count(40, None, sink));
+    let job = Background::start(config, count(5, None, sink));
     job.wait_for_checkpoints(3);
     job.handle.stop_with_savepoint(&to, false).unwrap();
     job.end().unwrap();
@@ -151,7 +151,7 @@ fn a_native_savepoint_is_linked_files_that_move_and_are_restored_at_any_parallel
     let scratch = Scratch::new();
     let (to, moved) = (scratch.path("native"), scratch.path("moved"));
     let sink = Collect::new();
-    let job = Background::start(on(RocksDb, &scratch, 2), count(40, None, sink.clone()));
+    let job = Background::start(on(RocksDb, &scratch, 2), count(10, None, sink.clone()));
     wait_until("files are in a checkpoint", || {
         files_below(&scratch.checkpoints()).iter().any(is_table)
     });
@@ -172,7 +172,7 @@ fn a_native_savepoint_is_linked_files_that_move_and_are_restored_at_any_parallel
         config.restart = RestartStrategy::None;
         config.restore.from = RestoreFrom::Checkpoint(moved.display().to_string());
         let rest = Collect::new();
-        let records_a_ms = if workers == 1 { 40 } else { 1_000 };
+        let records_a_ms = if workers == 1 { 5 } else { 1_000 };
         let job = Background::start(config, count(records_a_ms, None, rest.clone()));
         // With one worker there is no doubt about who has heard of it.
         if workers == 1 {
@@ -253,7 +253,7 @@ fn a_damaged_or_missing_file_is_refused_by_its_name() {
     for cut in [false, true] {
         let scratch = Scratch::new();
         let config = on(StateBackendKind::RocksDb, &scratch, 1);
-        let job = Background::start(config.clone(), count(40, None, Collect::new()));
+        let job = Background::start(config.clone(), count(10, None, Collect::new()));
         wait_until("files are in the checkpoint", || {
             let record = job.handle.counters().checkpoints().completed.len();
             record > 2 && files_below(&scratch.checkpoints()).iter().any(is_table)
