@@ -25,8 +25,9 @@ use crate::support::{
     Background, Scratch, assert_same, files_below, run, running_counts, wait_until,
 };
 
+/// The path of a fixture; `name` begins with the version.
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 /// A copy of a fixture.
@@ -55,10 +56,12 @@ fn copied(name: &str) -> (Scratch, Manifest) {
 }
 
 #[test]
-fn the_fixtures_of_version_1_are_small() {
-    let sizes = files_below(&fixture("")).into_iter().map(|f| fs::metadata(f).unwrap().len());
-    let bytes: u64 = sizes.sum();
-    assert!((10_000..150_000).contains(&bytes), "{bytes} bytes");
+fn the_fixtures_of_each_version_are_small() {
+    for version in ["v1", "v2"] {
+        let sizes = files_below(&fixture(version)).into_iter().map(|f| fs::metadata(f).unwrap());
+        let bytes: u64 = sizes.map(|file| file.len()).sum();
+        assert!((10_000..150_000).contains(&bytes), "{version}: {bytes} bytes");
+    }
 }
 
 /// All that [`all_states`] lets out when `workers` go on from the savepoint: what was pending in it, and the rest.
@@ -99,7 +102,7 @@ fn of_all_states(workers: u64) -> Vec<Row> {
 
 fn savepoint_goes_on(scratch: &Scratch, mut config: JobConfig) {
     let savepoint = scratch.path("savepoint");
-    copy("savepoint", &savepoint);
+    copy("v1/savepoint", &savepoint);
     let before = files_below(&savepoint).iter().map(|f| fs::read(f).unwrap()).collect::<Vec<_>>();
     let workers = config.workers;
     config.restore.from = RestoreFrom::Checkpoint(savepoint.display().to_string());
@@ -127,7 +130,7 @@ fn savepoint_goes_on(scratch: &Scratch, mut config: JobConfig) {
 
 #[test]
 fn a_savepoint_of_version_1_with_all_kinds_of_state_is_restored_at_any_parallelism() {
-    let manifest = Manifest::decode(&fs::read(fixture("savepoint/manifest")).unwrap()).unwrap();
+    let manifest = Manifest::decode(&fs::read(fixture("v1/savepoint/manifest")).unwrap()).unwrap();
     let held = |kind| {
         let sections = manifest.parts.iter().flat_map(|part| &part.sections);
         sections.filter(|s| s.header.kind == kind).map(|s| s.entries).sum::<u64>()
@@ -232,7 +235,7 @@ fn removed(part: &Path) -> u32 {
 #[test]
 fn a_checkpoint_of_version_1_in_layers_is_restored_at_any_parallelism() {
     for workers in 1..=3 {
-        let (scratch, manifest) = copied("layers");
+        let (scratch, manifest) = copied("v1/layers");
         for part in &manifest.parts {
             assert!(part.layers.len() >= 2, "{part:?}");
             assert!(part.sections.iter().any(|section| section.extent != Extent::Whole));
@@ -246,20 +249,25 @@ fn a_checkpoint_of_version_1_in_layers_is_restored_at_any_parallelism() {
 
 #[cfg(feature = "rocksdb")]
 #[test]
-fn a_checkpoint_of_version_1_in_files_of_rocksdb_is_restored_at_any_parallelism() {
-    for workers in 1..=3 {
-        let (scratch, manifest) = copied("rocksdb");
-        assert!(manifest.parts.iter().all(|part| !part.natives.is_empty()), "{manifest:?}");
-        let config = config(&scratch.checkpoints(), workers);
-        let config = on_rocksdb(config, &scratch.path("running"));
-        layers_go_on(&scratch, config, ON_ROCKSDB);
+fn a_checkpoint_of_each_version_in_files_of_rocksdb_is_restored_at_any_parallelism() {
+    // First a map had one row, and since version 3 of the files a row for each entry.
+    for (version, of_files) in [("v1", 1), ("v2", 3)] {
+        for workers in 1..=3 {
+            let (scratch, manifest) = copied(&format!("{version}/rocksdb"));
+            assert!(manifest.parts.iter().all(|part| !part.natives.is_empty()), "{manifest:?}");
+            let images = manifest.parts.iter().flat_map(|part| &part.natives);
+            assert!(images.clone().all(|image| image.version == of_files), "{manifest:?}");
+            let config = config(&scratch.checkpoints(), workers);
+            let config = on_rocksdb(config, &scratch.path("running"));
+            layers_go_on(&scratch, config, ON_ROCKSDB);
+        }
     }
 }
 
 #[test]
 fn a_checkpoint_of_version_1_with_channel_logs_is_restored_at_any_parallelism() {
     for workers in 1..=3 {
-        let (scratch, manifest) = copied("in-flight");
+        let (scratch, manifest) = copied("v1/in-flight");
         let sections = manifest.parts.iter().flat_map(|part| &part.sections);
         let logs = sections.filter(|section| section.header.kind == SectionKind::ChannelLog);
         assert!(logs.map(|section| section.bytes).sum::<u64>() > 0, "nothing was on its way");
