@@ -39,6 +39,9 @@ pub struct Args {
     /// Memory of RocksDB.
     #[arg(long, default_value = "512MiB")]
     pub rocksdb_memory: String,
+    /// Threads that write checkpoints.
+    #[arg(long, default_value_t = 1)]
+    pub checkpoint_threads: usize,
     /// Records that go through the keys in order, at full speed.
     #[arg(long)]
     pub load: Option<u64>,

@@ -27,6 +27,7 @@ pub fn run(args: &Args) -> Measured {
         config.workers = args.workers();
         config.state = args.state()?;
         config.checkpoints.interval = args.checkpoint_interval.0;
+        config.checkpoints.writer_threads = args.checkpoint_threads.max(1);
         let directory =
             tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
         // Without checkpoints nothing is kept anywhere.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use highwater::config::{JobConfig, RestartStrategy};
 use highwater::connect::workload;
-use highwater::format::record::{CheckpointOutcome, CheckpointRecord};
+use highwater::format::record::{CheckpointOutcome, CheckpointRecord, WorkerTimings};
 use highwater::ids::Name;
 use highwater::job::{self, JobHandle};
 use highwater::prelude::*;
@@ -57,6 +57,7 @@ pub fn run(args: &Args) -> Measured {
     config.state = args.state()?;
     config.restart = RestartStrategy::None;
     config.checkpoints.interval = Some(interval);
+    config.checkpoints.writer_threads = args.checkpoint_threads.max(1);
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     config.checkpoints.directory = Some(directory.path().to_owned());
     let handle = JobHandle::default();
@@ -104,9 +105,10 @@ pub fn run(args: &Args) -> Measured {
         all.sort_unstable_by(f64::total_cmp);
         json!({"p50": quantile(&all, 0.5), "max": all.last()})
     };
-    let freeze = |record: &CheckpointRecord| {
-        record.workers.iter().map(|worker| worker.sync_us).max().unwrap_or_default()
+    let slowest = |record: &CheckpointRecord, of: &dyn Fn(&WorkerTimings) -> u64| {
+        record.workers.iter().map(of).max().unwrap_or_default()
     };
+    let freeze = |record: &CheckpointRecord| slowest(record, &|worker| worker.sync_us);
     let copy = sequential_copy(directory.path(), mean)?;
     let whole_freeze: u64 = complete.iter().map(|record| freeze(record)).max().unwrap_or_default();
     Ok(json!({
@@ -118,7 +120,9 @@ pub fn run(args: &Args) -> Measured {
         "bytes_written": {"mean": mean, "max": written.iter().max(), "all": written},
         "written_of_changed": mean as f64 / changed as f64,
         "duration_ms": durations(&|record| record.duration_ms * 1000),
+        "align_ms": durations(&|record| slowest(record, &|worker| worker.align_us)),
         "freeze_ms": durations(&freeze),
+        "write_ms": durations(&|record| slowest(record, &|worker| worker.async_us)),
         "freeze_ms_of_all_max": whole_freeze as f64 / 1e3,
         "copy_of_mean_ms": copy.as_secs_f64() * 1e3,
         "entries_bytes": keys * ENTRY_BYTES,

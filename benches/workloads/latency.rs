@@ -64,6 +64,7 @@ pub fn measure(
     let mut config = JobConfig::new(Name::new(name).expect("a constant name"));
     config.workers = args.workers();
     config.checkpoints.interval = args.checkpoint_interval.0;
+    config.checkpoints.writer_threads = args.checkpoint_threads.max(1);
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     config.checkpoints.directory = args.checkpoint_interval.0.map(|_| directory.path().to_owned());
     let (shared, handle) = (Arc::new(Shared::default()), JobHandle::default());
@@ -90,7 +91,6 @@ pub fn measure(
     report["longest_stall_ms"] = json!(milliseconds(measured.stall));
     report["measured_seconds"] = json!(measured.wall.as_secs_f64());
     report["cores"] = json!(measured.cpu.as_secs_f64() / measured.wall.as_secs_f64());
-    report["workload"] = json!(name);
     Ok((report, measured.counts))
 }
 

@@ -38,6 +38,10 @@ use serde_json::Value;
 
 use args::{Args, Mode, Workload};
 
+/// As a program with a large state should: see the guide's page on deploying.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What a workload gives: an object to print, or why there is none.
 type Measured = Result<Value, String>;
 

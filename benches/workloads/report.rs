@@ -69,6 +69,7 @@ pub fn parameters(args: &Args, records: u64) -> Value {
         "state_backend": args.state_backend,
         "processes": args.processes,
         "checkpoint_interval": args.checkpoint_interval.to_string(),
+        "checkpoint_threads": args.checkpoint_threads,
         "load": args.load,
         "rate": args.rate,
     })
