@@ -21,6 +21,15 @@ pub(super) struct Cached<V> {
     pub(super) stamp: u32,
     /// Whether it was used since its page last gave something up.
     pub(super) used: bool,
+    /// Whether there was no row of it in RocksDB when it was added; see [`Cached::is_new`].
+    pub(super) added: bool,
+}
+
+impl<V> Cached<V> {
+    /// Whether it is only here: in the generation of its stamp it was added, and no snapshot has it.
+    pub(super) fn is_new(&self, generation: u32) -> bool {
+        self.added && self.stamp == generation
+    }
 }
 
 /// Where an entry is, until entries are added or given up.
@@ -81,9 +90,15 @@ impl<K: Clone, V: Clone> Cache<K, V> {
     pub(super) fn change(&mut self, place: Place, stamp: u32) -> &mut Cached<V> {
         self.newest[place.page] = stamp;
         let cached = self.pages.own(place.page).value_at(place.entry);
+        cached.added &= cached.stamp == stamp;
         cached.stamp = stamp;
         cached.used = true;
         cached
+    }
+
+    /// Takes out the entry at a place that was just found.
+    pub(super) fn take(&mut self, place: Place) -> Cached<V> {
+        self.pages.own(place.page).remove_at(place.entry).value
     }
 
     /// Adds an entry whose key is not here yet. `cached` is as old as `newest` at the most.

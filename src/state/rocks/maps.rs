@@ -16,6 +16,10 @@
 //! A small map is read into memory first. Then it is *resident*, until one of its entries is given up: all that there is of it
 //! is in memory, and iterating over it once more asks RocksDB nothing.
 //!
+//! An entry that was removed stays in memory, without a value, until RocksDB knows that; but one that was added since the last
+//! snapshot is nowhere else, and goes at once. So that a map may be a queue, an iteration begins by telling RocksDB of removed entries that
+//! come first, unless a snapshot is being made, and forgets them.
+//!
 //! # Clearing
 //! Of a map with few rows each is removed like an entry. Of a larger one, what is in memory is removed like entries, and the
 //! rows are deleted as one range, for which the worker waits until it may write: a snapshot that is being made does not
@@ -25,10 +29,8 @@
 //! As of a [`Table`]: a worker that cannot read or write its state panics.
 
 use std::cmp::Ordering::{Greater, Less};
-use std::collections::BTreeMap;
-use std::collections::btree_map::Range;
+use std::collections::{BTreeMap, btree_map};
 use std::iter::Peekable;
-use std::ops::Bound::{Excluded, Included};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -39,7 +41,7 @@ use super::column::Column;
 use super::error::RocksError;
 use super::instance::{Change, Core, Database, Instance, RowBatch};
 use super::row::{
-    EntryKey, EntryRef, RowKey, behind, column_of_entries, decode_entry, encode_head,
+    EntryKey, EntryRef, RowKey, behind, between, column_of_entries, decode_entry, encode_head,
 };
 use super::table::{Parts, Table, fail};
 use crate::format::{FormatError, codec};
@@ -52,6 +54,11 @@ const CLEARED_ONE_BY_ONE: usize = 64;
 /// A map of no more rows, and of no more bytes in them, is read into memory to be iterated over.
 const SMALL_ROWS: usize = 32;
 const SMALL_BYTES: usize = 32 << 10;
+
+/// So many removed entries at the beginning of a map are forgotten together: fewer are not worth it, more are forgotten one
+/// lot after the other.
+const FORGOTTEN_MIN: usize = 16;
+const FORGOTTEN_MAX: usize = 256;
 
 /// One map state of an [`Instance`].
 pub struct MapTable<K: Key, M: MapKey, V: StateValue> {
@@ -172,7 +179,10 @@ impl<'a, K: Key, M: MapKey, V: StateValue> OneMap<'a, K, M, V> {
     pub fn iter(&mut self) -> Entries<'_, K, M, V> {
         let (hash, key) = (self.hash, self.key);
         let head = self.table.head(hash, key).map_err(RocksError::from);
-        let head = head.and_then(|head| Ok((self.make_resident(&head)?, head)));
+        let head = head.and_then(|head| {
+            self.forget_first_removed(&head)?;
+            Ok((self.make_resident(&head)?, head))
+        });
         let Parts { cache, sorted, core, column, .. } = self.table.entries.parts();
         let found = head.and_then(|(resident, head)| {
             let rows = if resident { None } else { rows_of(core, column, &head)? };
@@ -183,6 +193,31 @@ impl<'a, K: Key, M: MapKey, V: StateValue> OneMap<'a, K, M, V> {
                 Entries { hash, key, cache, in_memory, rows, core, column, read: 0 }
             }
             Err(error) => fail(column, &error),
+        }
+    }
+
+    /// Forgets the first entries that are in memory if they were removed: where a map is a queue they would be passed by each iteration.
+    fn forget_first_removed(&mut self, head: &[u8]) -> Result<(), RocksError> {
+        loop {
+            let Parts { sorted, cache, .. } = self.table.entries.parts();
+            let in_memory = between(sorted, head).map(|(_, entry)| entry);
+            let is_removed = |entry: &&M| {
+                let by = EntryRef { hash: self.hash, key: self.key, entry: *entry };
+                let place = cache.find(by.table_hash(), |found| found.is(by));
+                place.is_some_and(|place| cache.at(place).value.is_none())
+            };
+            let removed = in_memory.take(FORGOTTEN_MAX).take_while(is_removed).cloned();
+            let removed: Vec<M> = removed.collect();
+            if removed.len() < FORGOTTEN_MIN {
+                return Ok(());
+            }
+            let keys = removed.iter().map(|entry| {
+                let by = EntryRef { hash: self.hash, key: self.key, entry };
+                (by.table_hash(), by)
+            });
+            if !self.table.entries.forget_removed(keys)? {
+                return Ok(());
+            }
         }
     }
 
@@ -253,7 +288,7 @@ impl<'a, K: Key, M: MapKey, V: StateValue> OneMap<'a, K, M, V> {
         if others.len() <= CLEARED_ONE_BY_ONE {
             for entry in &others {
                 let by = self.by(entry);
-                self.table.entries.push_new(by.table_hash(), by, None);
+                self.table.entries.remove_unread(by.table_hash(), by);
             }
             return Ok(());
         }
@@ -264,11 +299,6 @@ impl<'a, K: Key, M: MapKey, V: StateValue> OneMap<'a, K, M, V> {
         batch.add(&head, Change::DeleteUntil(&behind(&head)))?;
         batch.finish()
     }
-}
-
-/// What is in memory of the rows that begin with `head`.
-fn between<'a, M>(sorted: &'a BTreeMap<Box<[u8]>, M>, head: &[u8]) -> Range<'a, Box<[u8]>, M> {
-    sorted.range::<[u8], _>((Included(head), Excluded(behind(head).as_slice())))
 }
 
 /// Rows of one column family.
@@ -303,7 +333,7 @@ pub struct Entries<'a, K: Key, M: MapKey, V: StateValue> {
     hash: u64,
     key: &'a K,
     cache: &'a mut Cache<EntryKey<K, M>, V>,
-    in_memory: Peekable<Range<'a, Box<[u8]>, M>>,
+    in_memory: Peekable<btree_map::Range<'a, Box<[u8]>, M>>,
     rows: Option<RawRows<'a>>,
     core: &'a Core,
     column: &'a Column,

@@ -93,6 +93,18 @@ fn agrees_with_a_model<K: Key + Ord + std::fmt::Debug>(
                 let expected: Vec<_> = expected.map(|(n, text)| (*n, text.clone())).collect();
                 assert_eq!(map.iter().collect::<Vec<_>>(), expected, "{what}: iterate");
             }
+            // As from a queue: what comes first is removed.
+            29 if random >> 40 & 7 == 1 => {
+                let its = model.entry(key.clone()).or_default();
+                for taken in 0..random >> 44 & 63 {
+                    let first = map.iter().next();
+                    assert_eq!(first, its.pop_first(), "{what}: the first but {taken}");
+                    if let Some((entry, value)) = first {
+                        assert_eq!(map.remove(&entry), Some(value), "{what}: take {entry}");
+                    }
+                }
+                model.retain(|_, its| !its.is_empty());
+            }
             29 if random >> 40 & 7 == 0 => {
                 map.clear();
                 model.remove(&key);
@@ -247,6 +259,70 @@ fn hot_entries_are_neither_read_nor_written_for_each_record() {
     let (read, wrote) = (after.0 - before.0, after.1 - before.1);
     assert!(read < 400 && wrote < 2_000, "{read} were read and {wrote} written");
     assert!(table.map(hash, &1).iter().take(50).all(|(_, value)| value == 400));
+}
+
+/// Number of entries in memory, with those that were removed.
+fn in_memory(table: &mut MapTable<u64, i64, u64>) -> usize {
+    table.table().parts().sorted.len()
+}
+
+#[test]
+fn what_was_added_since_the_last_snapshot_and_is_removed_is_forgotten_at_once() {
+    let backend = Apart::new(1 << 20, 0);
+    let mut table: MapTable<u64, i64, u64> = backend.instance().map_table("maps", 128);
+    let (hash, key) = (stable_hash(&1_u64), 1);
+    for n in 0..10_000 {
+        table.map(hash, &key).insert(n, 1);
+        assert_eq!(table.map(hash, &key).remove(&n), Some(1));
+        assert_eq!(table.map(hash, &key).remove(&n), None);
+        assert_eq!(in_memory(&mut table), 0);
+    }
+    assert!(written(frozen(&mut table)).0.is_empty());
+    // What a snapshot has is remembered as removed, for the next one.
+    table.map(hash, &key).insert(7, 1);
+    let before = frozen(&mut table);
+    assert_eq!(table.map(hash, &key).remove(&7), Some(1));
+    assert_eq!((in_memory(&mut table), entries_of(&mut table, &key).len()), (1, 0));
+    assert_eq!(written(before).0.len(), 1);
+    assert_eq!((in_memory(&mut table), entries_of(&mut table, &key).len()), (1, 0));
+    assert!(written(frozen(&mut table)).0.is_empty());
+}
+
+#[test]
+fn a_map_that_is_a_queue_does_not_remember_what_was_taken_from_it() {
+    let backend = Apart::new(4 << 20, 0);
+    let mut table: MapTable<u64, i64, u64> = backend.instance().map_table("maps", 128);
+    let (hash, key) = (stable_hash(&1_u64), 1);
+    let entries = 5_000;
+    for n in 0..entries {
+        table.map(hash, &key).insert(n, n as u64);
+    }
+    let take = |table: &mut MapTable<u64, i64, u64>, expected: i64| {
+        let first = table.map(hash, &key).iter().next();
+        assert_eq!(first, Some((expected, expected as u64)));
+        table.map(hash, &key).remove(&expected);
+    };
+    let snapshot = frozen(&mut table);
+    (0..2_000).for_each(|n| take(&mut table, n));
+    assert_eq!(written(snapshot).0.len(), 1, "one map");
+    // Nothing is written while a snapshot is made. Behind it they are forgotten in lots.
+    (2_000..2_100).for_each(|n| take(&mut table, n));
+    let left = in_memory(&mut table);
+    assert!(left <= entries as usize - 2_100 + 20, "{left} are in memory");
+    // What a snapshot has heard of as removed is forgotten without a word.
+    let second = frozen(&mut table);
+    assert_eq!(written(second).0.len(), 1);
+    let third = frozen(&mut table);
+    take(&mut table, 2_100);
+    drop(third);
+    assert_eq!(
+        entries_of(&mut table, &key),
+        (2_101..entries).map(|n| (n, n as u64)).collect::<Vec<_>>()
+    );
+    (2_101..entries).for_each(|n| take(&mut table, n));
+    assert!(entries_of(&mut table, &key).is_empty());
+    assert!(in_memory(&mut table) < 20, "{}", in_memory(&mut table));
+    assert!(written(frozen(&mut table)).0.is_empty());
 }
 
 #[test]

@@ -16,6 +16,9 @@
 //! A state with a row for each entry is in a column of its own, so that files say themselves what their rows are: those
 //! of version 2 and earlier, and those of maps that expire, hold maps whole.
 
+use std::collections::{BTreeMap, btree_map};
+use std::ops::Bound::{Excluded, Included};
+
 use crate::format::{FormatError, codec};
 use crate::protocol::key_groups::key_group;
 use crate::state::hash::stable_hash;
@@ -226,6 +229,14 @@ pub(super) fn encode_head<K: Key>(
 pub(super) fn decode_entry<M: MapKey, V: StateValue>(row: &[u8]) -> Result<(M, V), FormatError> {
     let (entry, value) = codec::decode_prefix(row)?;
     Ok((entry, codec::decode(value)?))
+}
+
+/// What of an index by row keys begins with `head`.
+pub(super) fn between<'a, M>(
+    sorted: &'a BTreeMap<Box<[u8]>, M>,
+    head: &[u8],
+) -> btree_map::Range<'a, Box<[u8]>, M> {
+    sorted.range::<[u8], _>((Included(head), Excluded(behind(head).as_slice())))
 }
 
 /// The first row key that is behind all that begin with `head`.

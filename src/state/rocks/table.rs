@@ -12,7 +12,7 @@ use super::column::Column;
 use super::error::RocksError;
 use super::frozen::{FrozenRows, FrozenTable};
 use super::instance::{Change, Core, Instance, RowBatch};
-use super::row::{RowKey, head_of};
+use super::row::{RowKey, between, head_of};
 use super::tails::{Tails, joined};
 use super::weigh::owned_bytes;
 use crate::format::{Extent, FormatError, codec};
@@ -130,7 +130,7 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
     pub(super) fn keep(&mut self, hash: u64, key: K::Ref<'_>, value: V, stamp: u32) -> Place {
         self.weigh(key, &value);
         self.make_room(hash);
-        self.push(hash, key, Cached { value: Some(value), stamp, used: true })
+        self.push(hash, key, Cached { value: Some(value), stamp, used: true, added: false })
     }
 
     /// Adds an entry whose key is not in memory, and for which there is room.
@@ -337,11 +337,64 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
         Ok(positions.len())
     }
 
-    /// Adds an entry whose key is not in memory.
+    /// Adds an entry whose key is not in memory, and of which there is no row either.
     #[inline(never)]
-    pub(super) fn push_new(&mut self, hash: u64, key: K::Ref<'_>, value: Option<V>) -> Place {
+    fn push_new(&mut self, hash: u64, key: K::Ref<'_>, value: Option<V>) -> Place {
         self.make_room(hash);
-        self.push(hash, key, Cached { value, stamp: self.generation, used: true })
+        self.push(hash, key, Cached { value, stamp: self.generation, used: true, added: true })
+    }
+
+    /// Removes a key that is not in memory, and of which there is a row.
+    pub(super) fn remove_unread(&mut self, hash: u64, key: K::Ref<'_>) {
+        self.make_room(hash);
+        let stamp = self.generation;
+        self.push(hash, key, Cached { value: None, stamp, used: true, added: false });
+    }
+
+    /// Forgets an entry: RocksDB has what it says, or nobody needs it.
+    fn take(&mut self, hash: u64, key: K::Ref<'_>, place: Place) -> Result<Option<V>, RocksError> {
+        if K::SORTED {
+            self.encode_row_key(hash, key)?;
+            self.sorted.remove(self.row_key.as_slice());
+            let head = head_of(&self.row_key)?;
+            if between(&self.sorted, head).next().is_none() {
+                self.resident.remove(head);
+            }
+        }
+        self.entries -= 1;
+        Ok(self.cache.take(place).value)
+    }
+
+    /// Forgets keys that are in memory as removed, as far as RocksDB knows or can be told that. Returns whether it was all of them.
+    pub(super) fn forget_removed<'a>(
+        &mut self,
+        keys: impl Iterator<Item = (u64, K::Ref<'a>)> + Clone,
+    ) -> Result<bool, RocksError>
+    where
+        K: 'a,
+    {
+        let (core, column) = (Arc::clone(self.instance.core()), Arc::clone(&self.column));
+        let (durable, may_write) = (self.durable.load(Ordering::Acquire), core.may_write());
+        let (mut all, mut batch) = (true, None);
+        for (hash, key) in keys {
+            let place = self.cache.find(hash, |found| found.is(key));
+            let Some(place) = place else { continue };
+            if self.cache.at(place).stamp > durable {
+                if !may_write {
+                    all = false;
+                    continue;
+                }
+                self.encode_row_key(hash, key)?;
+                let batch = match &mut batch {
+                    Some(batch) => batch,
+                    None => batch.insert(RowBatch::new(&core, &column)?),
+                };
+                batch.add(&self.row_key, Change::Delete)?;
+            }
+            self.take(hash, key, place)?;
+        }
+        batch.map_or(Ok(()), RowBatch::finish)?;
+        Ok(all)
     }
 
     #[cfg(test)]
@@ -384,10 +437,15 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
 
     pub(super) fn remove(&mut self, hash: u64, key: K::Ref<'_>) -> Option<V> {
         let place = self.find(hash, key)?;
-        self.cache.at(place).value.as_ref()?;
-        let value = self.change(place).value.take();
+        let cached = self.cache.at(place);
+        cached.value.as_ref()?;
+        let is_new = cached.is_new(self.generation);
         self.len = self.len.saturating_sub(1);
-        value
+        if is_new {
+            let taken = self.take(hash, key, place);
+            return taken.unwrap_or_else(|error| fail(&self.column, &error));
+        }
+        self.change(place).value.take()
     }
 
     pub(super) fn freeze(&mut self, form: SnapshotForm) -> FrozenState {
