@@ -319,12 +319,17 @@ where
                     self.ask(number, now);
                     continue;
                 }
-                State::Asked | State::Answered(_) => {
+                State::Asked => {
                     self.counters.timed_out.fetch_add(1, Ordering::Relaxed);
                     match self.parts.settings.timeout.filter(|_| request.end != Some(at)) {
                         Some(timeout) => ConnectError::new(format!("no answer within {timeout:?}")),
-                        None => ConnectError::new("the last attempt was cut short"),
+                        None => ConnectError::new("no answer to the last one by then"),
                     }
+                }
+                // It has no deadline any more.
+                State::Answered(results) => {
+                    request.state = State::Answered(results);
+                    continue;
                 }
             };
             self.settle(number, Err(error), now);

@@ -199,7 +199,7 @@ fn a_native_savepoint_is_linked_files_that_move_and_are_restored_at_any_parallel
 fn until_checkpoints(config: JobConfig, records: u64, sink: Collect<(u64, u64)>) {
     // Every column family has a write buffer, of which a mebibyte does not hold many.
     let is_single = config.workers == 1;
-    let records_a_ms = if records > 0 { 200 } else { 5 };
+    let records_a_ms = if records > 0 { 50 } else { 5 };
     let job = Background::start(config, count(records_a_ms, None, sink));
     wait_until("so many are read", || job.handle.counters().source_records() >= records);
     job.wait_for_checkpoints(2);

@@ -108,7 +108,9 @@ impl<K: Key, V: StateValue> Frozen for FrozenPages<K, V> {
             if group.is_empty() {
                 break;
             }
-            prefetch(&mut group);
+            if changes.is_some() {
+                prefetch(&mut group);
+            }
             for (page, marked) in group.drain(..) {
                 let (page_entries, page_bytes) = encoder.write(page, marked, out)?;
                 entries += page_entries;
@@ -129,18 +131,18 @@ const PREFETCHED_PAGES: usize = 16;
 /// Brings the entries that are marked near the processor. Here they are loaded at the same time; one after the other, with locks
 /// in between, most of what it takes to write them would be waiting for memory.
 fn prefetch<K, V>(pages: &mut [(ReadPage<K, V>, Marked<'_>)]) {
-    let looked = pages.iter_mut().map(|(page, marked)| (page.look(), *marked));
-    let looked: Vec<(&Page<K, V>, Marked<'_>)> = looked.collect();
+    let looked = pages.iter_mut().filter_map(|(page, marked)| match *marked {
+        Marked::All => None,
+        Marked::Changes { marks, .. } => Some((page.look(), marks)),
+    });
+    let looked: Vec<(&Page<K, V>, &[u64])> = looked.collect();
     let mut touched = 0;
-    for (page, marked) in &looked {
-        if let Marked::Changes { marks, .. } = marked {
-            for entry in marked_positions(marks, page.entries().len()) {
-                touched ^= page.touch(entry);
-            }
+    for (page, marks) in &looked {
+        for entry in marked_positions(marks, page.entries().len()) {
+            touched ^= page.touch(entry);
         }
     }
     std::hint::black_box(touched);
-    drop(looked);
     pages.iter_mut().for_each(|(page, _)| page.put_back());
 }
 
@@ -269,5 +271,23 @@ fn hash_of<K, V>(page: &Page<K, V>, item: Item) -> u64 {
     match item {
         Item::Entry(position) => page.entries()[position as usize].hash,
         Item::Removed(at) => page.removed()[at as usize].hash,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Changes, Marked};
+
+    #[test]
+    fn each_page_has_the_marks_that_were_given_for_it() {
+        let numbers = [0, 1, 63, 64, 130, 191, 640];
+        let marks = (0..numbers.len() as u64).flat_map(|at| [at, 100 + at]).collect();
+        let changes = Changes::new(7, &numbers, marks, 2);
+        for (at, number) in numbers.iter().enumerate() {
+            let Marked::Changes { confirmed, marks } = changes.of(*number as usize) else {
+                panic!("page {number} is written whole");
+            };
+            assert_eq!((confirmed, marks), (7, &[at as u64, 100 + at as u64][..]), "page {number}");
+        }
     }
 }

@@ -207,3 +207,19 @@ impl Marks {
         self.pages.fill(PageMarks::default());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{is_marked, marked_positions};
+
+    #[test]
+    fn marked_positions_are_those_below_the_end_that_are_marked_and_all_beyond_the_marks() {
+        for words in [&[][..], &[0], &[u64::MAX, 0, 1 << 63 | 1], &[0x8000_0000_0000_0001, 6]] {
+            for entries in [0, 1, 2, 63, 64, 65, 127, 128, 192, 200] {
+                let expected = (0..entries).filter(|position| is_marked(words, *position));
+                let found: Vec<usize> = marked_positions(words, entries).collect();
+                assert_eq!(found, expected.collect::<Vec<_>>(), "{words:x?}, {entries} entries");
+            }
+        }
+    }
+}

@@ -16,9 +16,9 @@
 //! A small map is read into memory first. Then it is *resident*, until one of its entries is given up: all that there is of it
 //! is in memory, and iterating over it once more asks RocksDB nothing.
 //!
-//! An entry that was removed stays in memory, without a value, until RocksDB knows that; but one that was added since the last
+//! An entry that was removed stays in memory, without a value, until it is given up; but one that was added since the last
 //! snapshot is nowhere else, and goes at once. So that a map may be a queue, an iteration begins by telling RocksDB of removed entries that
-//! come first, unless a snapshot is being made, and forgets them.
+//! come first, if there are some, unless a snapshot is being made, and forgets them.
 //!
 //! # Clearing
 //! Of a map with few rows each is removed like an entry. Of a larger one, what is in memory is removed like entries, and the

@@ -266,6 +266,10 @@ fn in_memory(table: &mut MapTable<u64, i64, u64>) -> usize {
     table.table().parts().sorted.len()
 }
 
+fn rows_written(table: &mut MapTable<u64, i64, u64>) -> u64 {
+    table.table().instance().counters().written.load(Ordering::Relaxed)
+}
+
 #[test]
 fn what_was_added_since_the_last_snapshot_and_is_removed_is_forgotten_at_once() {
     let backend = Apart::new(1 << 20, 0);
@@ -309,20 +313,42 @@ fn a_map_that_is_a_queue_does_not_remember_what_was_taken_from_it() {
     (2_000..2_100).for_each(|n| take(&mut table, n));
     let left = in_memory(&mut table);
     assert!(left <= entries as usize - 2_100 + 20, "{left} are in memory");
-    // What a snapshot has heard of as removed is forgotten without a word.
-    let second = frozen(&mut table);
-    assert_eq!(written(second).0.len(), 1);
-    let third = frozen(&mut table);
-    take(&mut table, 2_100);
-    drop(third);
-    assert_eq!(
-        entries_of(&mut table, &key),
-        (2_101..entries).map(|n| (n, n as u64)).collect::<Vec<_>>()
-    );
-    (2_101..entries).for_each(|n| take(&mut table, n));
+    // What a snapshot has told RocksDB is forgotten without another word, also while the next one is made.
+    for n in 2_100..2_400 {
+        table.map(hash, &key).remove(&n);
+    }
+    assert_eq!(written(frozen(&mut table)).0.len(), 1);
+    let (before, rows) = (in_memory(&mut table), rows_written(&mut table));
+    take(&mut table, 2_400);
+    let left = in_memory(&mut table);
+    assert!(left <= before - 300, "{left} are in memory, of {before}");
+    assert_eq!(rows_written(&mut table), rows);
+    let rest: Vec<_> = (2_401..entries).map(|n| (n, n as u64)).collect();
+    assert_eq!(entries_of(&mut table, &key), rest);
+    (2_401..entries).for_each(|n| take(&mut table, n));
     assert!(entries_of(&mut table, &key).is_empty());
     assert!(in_memory(&mut table) < 20, "{}", in_memory(&mut table));
     assert!(written(frozen(&mut table)).0.is_empty());
+}
+
+#[test]
+fn a_small_map_that_is_a_queue_makes_no_files() {
+    let backend = Apart::new(1 << 20, usize::MAX);
+    let mut table: MapTable<u64, i64, u64> = backend.instance().map_table("maps", 128);
+    let instance = table.table().instance().clone();
+    let (hash, key) = (stable_hash(&1_u64), 1);
+    for n in 0..1_000 {
+        table.map(hash, &key).insert(n, 1);
+        if n % 100 == 0 {
+            assert_eq!(written(frozen(&mut table)).0.len(), 1);
+        }
+        if n >= 50 {
+            assert_eq!(table.map(hash, &key).iter().next(), Some((n - 50, 1)));
+            table.map(hash, &key).remove(&(n - 50));
+        }
+        assert!(in_memory(&mut table) < 52, "nothing has to be remembered as removed");
+    }
+    assert!(!instance.directory().exists(), "it was opened");
 }
 
 #[test]

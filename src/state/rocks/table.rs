@@ -344,6 +344,11 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
         self.push(hash, key, Cached { value, stamp: self.generation, used: true, added: true })
     }
 
+    /// Whether there is nothing in RocksDB yet, and so nothing to remember as removed unless a snapshot is being made.
+    fn has_no_rows(&self) -> bool {
+        !self.column.has_rows.load(Ordering::Relaxed)
+    }
+
     /// Removes a key that is not in memory, and of which there is a row.
     pub(super) fn remove_unread(&mut self, hash: u64, key: K::Ref<'_>) {
         self.make_room(hash);
@@ -375,11 +380,12 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
     {
         let (core, column) = (Arc::clone(self.instance.core()), Arc::clone(&self.column));
         let (durable, may_write) = (self.durable.load(Ordering::Acquire), core.may_write());
+        let has_no_rows = may_write && self.has_no_rows();
         let (mut all, mut batch) = (true, None);
         for (hash, key) in keys {
             let place = self.cache.find(hash, |found| found.is(key));
             let Some(place) = place else { continue };
-            if self.cache.at(place).stamp > durable {
+            if self.cache.at(place).stamp > durable && !has_no_rows {
                 if !may_write {
                     all = false;
                     continue;
@@ -439,9 +445,10 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
         let place = self.find(hash, key)?;
         let cached = self.cache.at(place);
         cached.value.as_ref()?;
-        let is_new = cached.is_new(self.generation);
+        // Of a value it is remembered that there is no row: keys come and go, and each would be looked up again.
+        let is_new = K::SORTED && cached.is_new(self.generation);
         self.len = self.len.saturating_sub(1);
-        if is_new {
+        if is_new || self.has_no_rows() && self.instance.core().may_write() {
             let taken = self.take(hash, key, place);
             return taken.unwrap_or_else(|error| fail(&self.column, &error));
         }
