@@ -9,7 +9,7 @@ use highwater::ids::Epoch;
 use highwater::prelude::*;
 
 use crate::support::{
-    Background, Scratch, assert_same, files_below, run, running_counts, throttle,
+    Background, Scratch, assert_same, files_below, run, running_counts, throttle, wait_until,
 };
 
 const RECORDS: u64 = 20_000;
@@ -39,7 +39,7 @@ fn count_at(
     }
 }
 
-/// A job that was stopped midway; its checkpoints are in files and `retained` of them are kept.
+/// A job that was stopped midway; its checkpoints are in files and `retained` of them are kept, all of which have some of each key.
 fn stopped(retained: u32) -> (Scratch, JobConfig, Collect<(u64, u64)>) {
     let scratch = Scratch::new();
     let mut config = scratch.config(2);
@@ -48,7 +48,12 @@ fn stopped(retained: u32) -> (Scratch, JobConfig, Collect<(u64, u64)>) {
     let collect = Collect::new();
     // Slow enough that even a busy machine stops it before its end.
     let job = Background::start(config.clone(), count_at(RECORDS / 4, collect.clone()));
-    job.wait_for_checkpoints(retained as usize + 1);
+    wait_until("each key has come some times", || {
+        job.handle.counters().source_records() > 10 * KEYS
+    });
+    let before = job.handle.counters().checkpoints().completed.len();
+    // The first of these may have begun before.
+    job.wait_for_checkpoints(before + retained as usize + 1);
     job.handle.stop();
     job.end().unwrap();
     scratch.assert_directory_is_the_reachable_set();
