@@ -46,7 +46,12 @@ fn running(scratch: &Scratch) -> (JobConfig, Background, Collect<(u64, u64)>) {
     config.checkpoints.inline_bytes_max = 0;
     let collect = Collect::new();
     let job = Background::start(config.clone(), count("count", 2, collect.clone()));
-    job.wait_for_checkpoints(1);
+    crate::support::wait_until("each key has come some times", || {
+        job.handle.counters().source_records() > 5 * KEYS
+    });
+    // The first of these may have begun before.
+    let before = job.handle.counters().checkpoints().completed.len();
+    job.wait_for_checkpoints(before + 2);
     (config, job, collect)
 }
 
