@@ -344,9 +344,10 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
         self.push(hash, key, Cached { value, stamp: self.generation, used: true, added: true })
     }
 
-    /// Whether there is nothing in RocksDB yet, and so nothing to remember as removed unless a snapshot is being made.
-    fn has_no_rows(&self) -> bool {
-        !self.column.has_rows.load(Ordering::Relaxed)
+    /// Whether there is nothing in RocksDB and nobody is writing, so that nothing has to be remembered as removed. SUBTLE: asked in this
+    /// order. A snapshot that ends in between has written rows, and who has seen its end sees that.
+    fn nothing_is_below(&self) -> bool {
+        self.instance.core().may_write() && !self.column.has_rows.load(Ordering::Relaxed)
     }
 
     /// Removes a key that is not in memory, and of which there is a row.
@@ -380,12 +381,12 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
     {
         let (core, column) = (Arc::clone(self.instance.core()), Arc::clone(&self.column));
         let (durable, may_write) = (self.durable.load(Ordering::Acquire), core.may_write());
-        let has_no_rows = may_write && self.has_no_rows();
+        let nothing_is_below = self.nothing_is_below();
         let (mut all, mut batch) = (true, None);
         for (hash, key) in keys {
             let place = self.cache.find(hash, |found| found.is(key));
             let Some(place) = place else { continue };
-            if self.cache.at(place).stamp > durable && !has_no_rows {
+            if self.cache.at(place).stamp > durable && !nothing_is_below {
                 if !may_write {
                     all = false;
                     continue;
@@ -448,7 +449,7 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
         // Of a value it is remembered that there is no row: keys come and go, and each would be looked up again.
         let is_new = K::SORTED && cached.is_new(self.generation);
         self.len = self.len.saturating_sub(1);
-        if is_new || self.has_no_rows() && self.instance.core().may_write() {
+        if is_new || self.nothing_is_below() {
             let taken = self.take(hash, key, place);
             return taken.unwrap_or_else(|error| fail(&self.column, &error));
         }
