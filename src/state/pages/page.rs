@@ -131,12 +131,6 @@ impl<K, V> Page<K, V> {
         &self.entries
     }
 
-    /// Loads the lines of the cache where the entry at this position begins and ends.
-    pub(in crate::state) fn touch(&self, position: usize) -> u64 {
-        let next = self.entries.get(position + 1).map_or(0, |entry| entry.hash);
-        self.entries[position].hash ^ next
-    }
-
     /// How many leading bits `hash` and all hashes in this page have in common.
     pub(in crate::state) fn common_bits(&self, hash: u64) -> u32 {
         let differences = self.entries.iter().fold(0, |bits, entry| bits | (entry.hash ^ hash));
@@ -154,8 +148,16 @@ impl<K, V> Page<K, V> {
         &self.index[self.home(hash)]
     }
 
-    /// The start of the entry that the index names first for `hash`, and of the one behind it: the
-    /// two lines of the cache that the entry may be in. Only their addresses are computed.
+    /// The start of an entry, and of the one behind it: the two lines of the cache that the entry may be in. Only their addresses
+    /// are computed.
+    #[inline]
+    pub(in crate::state) fn lines(&self, position: usize) -> Option<[&u64; 2]> {
+        let first = self.entries.get(position)?;
+        let next = self.entries.get(position + 1).unwrap_or(first);
+        Some([&first.hash, &next.hash])
+    }
+
+    /// The [`lines`](Self::lines) of the entry that the index names first for `hash`.
     #[inline]
     pub(in crate::state) fn candidate(&self, hash: u64) -> Option<[&u64; 2]> {
         let mask = self.index.len() - 1;
@@ -167,9 +169,7 @@ impl<K, V> Page<K, V> {
                 return None;
             }
             if word & !POSITION_MASK == tag {
-                let first = self.entries.get(position(word))?;
-                let next = self.entries.get(position(word) + 1).unwrap_or(first);
-                return Some([&first.hash, &next.hash]);
+                return self.lines(position(word));
             }
             slot = (slot + 1) & mask;
         }

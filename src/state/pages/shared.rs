@@ -25,12 +25,12 @@ use super::page::Page;
 /// Pages of a segment: as many as a word has bits.
 pub(super) const SEGMENT_PAGES: usize = 64;
 
+/// A page, or where one is not. Not a pointer to one: pages are found by one load less, and are near each other.
+pub(super) type Slot<K, V> = Option<Page<K, V>>;
+
 /// Room for levels that are to come, so that a freeze asks the allocator for none: that would be memory which nobody has
 /// touched yet, and a fault of each page of it, while the worker waits.
 pub(super) type Spare<K, V> = Vec<Vec<Slot<K, V>>>;
-
-/// A page, or where one is not. Not a pointer to one: pages are found by one load less, and are near each other.
-pub(super) type Slot<K, V> = Option<Page<K, V>>;
 
 /// The pages that were frozen together.
 struct Cells<K, V> {
@@ -109,17 +109,12 @@ impl<K, V> Levels<K, V> {
             }
             read
         });
-        let mut pages = spare.pop().unwrap_or_default();
-        pages.extend(own.iter_mut().enumerate().map(|(at, slot)| {
-            let wanted = wanted >> at & 1 == 1;
-            if wanted { slot.take() } else { None }
-        }));
-        let there = |(at, page): (usize, &Slot<K, V>)| u64::from(page.is_some()) << at;
-        let tables = pages.iter().enumerate().map(there).fold(0, |all, page| all | page);
-        if tables == 0 {
-            pages.clear();
-            spare.push(pages);
-        } else {
+        let present = |(at, slot): (usize, &Slot<K, V>)| u64::from(slot.is_some()) << at;
+        let tables = wanted & own.iter().enumerate().map(present).fold(0, |all, page| all | page);
+        if tables != 0 {
+            let mut pages = spare.pop().unwrap_or_default();
+            let moved = own.iter_mut().enumerate();
+            pages.extend(moved.map(|(at, slot)| slot.take_if(|_| tables >> at & 1 == 1)));
             let cells = Cells {
                 pages,
                 tables,

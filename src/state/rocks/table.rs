@@ -129,12 +129,12 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
     /// Keeps in memory what was read.
     pub(super) fn keep(&mut self, hash: u64, key: K::Ref<'_>, value: V, stamp: u32) -> Place {
         self.weigh(key, &value);
-        self.make_room(hash);
         self.push(hash, key, Cached { value: Some(value), stamp, used: true, added: false })
     }
 
-    /// Adds an entry whose key is not in memory, and for which there is room.
+    /// Adds an entry whose key is not in memory.
     fn push(&mut self, hash: u64, key: K::Ref<'_>, cached: Cached<V>) -> Place {
+        self.make_room(hash);
         self.entries += 1;
         if K::SORTED {
             if let Err(error) = self.encode_row_key(hash, key) {
@@ -340,7 +340,6 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
     /// Adds an entry whose key is not in memory, and of which there is no row either.
     #[inline(never)]
     fn push_new(&mut self, hash: u64, key: K::Ref<'_>, value: Option<V>) -> Place {
-        self.make_room(hash);
         self.push(hash, key, Cached { value, stamp: self.generation, used: true, added: true })
     }
 
@@ -352,7 +351,6 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
 
     /// Removes a key that is not in memory, and of which there is a row.
     pub(super) fn remove_unread(&mut self, hash: u64, key: K::Ref<'_>) {
-        self.make_room(hash);
         let stamp = self.generation;
         self.push(hash, key, Cached { value: None, stamp, used: true, added: false });
     }
@@ -374,7 +372,7 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
     /// Forgets keys that are in memory as removed, as far as RocksDB knows or can be told that. Returns whether it was all of them.
     pub(super) fn forget_removed<'a>(
         &mut self,
-        keys: impl Iterator<Item = (u64, K::Ref<'a>)> + Clone,
+        keys: impl Iterator<Item = (u64, K::Ref<'a>)>,
     ) -> Result<bool, RocksError>
     where
         K: 'a,
