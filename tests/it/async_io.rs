@@ -6,7 +6,9 @@ use std::time::Duration;
 use highwater::job::{Answer, Blocking, JobHandle, RequestStatus, execute};
 use highwater::prelude::*;
 
-use crate::support::{Background, Scratch, assert_same, run, running_counts, wait_until};
+use crate::support::{
+    Background, Scratch, assert_same, run, running_counts, source_texts, wait_until,
+};
 
 const RECORDS: u64 = 60_000;
 const KEYS: u64 = 7;
@@ -79,8 +81,7 @@ fn a_full_operator_stops_the_source_and_checkpoints_go_on_while_nothing_is_answe
     job.wait_for_checkpoints(5);
     wait_until("the operator is full", || function.under_way() == CAPACITY);
     let read = job.handle.counters().source_records();
-    let checkpoints = job.handle.counters().checkpoints().completed.len();
-    job.wait_for_checkpoints(checkpoints + 5);
+    job.wait_for_more_checkpoints(5);
     assert_eq!(job.handle.counters().source_records(), read, "the source has stopped");
     assert!(read < RECORDS, "{read} records were read");
     assert_eq!(function.under_way(), CAPACITY);
@@ -163,9 +164,7 @@ fn answers(
     let (sink, handle) = (collect.clone(), JobHandle::default());
     execute(scratch.config(1), &handle, move |job| {
         let function = Blocking::new(1, call.clone());
-        let cause = |error: &ConnectError| error.source.as_ref().map(|cause| format!(": {cause}"));
-        let function = function
-            .or_else(move |_, error| vec![format!("{error}{}", cause(error).unwrap_or_default())]);
+        let function = function.or_else(|_, error| vec![format!("{error}{}", source_texts(error))]);
         job.source("numbers", Collection::new((0..10).collect()))
             .async_map("ask", function, settings)
             .sink("out", sink.clone());

@@ -180,8 +180,7 @@ fn what_is_not_claimed_may_be_deleted_once_a_checkpoint_is_complete() {
         fs::remove_dir_all(old.checkpoints()).unwrap();
         counting.panics.store(true, Ordering::Relaxed);
         wait_until("the attempt has failed", || !counting.panics.load(Ordering::Relaxed));
-        let completed = job.handle.counters().checkpoints().completed.len();
-        job.wait_for_checkpoints(completed + 2);
+        job.wait_for_more_checkpoints(2);
         job.handle.stop();
         job.end().unwrap();
         counting.finish(config);

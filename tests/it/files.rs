@@ -68,8 +68,7 @@ fn many_files_plain_and_compressed_are_read_once_through_failures_and_rescaling(
             crate::support::wait_until("three panics and a checkpoint after them", || {
                 planted.happened() == 3
             });
-            let before = job.handle.counters().checkpoints().completed.len();
-            job.wait_for_checkpoints(before + 1);
+            job.wait_for_more_checkpoints(1);
             job.handle.stop();
             job.end().unwrap();
         }

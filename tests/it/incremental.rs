@@ -203,8 +203,7 @@ fn a_checkpoint_that_is_deleted_while_the_job_runs_takes_nothing_from_later_ones
         // As `highwater checkpoints delete` does. It may have been retired by now.
         if scratch.store().delete(manifest.epoch).is_ok() {
             deleted += 1;
-            let done = job.handle.counters().checkpoints().completed.len();
-            job.wait_for_checkpoints(done + 2);
+            job.wait_for_more_checkpoints(2);
         }
     }
     job.handle.stop();
@@ -304,8 +303,7 @@ fn a_pinned_checkpoint_outlives_retention_with_its_layers_restores_and_goes_once
     let config = config(&scratch, 2);
     let job = Background::start(config.clone(), count(8, Collect::new(), never()));
     let pinned = pin_one(&scratch, &job);
-    let completed = job.handle.counters().checkpoints().completed.len();
-    job.wait_for_checkpoints(completed + 20);
+    job.wait_for_more_checkpoints(20);
     job.handle.stop();
     job.end().unwrap();
     let store = scratch.store();
@@ -370,8 +368,7 @@ fn a_cancelled_job_that_deletes_its_checkpoints_leaves_the_pinned_one_whole() {
     config.checkpoints.on_cancel = OnCancel::Delete;
     let job = Background::start(config, count(8, Collect::new(), never()));
     let pinned = pin_one(&scratch, &job);
-    let completed = job.handle.counters().checkpoints().completed.len();
-    job.wait_for_checkpoints(completed + 3);
+    job.wait_for_more_checkpoints(3);
     job.handle.cancel();
     job.end().unwrap();
     let store = scratch.store();

@@ -13,7 +13,7 @@ use highwater::state_reader::StateReader;
 
 use crate::support::{
     Background, Scratch, assert_same, files_below, history, quiet_panics, run, running_counts,
-    throttle, wait_until,
+    source_texts, throttle, wait_until,
 };
 
 const RECORDS: u64 = 120_000;
@@ -282,14 +282,4 @@ fn a_damaged_or_missing_file_is_refused_by_its_name() {
 
 fn is_table(path: impl AsRef<Path>) -> bool {
     path.as_ref().extension().is_some_and(|extension| extension == "sst")
-}
-
-fn source_texts(error: &dyn std::error::Error) -> String {
-    let mut text = String::new();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
 }

@@ -50,8 +50,7 @@ fn running(scratch: &Scratch) -> (JobConfig, Background, Collect<(u64, u64)>) {
         job.handle.counters().source_records() > 5 * KEYS
     });
     // The first of these may have begun before.
-    let before = job.handle.counters().checkpoints().completed.len();
-    job.wait_for_checkpoints(before + 2);
+    job.wait_for_more_checkpoints(2);
     (config, job, collect)
 }
 
@@ -269,8 +268,7 @@ fn a_target_that_exists_or_cannot_be_made_is_refused_and_the_job_goes_on() {
     let text = job.handle.stop_with_savepoint(file.join("x"), true).unwrap_err().to_string();
     assert!(text.contains("the savepoint could not be written"), "{text}");
     assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
-    let before = job.handle.counters().checkpoints().completed.len();
-    job.wait_for_checkpoints(before + 2);
+    job.wait_for_more_checkpoints(2);
     job.handle.drain();
     job.end().unwrap();
     assert!(!collect.handle().committed().is_empty());
@@ -324,8 +322,7 @@ fn a_target_that_fails_midway_undoes_the_stop_and_leaves_nothing() {
     *VANISHES.lock().unwrap() = None;
     assert!(!to.exists());
     // It still runs, and its output has no gap and nothing twice.
-    let before = job.handle.counters().checkpoints().completed.len();
-    job.wait_for_checkpoints(before + 2);
+    job.wait_for_more_checkpoints(2);
     job.handle.savepoint(&to).unwrap();
     job.handle.stop();
     job.end().unwrap();

@@ -64,8 +64,7 @@ fn all_kinds_of_state_are_exact_through_a_panic_and_at_one_three_and_two_workers
         if workers == 2 {
             job.end().unwrap();
         } else {
-            let before = job.handle.counters().checkpoints().completed.len();
-            job.wait_for_checkpoints(before + 4);
+            job.wait_for_more_checkpoints(4);
             job.handle.stop();
             job.end().unwrap();
         }

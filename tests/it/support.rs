@@ -203,6 +203,13 @@ impl Background {
         });
     }
 
+    /// Waits until so many more are complete. One of them may have begun before.
+    #[track_caller]
+    pub fn wait_for_more_checkpoints(&self, count: usize) {
+        let before = self.handle.counters().checkpoints().completed.len();
+        self.wait_for_checkpoints(before + count);
+    }
+
     pub fn is_finished(&self) -> bool {
         self.thread.is_finished()
     }
@@ -268,6 +275,17 @@ pub fn quiet_panics() {
             }
         }));
     });
+}
+
+/// What its causes say, one behind the other.
+pub fn source_texts(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
 }
 
 /// Lets so many records pass in a millisecond, so that a job of some thousand can be stopped midway. Unlike a paced

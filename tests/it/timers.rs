@@ -109,8 +109,7 @@ fn timers_fire_once_when_a_job_goes_on_with_one_three_and_two_workers() {
         if workers == 2 {
             job.end().unwrap();
         } else {
-            let before = job.handle.counters().checkpoints().completed.len();
-            job.wait_for_checkpoints(before + 4);
+            job.wait_for_more_checkpoints(4);
             job.handle.stop();
             job.end().unwrap();
         }
@@ -228,8 +227,7 @@ fn overdue_processing_time_timers_fire_at_once_after_a_restore_at_another_parall
     // They are due while the job is down, or right after its stop.
     let job = start(1, 300);
     wait_until("all records are read", || job.handle.counters().source_records() == 100);
-    let before = job.handle.counters().checkpoints().completed.len();
-    job.wait_for_checkpoints(before + 2);
+    job.wait_for_more_checkpoints(2);
     job.handle.stop();
     job.end().unwrap();
     let job = start(3, 0);
