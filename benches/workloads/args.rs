@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use highwater::cli::{parse_duration, parse_size};
-use highwater::config::{RocksConfig, StateBackendKind, StateConfig};
+use highwater::config::{JobConfig, RocksConfig, StateBackendKind, StateConfig};
+use highwater::ids::Name;
 use serde_json::Value;
 
 use crate::Measured;
@@ -210,6 +211,16 @@ impl Args {
         Ok(StateConfig { backend, rocksdb: RocksConfig { memory_bytes, ..Default::default() } })
     }
 
+    /// A job with workers, state and checkpoints as these say. Where checkpoints are kept is up to the workload.
+    pub fn job(&self, name: &str) -> Result<JobConfig, String> {
+        let mut config = JobConfig::new(Name::new(name).map_err(|error| error.to_string())?);
+        config.workers = self.workers();
+        config.state = self.state()?;
+        config.checkpoints.interval = self.checkpoint_interval.0;
+        config.checkpoints.writer_threads = self.checkpoint_threads.max(1);
+        Ok(config)
+    }
+
     /// Workers of each process: 2 of one process, 1 of several, unless given.
     pub fn workers(&self) -> usize {
         self.workers.unwrap_or(if self.processes > 1 { 1 } else { 2 }).max(1)
@@ -244,6 +255,7 @@ impl Args {
         }
         add("--state-backend", self.state_backend.clone().into());
         add("--rocksdb-memory", self.rocksdb_memory.clone().into());
+        add("--checkpoint-threads", self.checkpoint_threads.to_string().into());
         let mode = self.mode.to_possible_value().expect("no mode is skipped");
         add("--mode", mode.get_name().into());
         add("--checkpoint-interval", self.checkpoint_interval.to_string().into());

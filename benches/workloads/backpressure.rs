@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use highwater::config::JobConfig;
 use highwater::connect::workload;
-use highwater::ids::Name;
 use highwater::job::{self, CompletedCheckpoint, JobHandle};
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -81,9 +80,7 @@ pub fn run(args: &Args) -> Measured {
 }
 
 fn run_alone(args: &Args) -> Measured {
-    let mut config = JobConfig::new(Name::new("backpressure").expect("a constant name"));
-    config.workers = args.workers();
-    config.checkpoints.interval = args.checkpoint_interval.0;
+    let mut config = args.job("backpressure")?;
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     config.checkpoints.directory = args.checkpoint_interval.0.map(|_| directory.path().to_owned());
     run_here(args, config)

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use highwater::cli::parse_size;
-use highwater::config::{JobConfig, RestartStrategy};
-use highwater::ids::Name;
+use highwater::config::RestartStrategy;
 use highwater::job::{self, JobHandle};
 use highwater::prelude::*;
 use serde_json::json;
@@ -56,11 +55,8 @@ struct Highest {
 }
 
 fn highest(args: &Args, keys: u64, records: u64) -> Result<Highest, String> {
-    let mut config = JobConfig::new(Name::new("memory-ceiling").expect("a constant name"));
-    config.workers = args.workers();
-    config.state = args.state()?;
+    let mut config = args.job("memory-ceiling")?;
     config.restart = RestartStrategy::None;
-    config.checkpoints.interval = args.checkpoint_interval.0;
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     config.checkpoints.directory = Some(directory.path().to_owned());
     let handle = JobHandle::default();

@@ -4,8 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use highwater::config::JobConfig;
-use highwater::ids::Name;
 use highwater::job::{self, JobHandle};
 use highwater::prelude::*;
 use rustix::time::{ClockId, clock_gettime};
@@ -38,10 +36,7 @@ fn thread_time() -> Duration {
 pub fn run(args: &Args) -> Measured {
     let keys = args.keys.unwrap_or(50_000_000);
     let args = Args { keys: Some(keys), load: Some(keys), records: Some(keys), ..args.clone() };
-    let mut config = JobConfig::new(Name::new("growth").expect("a constant name"));
-    config.workers = args.workers();
-    config.state = args.state()?;
-    config.checkpoints.interval = args.checkpoint_interval.0;
+    let mut config = args.job("growth")?;
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     config.checkpoints.directory = args.checkpoint_interval.0.map(|_| directory.path().to_owned());
     let all: Arc<Mutex<Vec<[f64; 2]>>> = Arc::default();

@@ -6,7 +6,6 @@ use std::path::Path;
 use highwater::cli::NoArgs;
 use highwater::config::{JobConfig, RestartStrategy};
 use highwater::connect::Generator;
-use highwater::ids::Name;
 use highwater::job::{self, JobHandle};
 use highwater::prelude::*;
 use highwater::supervisor::{self, Supervision, environment};
@@ -23,11 +22,7 @@ pub fn run(args: &Args) -> Measured {
     } else if args.processes > 1 {
         counting::checked(supervise(args, report::join)?)
     } else {
-        let mut config = JobConfig::new(Name::new("keyed-count").expect("a constant name"));
-        config.workers = args.workers();
-        config.state = args.state()?;
-        config.checkpoints.interval = args.checkpoint_interval.0;
-        config.checkpoints.writer_threads = args.checkpoint_threads.max(1);
+        let mut config = args.job("keyed-count")?;
         let directory =
             tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
         // Without checkpoints nothing is kept anywhere.
@@ -94,7 +89,7 @@ pub fn supervised_config(args: &Args, directory: &Path) -> Result<JobConfig, Str
     if std::env::var_os(environment::SUPERVISED).is_none() {
         return Err("--report-dir is for processes that a supervisor has started".to_owned());
     }
-    let arguments: [OsString; 9] = [
+    let arguments: [OsString; 11] = [
         "workloads".into(),
         "--checkpoint-dir".into(),
         directory.join("checkpoints").into(),
@@ -102,6 +97,8 @@ pub fn supervised_config(args: &Args, directory: &Path) -> Result<JobConfig, Str
         args.state_backend.clone().into(),
         "--rocksdb-memory".into(),
         args.rocksdb_memory.clone().into(),
+        "--checkpoint-threads".into(),
+        args.checkpoint_threads.to_string().into(),
         "--checkpoint-interval".into(),
         args.checkpoint_interval.to_string().into(),
     ];

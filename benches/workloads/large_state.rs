@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use highwater::config::{JobConfig, RestartStrategy};
+use highwater::config::RestartStrategy;
 use highwater::connect::workload;
 use highwater::format::record::{CheckpointOutcome, CheckpointRecord, WorkerTimings};
 use highwater::ids::Name;
@@ -52,12 +52,8 @@ pub fn run(args: &Args) -> Measured {
         checkpoint_interval: Interval(Some(interval)),
         ..args.clone()
     };
-    let mut config = JobConfig::new(Name::new(JOB).expect("a constant name"));
-    config.workers = args.workers();
-    config.state = args.state()?;
+    let mut config = args.job(JOB)?;
     config.restart = RestartStrategy::None;
-    config.checkpoints.interval = Some(interval);
-    config.checkpoints.writer_threads = args.checkpoint_threads.max(1);
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     config.checkpoints.directory = Some(directory.path().to_owned());
     let handle = JobHandle::default();

@@ -4,9 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use highwater::config::JobConfig;
 use highwater::connect::{Committer, ConnectError, PreCommit, SinkContext, TransactionWriter};
-use highwater::ids::{Epoch, Name};
+use highwater::ids::Epoch;
 use highwater::job::{self, JobHandle};
 use highwater::prelude::*;
 use serde_json::json;
@@ -61,10 +60,7 @@ pub fn measure(
         load: Some(load),
         ..args.clone()
     };
-    let mut config = JobConfig::new(Name::new(name).expect("a constant name"));
-    config.workers = args.workers();
-    config.checkpoints.interval = args.checkpoint_interval.0;
-    config.checkpoints.writer_threads = args.checkpoint_threads.max(1);
+    let mut config = args.job(name)?;
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     config.checkpoints.directory = args.checkpoint_interval.0.map(|_| directory.path().to_owned());
     let (shared, handle) = (Arc::new(Shared::default()), JobHandle::default());

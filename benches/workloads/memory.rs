@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use highwater::config::JobConfig;
 use highwater::connect::{Committer, ConnectError, PreCommit, SinkContext, TransactionWriter};
-use highwater::ids::{Epoch, Name};
+use highwater::ids::Epoch;
 use highwater::job::{self, JobHandle};
 use highwater::prelude::*;
 use serde_json::json;
@@ -24,9 +23,7 @@ const FLAT_BYTES: u64 = 16 << 20;
 /// Watches the resident memory of a job in this process.
 pub fn run(args: &Args) -> Measured {
     let (seconds, keys) = (args.seconds.unwrap_or(60).max(1), args.keys());
-    let mut config = JobConfig::new(Name::new("memory").expect("a constant name"));
-    config.workers = args.workers();
-    config.checkpoints.interval = args.checkpoint_interval.0;
+    let mut config = args.job("memory")?;
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     config.checkpoints.directory = args.checkpoint_interval.0.map(|_| directory.path().to_owned());
     let handle = JobHandle::default();

@@ -1,7 +1,5 @@
 //! Queries whose results are known: a job that makes a number of each result, and what came out.
 
-use highwater::config::JobConfig;
-use highwater::ids::Name;
 use highwater::job::{self, JobHandle};
 use highwater::prelude::*;
 use serde_json::Value;
@@ -72,11 +70,7 @@ pub fn run(
     records: u64,
     build: impl for<'a> Fn(&Job<'a>) -> Stream<'a, u64> + Send + Sync + 'static,
 ) -> Measured {
-    let name = Name::new(name).map_err(|error| error.to_string())?;
-    let mut config = JobConfig::new(name);
-    config.workers = args.workers();
-    config.state = args.state()?;
-    config.checkpoints.interval = args.checkpoint_interval.0;
+    let mut config = args.job(name)?;
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     // Without checkpoints nothing is kept anywhere.
     config.checkpoints.directory = args.checkpoint_interval.0.map(|_| directory.path().to_owned());

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use highwater::config::{JobConfig, RestartStrategy};
-use highwater::ids::Name;
+use highwater::config::RestartStrategy;
 use highwater::job::{self, JobHandle};
 use serde_json::json;
 
@@ -29,10 +28,7 @@ type Seen = BTreeMap<(u64, usize), (u64, Option<u64>)>;
 /// Loads the state, lets a user's function panic, and watches.
 pub fn run(args: &Args) -> Measured {
     let args = progress::schedule(args, 1_000_000);
-    let mut config = JobConfig::new(Name::new("recovery").expect("a constant name"));
-    config.workers = args.workers();
-    config.state = args.state()?;
-    config.checkpoints.interval = args.checkpoint_interval.0;
+    let mut config = args.job("recovery")?;
     config.restart = RestartStrategy::FixedDelay { attempts: 1, delay: args.restart_delay };
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     config.checkpoints.directory = Some(directory.path().join("checkpoints"));
