@@ -23,6 +23,9 @@ struct PageMarks {
     folded: u32,
     /// Whether there were ever more entries than a page is meant to hold.
     beyond: bool,
+    /// How many positions are marked in `small` and `top`, at most.
+    small: u16,
+    top: u16,
     /// Number of removed keys that it remembers.
     removed: u32,
     /// The number of snapshots before the last of these.
@@ -34,6 +37,12 @@ struct PageMarks {
 pub(super) struct ChangedEntries {
     pub(super) small: u64,
     pub(super) top: u64,
+}
+
+/// How many positions are marked. They are in one page.
+#[inline]
+fn count(words: &[u64]) -> u16 {
+    words.iter().map(|word| word.count_ones() as u16).sum()
 }
 
 /// Whether a position is marked.
@@ -131,6 +140,11 @@ impl Marks {
                 }
             }
         }
+        for page in [page, new] {
+            let at = page * words..(page + 1) * words;
+            let marks = &mut self.pages[page];
+            (marks.small, marks.top) = (count(&self.small[at.clone()]), count(&self.top[at]));
+        }
     }
 
     /// What a page remembers of removed keys.
@@ -162,26 +176,29 @@ impl Marks {
             changed.fill(u64::MAX);
         }
         if changed.iter().any(|word| *word != 0) {
-            let (keep_small, keep_top) = (marks.folded > confirmed, marks.folded > confirmed_top);
-            let (small, top) = (&mut self.small[at.clone()], &mut self.top[at.clone()]);
-            for ((changed, small), top) in changed.iter_mut().zip(small).zip(top) {
-                *small = *changed | if keep_small { *small } else { 0 };
-                *top = *changed | if keep_top { *top } else { 0 };
-                *changed = 0;
-            }
+            let number = count(changed);
+            let add = |set: &mut [u64], keep, marked: &mut u16| {
+                if keep {
+                    set.iter_mut().zip(&*changed).for_each(|(word, changed)| *word |= changed);
+                    *marked = count(set);
+                } else {
+                    set.copy_from_slice(changed);
+                    *marked = number;
+                }
+            };
+            add(&mut self.small[at.clone()], marks.folded > confirmed, &mut marks.small);
+            add(&mut self.top[at], marks.folded > confirmed_top, &mut marks.top);
+            changed.fill(0);
             marks.folded = snapshot;
         }
-        let count = |set: &[u64]| set.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
-        let removed =
-            |since| if marks.last_removed >= since { u64::from(marks.removed) } else { 0 };
-        let mut all = ChangedEntries { small: removed(confirmed), top: removed(confirmed_top) };
-        if marks.folded > confirmed {
-            all.small += count(&self.small[at.clone()]);
+        let entries = |since, marked| {
+            let removed = if marks.last_removed >= since { marks.removed } else { 0 };
+            u64::from(removed) + if marks.folded > since { u64::from(marked) } else { 0 }
+        };
+        ChangedEntries {
+            small: entries(confirmed, marks.small),
+            top: entries(confirmed_top, marks.top),
         }
-        if marks.folded > confirmed_top {
-            all.top += count(&self.top[at]);
-        }
-        all
     }
 
     /// Adds what a page has to write: its marks since the last confirmed snapshot or, `top`, the last confirmed top one.
