@@ -29,8 +29,10 @@ mod shared;
 mod tests;
 
 pub(super) use page::{Entry, Page, Tombstones};
+#[cfg(any(test, feature = "rocksdb"))]
+pub(super) use shared::CopyRoom;
+pub(super) use shared::{CopyLimit, ReadPage, ReadPages};
 use shared::{Levels, SEGMENT_PAGES, Slot, Spare};
-pub(super) use shared::{ReadPage, ReadPages};
 
 /// The pages, and the directory that finds them.
 pub(super) struct Pages<K, V> {
@@ -43,6 +45,8 @@ pub(super) struct Pages<K, V> {
     /// Where the others are, for each segment of pages.
     levels: Vec<Levels<K, V>>,
     spare: Spare<K, V>,
+    /// Of pages that are shared from now on.
+    pub(super) copies: Option<CopyLimit>,
 }
 
 /// How many keys are prefetched together.
@@ -53,7 +57,7 @@ impl<K, V> Pages<K, V> {
     pub(super) fn new() -> Self {
         let slots = vec![Some(Page::new(0, 0))];
         let (levels, spare) = (vec![Levels::none()], Vec::new());
-        Self { directory: vec![0; 2], depth: 1, slots, levels, spare }
+        Self { directory: vec![0; 2], depth: 1, slots, levels, spare, copies: None }
     }
 
     /// Number of pages.
@@ -104,7 +108,8 @@ impl<K, V> Pages<K, V> {
         let segments = self.slots.chunks_mut(SEGMENT_PAGES).zip(&mut self.levels).zip(wanted);
         for (index, ((own, levels), wanted)) in segments.enumerate() {
             if wanted != 0 {
-                levels.share(own, index * SEGMENT_PAGES, wanted, &mut self.spare, &mut reads);
+                let (spare, copies) = (&mut self.spare, self.copies.as_ref());
+                levels.share(own, index * SEGMENT_PAGES, wanted, spare, copies, &mut reads);
             }
         }
         reads

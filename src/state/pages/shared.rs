@@ -9,7 +9,8 @@
 //! A page is in one place for the table: its own, or one level. A freeze moves the pages that the snapshot wants into a new level, a few
 //! words for each, and registers the snapshot as a reader of them and of those that are in levels already. The first operation on a page in a level:
 //! * without readers: takes it back; with the last reader of the level gone, all that is left there;
-//! * with readers: copies it. The one in the level is then the snapshots' alone, and the last reader drops it.
+//! * with readers: copies it, if there is memory for that ([`CopyRoom`]), and else waits until they are done with it. The one in
+//!   the level is then the snapshots' alone, and the last reader drops it.
 //!
 //! A snapshot takes a page *out* of its level while it looks at it, so that the lock is held for moments only. Who wants that
 //! same page waits until it is put back.
@@ -32,6 +33,24 @@ pub(super) type Slot<K, V> = Option<Page<K, V>>;
 /// touched yet, and a fault of each page of it, while the worker waits.
 pub(super) type Spare<K, V> = Vec<Vec<Slot<K, V>>>;
 
+/// Who says whether there is memory for copies of pages that snapshots read.
+pub(in crate::state) trait CopyRoom: Send + Sync {
+    /// Takes the memory for a copy. `false`: there is none, and none was taken. Whoever `must` have it takes it all the same.
+    fn take(&self, bytes: usize, must: bool) -> bool;
+    /// One of the two that there were is gone.
+    fn give_back(&self, bytes: usize);
+}
+
+/// How copies are limited.
+#[derive(Clone)]
+pub(in crate::state) struct CopyLimit {
+    pub(in crate::state) room: Arc<dyn CopyRoom>,
+    /// What a copy takes. Units: bytes.
+    pub(in crate::state) page_bytes: usize,
+    /// Whether the table may wait for the snapshots: they are being read, by threads that do not wait for the table.
+    pub(in crate::state) may_wait: bool,
+}
+
 /// The pages that were frozen together.
 struct Cells<K, V> {
     /// `None`: taken back, dropped, or out.
@@ -50,7 +69,10 @@ struct Cells<K, V> {
 
 struct Level<K, V> {
     cells: Mutex<Cells<K, V>>,
+    /// A page was put back, or a snapshot has let go of one.
     put_back: Condvar,
+    /// `None`: there may be as many as there are pages.
+    copies: Option<CopyLimit>,
 }
 
 impl<K, V> Level<K, V> {
@@ -61,13 +83,59 @@ impl<K, V> Level<K, V> {
 
     /// Locks when nobody looks at one of the pages.
     fn lock_for(&self, pages: u64) -> MutexGuard<'_, Cells<K, V>> {
-        let mut cells = self.lock();
-        while cells.out & pages != 0 {
+        self.wait_while(self.lock(), |cells| cells.out & pages != 0)
+    }
+
+    fn wait_while<'a>(
+        &self,
+        mut cells: MutexGuard<'a, Cells<K, V>>,
+        mut condition: impl FnMut(&Cells<K, V>) -> bool,
+    ) -> MutexGuard<'a, Cells<K, V>> {
+        while condition(&cells) {
             cells.waiting += 1;
             cells = self.put_back.wait(cells).unwrap_or_else(PoisonError::into_inner);
             cells.waiting -= 1;
         }
         cells
+    }
+
+    /// Gives the table a page that is in this level, or a copy of it.
+    fn page_for_table(&self, cells: MutexGuard<'_, Cells<K, V>>, at: usize) -> Slot<K, V>
+    where
+        K: Clone,
+        V: Clone,
+    {
+        let mut cells = self.wait_while(cells, |cells| cells.out >> at & 1 == 1);
+        // Its readers may have gone while the table waited.
+        if cells.readers[at] > 0
+            && let Some(CopyLimit { room, page_bytes, may_wait }) = &self.copies
+            && !room.take(*page_bytes, !may_wait)
+        {
+            cells = self.wait_while(cells, |cells| cells.readers[at] > 0);
+        }
+        let page =
+            if cells.readers[at] == 0 { cells.pages[at].take() } else { cells.pages[at].clone() };
+        cells.tables &= !(1 << at);
+        page
+    }
+
+    /// A snapshot does not need a page any more. Returns it if nobody does: what it takes to drop it is not done with the lock held.
+    fn let_go(&self, mut cells: MutexGuard<'_, Cells<K, V>>, at: usize) -> Slot<K, V> {
+        cells.readers[at] -= 1;
+        cells.all_readers -= 1;
+        let over = cells.readers[at] == 0 && cells.tables >> at & 1 == 0;
+        let page = over.then(|| cells.pages[at].take()).flatten();
+        let waited_for = cells.waiting > 0;
+        drop(cells);
+        if waited_for {
+            self.put_back.notify_all();
+        }
+        if page.is_some()
+            && let Some(CopyLimit { room, page_bytes, .. }) = &self.copies
+        {
+            room.give_back(*page_bytes);
+        }
+        page
     }
 }
 
@@ -99,6 +167,7 @@ impl<K, V> Levels<K, V> {
         first: usize,
         wanted: u64,
         spare: &mut Spare<K, V>,
+        copies: Option<&CopyLimit>,
         into: &mut ReadPages<K, V>,
     ) {
         self.0.retain(|level| {
@@ -123,7 +192,8 @@ impl<K, V> Levels<K, V> {
                 readers: [0; SEGMENT_PAGES],
                 all_readers: 0,
             };
-            let level = Level { cells: Mutex::new(cells), put_back: Condvar::new() };
+            let (cells, copies) = (Mutex::new(cells), copies.cloned());
+            let level = Level { cells, put_back: Condvar::new(), copies };
             self.0.push(Arc::new(level));
         }
         for level in &self.0 {
@@ -142,20 +212,9 @@ impl<K, V> Levels<K, V> {
 }
 
 impl<K, V> Cells<K, V> {
-    /// Returns whether anybody waits for a page.
-    #[must_use]
-    fn put_back(&mut self, at: usize, page: &mut Slot<K, V>) -> bool {
+    fn put_back(&mut self, at: usize, page: &mut Slot<K, V>) {
         self.pages[at] = page.take();
         self.out &= !(1 << at);
-        self.waiting > 0
-    }
-
-    /// A snapshot does not need a page any more. Returns it if nobody does.
-    fn let_go(&mut self, at: usize) -> Slot<K, V> {
-        self.readers[at] -= 1;
-        self.all_readers -= 1;
-        let over = self.readers[at] == 0 && self.tables >> at & 1 == 0;
-        over.then(|| self.pages[at].take()).flatten()
     }
 
     /// Gives all pages back to the table. Nobody reads them.
@@ -181,14 +240,7 @@ impl<K: Clone, V: Clone> Levels<K, V> {
             self.0.remove(place);
             return;
         }
-        if cells.readers[at] > 0 {
-            drop(cells);
-            cells = self.0[place].lock_for(1 << at);
-        }
-        // Its readers may have gone while the table waited.
-        own[at] =
-            if cells.readers[at] == 0 { cells.pages[at].take() } else { cells.pages[at].clone() };
-        cells.tables &= !(1 << at);
+        own[at] = self.0[place].page_for_table(cells, at);
     }
 }
 
@@ -278,8 +330,7 @@ impl<K, V> Drop for ReadSegment<K, V> {
         while self.pages != 0 {
             let at = self.pages.trailing_zeros() as usize;
             self.pages &= self.pages - 1;
-            let over = self.level.lock().let_go(at);
-            drop(over);
+            drop(self.level.let_go(self.level.lock(), at));
         }
     }
 }
@@ -303,7 +354,10 @@ impl<K, V> ReadPage<K, V> {
     /// Puts the page back, to be looked at again later.
     pub(in crate::state) fn put_back(&mut self) {
         if self.out.is_some() {
-            let waited_for = self.level.lock().put_back(self.at, &mut self.out);
+            let mut cells = self.level.lock();
+            cells.put_back(self.at, &mut self.out);
+            let waited_for = cells.waiting > 0;
+            drop(cells);
             if waited_for {
                 self.level.put_back.notify_all();
             }
@@ -314,13 +368,9 @@ impl<K, V> ReadPage<K, V> {
 impl<K, V> Drop for ReadPage<K, V> {
     fn drop(&mut self) {
         let mut cells = self.level.lock();
-        let waited_for = self.out.is_some() && cells.put_back(self.at, &mut self.out);
-        let over = cells.let_go(self.at);
-        drop(cells);
-        if waited_for {
-            self.level.put_back.notify_all();
+        if self.out.is_some() {
+            cells.put_back(self.at, &mut self.out);
         }
-        // What it takes to drop it is not done with the lock held.
-        drop(over);
+        drop(self.level.let_go(cells, self.at));
     }
 }

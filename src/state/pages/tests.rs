@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 
-use super::{Pages, ReadPages};
+use super::{CopyLimit, CopyRoom, Pages, ReadPages};
 
 /// A value that counts its clones.
 struct Counted(u64, Arc<AtomicUsize>);
@@ -72,6 +72,62 @@ fn a_page_that_no_snapshot_wants_or_that_all_are_done_with_is_taken_back_without
     assert!(!pages.is_shared(1), "with the last reader gone, the others come back with the first");
     assert_eq!(clones.load(Ordering::SeqCst), 0);
     assert_eq!(read(pages.share([0, 1].into_iter())), [(0, 1, 12), (1, 2, 21)]);
+}
+
+/// Memory for one copy.
+#[derive(Default)]
+struct RoomForOne {
+    copies: AtomicUsize,
+    refused: AtomicUsize,
+}
+
+impl CopyRoom for RoomForOne {
+    fn take(&self, bytes: usize, must: bool) -> bool {
+        assert_eq!(bytes, 100);
+        let taken = must || self.copies.load(Ordering::SeqCst) == 0;
+        let counter = if taken { &self.copies } else { &self.refused };
+        counter.fetch_add(1, Ordering::SeqCst);
+        taken
+    }
+
+    fn give_back(&self, bytes: usize) {
+        assert_eq!(bytes, 100);
+        self.copies.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_table_that_has_no_memory_for_a_copy_waits_for_the_snapshot() {
+    let (mut pages, clones) = two_pages();
+    let room = Arc::<RoomForOne>::default();
+    pages.copies = Some(CopyLimit { room: room.clone(), page_bytes: 100, may_wait: true });
+    let reads = pages.share([0, 1].into_iter());
+    set(&mut pages, 0, 11);
+    assert_eq!((clones.load(Ordering::SeqCst), room.copies.load(Ordering::SeqCst)), (1, 1));
+    let refusing = room.clone();
+    let reading = std::thread::spawn(move || {
+        while refusing.refused.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        read(reads)
+    });
+    set(&mut pages, 1, 21);
+    assert_eq!(reading.join().unwrap(), [(0, 1, 10), (1, 2, 20)]);
+    assert_eq!(clones.load(Ordering::SeqCst), 1, "the second page was waited for");
+    assert_eq!(room.copies.load(Ordering::SeqCst), 0, "the memory of a copy is given back");
+}
+
+#[test]
+fn a_table_that_may_not_wait_copies_all_the_same() {
+    let (mut pages, clones) = two_pages();
+    let room = Arc::<RoomForOne>::default();
+    pages.copies = Some(CopyLimit { room: room.clone(), page_bytes: 100, may_wait: false });
+    let reads = pages.share([0, 1].into_iter());
+    set(&mut pages, 0, 11);
+    set(&mut pages, 1, 21);
+    assert_eq!((clones.load(Ordering::SeqCst), room.copies.load(Ordering::SeqCst)), (2, 2));
+    drop(reads);
+    assert_eq!(room.copies.load(Ordering::SeqCst), 0);
 }
 
 #[test]

@@ -4,14 +4,15 @@
 //! budget ── 1/2 ── block cache of RocksDB; write buffers, at most half of it, are charged to it
 //!        └─ 1/2 ── decoded values of all tables: 7/8 of it in the usual case, 1/8 as a reserve
 //! ```
-//! The reserve is for changes that may not be written yet because a snapshot is being made: see the module.
+//! The reserve is for what there is more of while a snapshot is being made: changes that may not be written yet, and copies of pages
+//! that the snapshot reads. When it is used up, workers wait for the snapshot: see the module.
 //!
 //! Write buffers are kept within their part by whoever writes: it flushes its own instance and waits, which needs no other
 //! instance. (RocksDB's own way to stall writers may wait for a flush that no other instance has a reason for.) Each column family
 //! holds one buffer of some ten KiB at the least, so a budget must not be tiny beside the number of states and workers.
 //!
 //! # Invariant
-//! `used` is the sum of what all [`Share`]s have taken.
+//! `decoded_used` is the sum of what all [`Share`]s have taken and of the copies that there are.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -74,6 +75,16 @@ impl Budget {
     #[must_use]
     pub fn decoded_used(&self) -> usize {
         self.decoded_used.load(Ordering::Relaxed)
+    }
+
+    /// Takes memory for a copy of a page. `false`: there is none. Who `must` have it takes it all the same.
+    pub(super) fn take_copy(&self, bytes: usize, must: bool) -> bool {
+        let taken = |used: usize| (must || used + bytes <= self.decoded_max).then(|| used + bytes);
+        self.decoded_used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
+    }
+
+    pub(super) fn give_back_copy(&self, bytes: usize) {
+        self.decoded_used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn block_cache(&self) -> &Cache {

@@ -10,7 +10,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::state::pages::{Entry, Page, Pages, ReadPages};
+use crate::state::pages::{CopyLimit, Entry, Page, Pages, ReadPages};
 
 /// What is known of one key.
 #[derive(Clone)]
@@ -182,9 +182,14 @@ impl<K: Clone, V: Clone> Cache<K, V> {
         (looked, removed)
     }
 
-    /// Shares the pages that hold an entry later than `durable`.
-    pub(super) fn share_changed(&mut self, durable: u32) -> ReadPages<K, Cached<V>> {
+    /// Shares the pages that hold an entry later than `durable`. `copies`: what is copied because the snapshot has it.
+    pub(super) fn share_changed(
+        &mut self,
+        durable: u32,
+        copies: CopyLimit,
+    ) -> ReadPages<K, Cached<V>> {
         let Self { pages, newest } = self;
+        pages.copies = Some(copies);
         pages.share((0..newest.len()).filter(|page| newest[*page] > durable))
     }
 

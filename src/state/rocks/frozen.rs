@@ -95,6 +95,10 @@ impl<K: RowKey, V: StateValue> Rows for FrozenRows<K, V> {
         self.durable.fetch_max(self.generation, Ordering::AcqRel);
         self.tails.are_written();
     }
+
+    fn let_go(&self) {
+        drop(std::mem::take(&mut *lock(&self.pages)));
+    }
 }
 
 /// A frozen table, to be written entry by entry.

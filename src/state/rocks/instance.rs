@@ -34,6 +34,7 @@ use super::error::RocksError;
 use super::merging::Merging;
 use super::options::{self, Profile};
 use crate::format::FormatError;
+use crate::state::pages::CopyRoom;
 use crate::state::{LocalFile, NativeFiles, NativeSnapshot};
 
 /// A handle of a column family.
@@ -117,6 +118,20 @@ pub struct InstanceCounters {
     pub waits: AtomicU64,
     /// Column families that were rewritten as a whole.
     pub rewritten: AtomicU64,
+}
+
+impl CopyRoom for Core {
+    fn take(&self, bytes: usize, must: bool) -> bool {
+        let taken = self.setup.budget.take_copy(bytes, must);
+        if !taken {
+            self.counters.waits.fetch_add(1, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.setup.budget.give_back_copy(bytes);
+    }
 }
 
 impl Core {
@@ -376,6 +391,8 @@ pub(super) trait Rows: Send + Sync {
     fn each_changed(&self, take: TakeRow<'_>) -> Result<(), RocksError>;
     /// RocksDB has all of them.
     fn are_durable(&self);
+    /// Lets go of what is left of the memory: the worker may be waiting for that.
+    fn let_go(&self);
 }
 
 /// A snapshot of an instance on the local disk, of hard links. Dropped, it is removed.
@@ -623,7 +640,8 @@ fn start(core: Arc<Core>) -> Writer {
             let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 core.snapshot(number, &rows)
             }));
-            // Before the ticket: whoever waits for it may go on writing.
+            // Before the ticket: whoever waits for it may go on writing. If it failed, there may be pages left.
+            rows.iter().for_each(|rows| rows.let_go());
             drop(rows);
             core.snapshot_over();
             let is_made = matches!(made, Ok(Ok(_)));

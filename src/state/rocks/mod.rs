@@ -28,7 +28,8 @@
 //! The worker shares the pages that have changed, which takes a pass over the pages. A thread of the instance writes their
 //! changed entries, flushes, and makes a directory of hard links. Until then the worker writes nothing, so that nothing
 //! of a later epoch gets in; what it changes stays in memory, beyond the usual limit by a reserve that is part of the
-//! budget. If that is used up it waits for the thread, which depends on nothing that the worker holds.
+//! budget, and so are the copies that it makes of pages which the thread has not read yet. If that is used up it waits for the
+//! thread, which depends on nothing that the worker holds.
 //!
 //! An instance that was never opened and is small makes no files: its entries are written as the heap backend writes them.
 //!

@@ -18,6 +18,7 @@ use super::weigh::owned_bytes;
 use crate::format::{Extent, FormatError, codec};
 use crate::protocol::layers::{Layer, Selection};
 use crate::state::hash::stable_hash;
+use crate::state::pages::CopyLimit;
 use crate::state::{
     FrozenState, Key, SnapshotForm, StateValue, SweepPosition, ValueTable, restore_entries,
 };
@@ -203,10 +204,14 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
         self.owned += difference / if difference > 0.0 { 8.0 } else { 64.0 };
     }
 
-    fn account(&mut self) {
-        let pages = self.cache.pages() * Cache::<K, V>::PAGE_BYTES;
+    /// What pages and what is in them take. Units: bytes.
+    fn bytes(&self) -> usize {
         let owned = (self.entries as f64 * self.owned) as usize;
-        self.share.set(pages + owned + self.tails.bytes());
+        self.cache.pages() * Cache::<K, V>::PAGE_BYTES + owned
+    }
+
+    fn account(&mut self) {
+        self.share.set(self.bytes() + self.tails.bytes());
     }
 
     /// An entry that is about to be changed.
@@ -463,16 +468,21 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
             let failed = self.wait_for_tails();
             failed.unwrap_or_else(|error| fail(&self.column, &error));
         }
+        let bytes = self.bytes();
+        let copies = CopyLimit {
+            room: self.instance.core().clone(),
+            page_bytes: bytes / self.cache.pages(),
+            // What is small may not be read before the checkpoint is written.
+            may_wait: bytes > self.instance.core().setup.small_bytes,
+        };
         let rows = Arc::new(FrozenRows::new(
-            (self.cache.share_changed(durable), self.tails.freeze()),
+            (self.cache.share_changed(durable, copies), self.tails.freeze()),
             durable,
             self.generation,
             Arc::clone(&self.durable),
             Arc::clone(&self.column),
             self.max_parallelism,
         ));
-        let bytes = self.cache.pages() * Cache::<K, V>::PAGE_BYTES
-            + (self.entries as f64 * self.owned) as usize;
         let ticket = self.instance.join_snapshot(rows.clone(), bytes);
         self.generation += 1;
         // What stands alone is written entry by entry, whatever files were made.

@@ -142,7 +142,7 @@ fn state_many_times_the_budget_stays_within_it() {
     let instance = backend.instance();
     let mut table: Table<u64, u64> = instance.named_table("counts", 128, &(0..128));
     let keys = 200_000;
-    let mut most = 0;
+    let (mut most, mut most_decoded) = (0, 0);
     for round in 0..2 {
         for key in 0..keys {
             let value = table.get_or_insert_with(stable_hash(&key), &key, &mut || 0);
@@ -150,6 +150,7 @@ fn state_many_times_the_budget_stays_within_it() {
             *value += key + 1;
             if key % 1_000 == 0 {
                 most = most.max(backend.budget.used_bytes());
+                most_decoded = most_decoded.max(backend.budget.decoded_used());
             }
             if key % 50_000 == 0 {
                 drop(table.freeze(SnapshotForm::Plain));
@@ -160,7 +161,30 @@ fn state_many_times_the_budget_stays_within_it() {
     let budget = backend.budget.total_bytes();
     assert!(most > budget / 2, "only {most} of {budget} were used: the test says nothing");
     assert!(most <= budget / 100 * 115, "{most} were used of {budget}");
+    assert!(most_decoded <= budget / 2, "{most_decoded} bytes of decoded values and copies");
+    assert!(instance.counters().waits.load(Ordering::Relaxed) > 0, "nothing had to wait");
     assert!(instance.counters().written.load(Ordering::Relaxed) >= keys);
+}
+
+#[test]
+fn a_worker_does_not_wait_for_what_a_snapshot_that_failed_has_not_read() {
+    let backend = Apart::new(2 << 20, 0);
+    let instance = backend.instance();
+    let mut table: Table<u64, u64> = instance.named_table("counts", 128, &(0..128));
+    let keys = 14_000;
+    add(&mut table, 0..keys, 1);
+    let decoded = backend.budget.decoded_used();
+    assert!(decoded > 600 << 10, "{decoded} bytes: there would be memory to copy all");
+    assert_eq!(instance.counters().written.load(Ordering::Relaxed), 0, "the database is open");
+    // No database can be made there.
+    std::fs::create_dir_all(instance.directory()).unwrap();
+    std::fs::write(instance.directory().join("db"), "").unwrap();
+    let frozen = table.freeze(SnapshotForm::Plain);
+    for key in 0..keys {
+        assert_eq!(table.insert(stable_hash(&key), &key, 2), Some(1));
+    }
+    assert!(backend.budget.decoded_used() <= backend.budget.total_bytes() / 2);
+    frozen.content.write(&mut Entries::default()).unwrap_err();
 }
 
 #[test]
