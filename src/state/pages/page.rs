@@ -157,7 +157,8 @@ impl<K, V> Page<K, V> {
         Some([&first.hash, &next.hash])
     }
 
-    /// The [`lines`](Self::lines) of the entry that the index names first for `hash`.
+    /// The [`lines`](Self::lines) of the entry that the index names first for `hash`, or else of the last one, behind which it
+    /// would be added.
     #[inline]
     pub(in crate::state) fn candidate(&self, hash: u64) -> Option<[&u64; 2]> {
         let mask = self.index.len() - 1;
@@ -166,7 +167,7 @@ impl<K, V> Page<K, V> {
         loop {
             let word = self.index[slot];
             if word == 0 {
-                return None;
+                return self.lines(self.entries.len().checked_sub(1)?);
             }
             if word & !POSITION_MASK == tag {
                 return self.lines(position(word));
