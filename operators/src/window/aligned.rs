@@ -19,6 +19,7 @@
 //! Li et al. 2005, No Pane, No Gain; Tangwongsan, Hirzel, Schneider 2015 for the two stacks.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use highwater::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -117,6 +118,25 @@ impl Grid {
         (passed < i64::MAX).then(|| self.end_behind(behind).saturating_sub(self.size))
     }
 
+    /// The number of `panes` that begin before `time`. All of them begin before `newest`.
+    #[inline]
+    fn before<S>(&self, panes: &[(i64, S)], newest: i64, time: i64) -> usize {
+        if panes.is_empty() {
+            return 0;
+        }
+        // Between the two times there are so many at the most, and of a busy key just as many.
+        let between = newest.saturating_sub(time).max(0) as u64 / self.pane as u64;
+        let from = panes.len().saturating_sub(between as usize);
+        if panes.get(from).is_some_and(|(pane, _)| *pane == time) {
+            return from;
+        }
+        match from.checked_sub(1) {
+            // Panes of a state that was restored may be of other lengths.
+            Some(last) if panes[last].0 >= time => gallop(panes, time),
+            _ => from + gallop(&panes[from..], time),
+        }
+    }
+
     /// The end of the first window that holds a pane and has not passed.
     #[inline]
     fn next_end(&self, pane: i64, passed: i64) -> i64 {
@@ -128,25 +148,14 @@ impl Grid {
     }
 }
 
-/// The number of panes that begin before `time`, of which there are few.
+/// The number of panes that begin before `time`.
 #[inline]
-fn few_before<S>(panes: &[(i64, S)], time: i64) -> usize {
+fn gallop<S>(panes: &[(i64, S)], time: i64) -> usize {
     let mut step = 1;
     while panes.get(step - 1).is_some_and(|(pane, _)| *pane < time) {
         step *= 2;
     }
     let (from, to) = (step / 2, panes.len().min(step - 1));
-    from + panes[from..to].partition_point(|(pane, _)| *pane < time)
-}
-
-/// The number of panes that begin before `time`, which are most.
-#[inline]
-fn most_before<S>(panes: &[(i64, S)], time: i64) -> usize {
-    let mut step = 1;
-    while step <= panes.len() && panes[panes.len() - step].0 >= time {
-        step *= 2;
-    }
-    let (from, to) = (panes.len().saturating_sub(step), panes.len() - step / 2);
     from + panes[from..to].partition_point(|(pane, _)| *pane < time)
 }
 
@@ -243,11 +252,23 @@ impl<S: Record> WindowState for Panes<S> {
         mut result: impl FnMut(Window, A::Output),
     ) {
         let passed = at.passed;
+        if self.before.is_none()
+            && grid.slide == grid.size
+            && let Some((start, state)) = &self.last
+            && let Some(end) = start.checked_add(grid.size)
+            && self.due == end - 1
+            && grid.over_at(end) <= passed
+        {
+            // Tumbling windows mostly come one at a time.
+            result(Window { start: *start, end }, aggregate.result(state));
+            *self = Self::default();
+            return;
+        }
         let mut behind = self.due;
         // Windows without panes between two others are passed over.
         let next = loop {
             let start = grid.end_behind(behind).saturating_sub(grid.size);
-            let Some(pane) = self.first_from(start) else { break None };
+            let Some(pane) = self.first_from(grid, start) else { break None };
             let end = grid.end_behind(behind.max(pane));
             if end - 1 > passed {
                 break Some(end);
@@ -259,7 +280,7 @@ impl<S: Record> WindowState for Panes<S> {
             behind = end;
         };
         self.due = next.map_or(i64::MAX, |end| end - 1);
-        match grid.needed_from(passed).and_then(|start| self.forget_before(start)) {
+        match grid.needed_from(passed).and_then(|start| self.forget_before(grid, start)) {
             None => (self.last, self.before) = (None, None),
             Some(pane) if grid.lateness > 0 => {
                 self.due = self.due.min(grid.over_at(grid.last_end(pane)));
@@ -303,7 +324,7 @@ impl<S: Record> Panes<S> {
             panes.insert(panes.as_slice().len(), before);
             return true;
         }
-        let place = most_before(panes.as_slice(), pane);
+        let place = grid.before(panes.as_slice(), last.0, pane);
         match panes.as_mut_slice().get_mut(place) {
             Some((start, state)) if *start == pane => {
                 aggregate.add(state, record);
@@ -323,20 +344,23 @@ impl<S: Record> Panes<S> {
     }
 
     /// The start of the first pane that begins at `time` or later, where few begin before.
-    fn first_from(&self, time: i64) -> Option<i64> {
+    fn first_from(&self, grid: &Grid, time: i64) -> Option<i64> {
         let before = self.before();
-        let first = before.get(few_before(before, time)).or(self.last.as_ref());
+        let (newest, _) = self.last.as_ref()?;
+        let first = before.get(grid.before(before, *newest, time)).or(self.last.as_ref());
         first.map(|(pane, _)| *pane).filter(|pane| *pane >= time)
     }
 
     /// Forgets the panes that begin before `start`. Returns the first that does not; `None`: they all do. Those before the last one are
     /// not forgotten each time, because that moves all others.
-    fn forget_before(&mut self, start: i64) -> Option<i64> {
-        let first = self.first_from(start)?;
-        if let Some(before) = &mut self.before {
+    fn forget_before(&mut self, grid: &Grid, start: i64) -> Option<i64> {
+        let first = self.first_from(grid, start)?;
+        if let (Some(before), Some((newest, _))) = (&mut self.before, &self.last) {
             let panes = before.panes.as_slice();
-            let over = few_before(panes, start);
-            if over >= panes.len().div_ceil(KEPT_PART) {
+            let over = grid.before(panes, *newest, start);
+            if over == panes.len() {
+                self.before = None;
+            } else if over >= panes.len().div_ceil(KEPT_PART) {
                 before.panes.remove_first(over);
             }
         }
@@ -351,10 +375,11 @@ impl<S: Record> Panes<S> {
         result: &mut impl FnMut(Window, A::Output),
     ) {
         let window = Window { start: end - grid.size, end };
+        let Some((newest, _)) = self.last else { return };
         let last = self.last.as_ref().filter(|(pane, _)| (window.start..end).contains(pane));
         let before = self.before();
-        let before = &before[..most_before(before, end)];
-        let before = &before[few_before(before, window.start)..];
+        let [first, behind] = [window.start, end].map(|time| grid.before(before, newest, time));
+        let before = &before[first..behind];
         let merged = match (before, last) {
             ([], None) => return,
             ([], Some((_, one))) | ([(_, one)], None) => {
@@ -363,22 +388,28 @@ impl<S: Record> Panes<S> {
             (few, last) if few.len() <= FEW_PANES || grid.lateness > 0 => {
                 merge_all(aggregate, few.iter().chain(last))
             }
-            _ => self.merged(aggregate, window),
+            _ => self.merged(aggregate, window, first..behind),
         };
         result(window, aggregate.result(&merged));
     }
 
     /// Merges the panes of a window, of which there is at least one before the last, with the help of what was merged before.
-    fn merged<A: Aggregate<State = S>>(&mut self, aggregate: &A, window: Window) -> S {
+    /// `inside`: those before the last that it has.
+    fn merged<A: Aggregate<State = S>>(
+        &mut self,
+        aggregate: &A,
+        window: Window,
+        inside: Range<usize>,
+    ) -> S {
         let Before { panes, mergers } = &mut **self.before.get_or_insert_default();
-        let panes = panes.as_slice();
+        let inside = &panes.as_slice()[inside];
         let last = self.last.as_ref().filter(|(pane, _)| *pane < window.end);
-        let behind = most_before(panes, window.end);
         mergers.take_if(|mergers| mergers.end > window.end);
         if let Some(mergers) = mergers {
             let Mergers { older, newer, end } = &mut **mergers;
-            let new = &panes[most_before(panes, *end)..behind];
-            for (_, pane) in new.iter().chain(last.filter(|(pane, _)| *pane >= *end)) {
+            let is_old = |pane: &&(i64, S)| pane.0 < *end;
+            let old = inside.len() - inside.iter().rev().take_while(|pane| !is_old(pane)).count();
+            for (_, pane) in inside[old..].iter().chain(last.filter(|pane| !is_old(pane))) {
                 match newer {
                     Some(newer) => aggregate.merge(newer, pane.clone()),
                     None => *newer = Some(pane.clone()),
@@ -394,8 +425,7 @@ impl<S: Record> Panes<S> {
             Some(mergers) if !mergers.older.is_empty() => mergers,
             used_up => {
                 let mut older: Vec<(i64, S)> = Vec::new();
-                let first = few_before(panes, window.start);
-                for (start, pane) in panes[first..behind].iter().chain(last).rev() {
+                for (start, pane) in inside.iter().chain(last).rev() {
                     let mut merged = pane.clone();
                     if let Some((_, later)) = older.last() {
                         aggregate.merge(&mut merged, later.clone());
@@ -525,6 +555,29 @@ mod tests {
             found.sort_by_key(|(window, _)| *window);
             let expected = naive(&grid, &records);
             assert_eq!(found, expected, "seed {seed}: {grid:?}");
+        }
+    }
+
+    #[test]
+    fn panes_are_found_whether_there_are_all_or_some_or_they_are_of_another_length() {
+        let mut state = 7;
+        for round in 0..2_000_u64 {
+            let grid = Grid::new(100, 10, 0, 0);
+            // Of the grid, with gaps, or of a finer one.
+            let step = if round % 3 == 0 { 3 } else { 10 };
+            let count = random(&mut state) as i64 % 40;
+            let starts = (0..count).map(|pane| (pane * step, ()));
+            let kept = |_: &(i64, ())| round % 3 < 2 || random(&mut state).is_multiple_of(2);
+            let panes: Vec<(i64, ())> = starts.filter(kept).collect();
+            let newest = count * step + 10 * (round as i64 % 5);
+            for time in -25..newest + 25 {
+                let expected = panes.iter().filter(|(pane, ())| *pane < time).count();
+                assert_eq!(
+                    grid.before(&panes, newest, time),
+                    expected,
+                    "{panes:?} {newest} {time}"
+                );
+            }
         }
     }
 
