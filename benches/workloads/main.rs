@@ -31,7 +31,9 @@ mod report;
 mod restore;
 mod window;
 
-use std::process::ExitCode;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use serde_json::Value;
@@ -40,7 +42,7 @@ use args::{Args, Mode, Workload};
 
 /// As a program with a large state should: see the guide's page on deploying.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// What a workload gives: an object to print, or why there is none.
 type Measured = Result<Value, String>;
@@ -48,6 +50,10 @@ type Measured = Result<Value, String>;
 fn main() -> ExitCode {
     // Cargo adds it to what it runs as a bench.
     let args = Args::parse_from(std::env::args_os().filter(|argument| argument != "--bench"));
+    if let Err(error) = set_up_allocator(args.workload) {
+        eprintln!("error: starting again with MALLOC_CONF: {error}");
+        return ExitCode::FAILURE;
+    }
     let measured = match args.workload {
         None => smoke(&args),
         Some(Workload::KeyedCount) if args.compare => compare::run(&args),
@@ -86,6 +92,20 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Sees to it that the allocator gives memory back as it should, unless the environment says how. It reads that when a program
+/// starts, so this one starts again.
+fn set_up_allocator(workload: Option<Workload>) -> io::Result<()> {
+    let conf = match workload {
+        Some(Workload::MemoryCeiling) => "dirty_decay_ms:0,muzzy_decay_ms:0",
+        _ => "background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0",
+    };
+    if std::env::var_os("MALLOC_CONF").is_some() {
+        return Ok(());
+    }
+    let program = std::env::current_exe()?;
+    Err(Command::new(program).args(std::env::args_os().skip(1)).env("MALLOC_CONF", conf).exec())
 }
 
 /// Runs the workloads once on few records.

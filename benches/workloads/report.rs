@@ -72,6 +72,7 @@ pub fn parameters(args: &Args, records: u64) -> Value {
         "checkpoint_threads": args.checkpoint_threads,
         "load": args.load,
         "rate": args.rate,
+        "malloc_conf": std::env::var("MALLOC_CONF").ok(),
     })
 }
 
