@@ -258,6 +258,8 @@ impl<S: Record> WindowState for Panes<S> {
             && let Some(end) = start.checked_add(grid.size)
             && self.due == end - 1
             && grid.over_at(end) <= passed
+            // Else it is of a state that was restored, and the windows are others now.
+            && grid.end_behind(*start) == end
         {
             // Tumbling windows mostly come one at a time.
             result(Window { start: *start, end }, aggregate.result(state));
@@ -268,7 +270,7 @@ impl<S: Record> WindowState for Panes<S> {
         // Windows without panes between two others are passed over.
         let next = loop {
             let start = grid.end_behind(behind).saturating_sub(grid.size);
-            let Some(pane) = self.first_from(grid, start) else { break None };
+            let Some((_, pane)) = self.first_from(grid, start) else { break None };
             let end = grid.end_behind(behind.max(pane));
             if end - 1 > passed {
                 break Some(end);
@@ -343,24 +345,24 @@ impl<S: Record> Panes<S> {
         self.before.as_ref().map_or(&[], |before| before.panes.as_slice())
     }
 
-    /// The start of the first pane that begins at `time` or later, where few begin before.
-    fn first_from(&self, grid: &Grid, time: i64) -> Option<i64> {
+    /// The number of panes before the last one that begin before `time`, and the start of the first pane that does not.
+    fn first_from(&self, grid: &Grid, time: i64) -> Option<(usize, i64)> {
         let before = self.before();
         let (newest, _) = self.last.as_ref()?;
-        let first = before.get(grid.before(before, *newest, time)).or(self.last.as_ref());
-        first.map(|(pane, _)| *pane).filter(|pane| *pane >= time)
+        let place = grid.before(before, *newest, time);
+        let (pane, _) = before.get(place).or(self.last.as_ref())?;
+        (*pane >= time).then_some((place, *pane))
     }
 
     /// Forgets the panes that begin before `start`. Returns the first that does not; `None`: they all do. Those before the last one are
     /// not forgotten each time, because that moves all others.
     fn forget_before(&mut self, grid: &Grid, start: i64) -> Option<i64> {
-        let first = self.first_from(grid, start)?;
-        if let (Some(before), Some((newest, _))) = (&mut self.before, &self.last) {
-            let panes = before.panes.as_slice();
-            let over = grid.before(panes, *newest, start);
-            if over == panes.len() {
+        let (over, first) = self.first_from(grid, start)?;
+        if let Some(before) = &mut self.before {
+            let panes = before.panes.as_slice().len();
+            if over == panes {
                 self.before = None;
-            } else if over >= panes.len().div_ceil(KEPT_PART) {
+            } else if over >= panes.div_ceil(KEPT_PART) {
                 before.panes.remove_first(over);
             }
         }
@@ -556,6 +558,32 @@ mod tests {
             let expected = naive(&grid, &records);
             assert_eq!(found, expected, "seed {seed}: {grid:?}");
         }
+    }
+
+    #[test]
+    fn a_state_of_other_windows_gives_no_result_that_is_none_of_these() {
+        let add = |grid: &Grid, panes: &mut Panes<_>, time, n| {
+            panes.add(grid, &Lists, time, n, at(0), |_, _| unreachable!()).unwrap();
+        };
+        let (before, now) = (Grid::new(10, 5, 0, 0), Grid::new(10, 10, 0, 0));
+        let mut panes = Panes::<Vec<u32>>::default();
+        add(&before, &mut panes, 7, 1);
+        let mut found = Vec::new();
+        panes.fire(&before, &Lists, at(9), |w, r| found.push((w.start, r)));
+        assert_eq!((found, panes.due()), (vec![(0, vec![1])], Some(14)));
+        // Restored as tumbling ones, of which none begins at 5.
+        panes.fire(&now, &Lists, at(14), |w, r| panic!("{w:?}: {r:?}"));
+        panes.fire(&now, &Lists, at(i64::MAX), |w, r| panic!("{w:?}: {r:?}"));
+        assert!(panes.due().is_none());
+        // One pane of tumbling ones, with lateness: the window is kept until that is over.
+        let late = Grid::new(10, 10, 0, 5);
+        let mut panes = Panes::<Vec<u32>>::default();
+        add(&late, &mut panes, 7, 1);
+        let mut found = Vec::new();
+        panes.fire(&late, &Lists, at(9), |w, r| found.push((w.start, r)));
+        assert_eq!((found, panes.due()), (vec![(0, vec![1])], Some(14)));
+        panes.fire(&late, &Lists, at(14), |w, r| panic!("{w:?}: {r:?}"));
+        assert!(panes.due().is_none());
     }
 
     #[test]
