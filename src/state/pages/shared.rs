@@ -77,7 +77,7 @@ struct Level<K, V> {
 
 impl<K, V> Level<K, V> {
     fn lock(&self) -> MutexGuard<'_, Cells<K, V>> {
-        // Nothing panics while the lock is held.
+        // Nothing panics while the lock is held, but for the user's `clone`: then the page is where it was.
         self.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

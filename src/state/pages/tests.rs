@@ -118,6 +118,20 @@ fn a_table_that_has_no_memory_for_a_copy_waits_for_the_snapshot() {
 }
 
 #[test]
+fn a_copy_that_two_snapshots_read_takes_memory_once() {
+    let (mut pages, clones) = two_pages();
+    let room = Arc::<RoomForOne>::default();
+    pages.copies = Some(CopyLimit { room: room.clone(), page_bytes: 100, may_wait: true });
+    let (first, second) = (pages.share([0, 1].into_iter()), pages.share([0].into_iter()));
+    set(&mut pages, 0, 11);
+    assert_eq!((clones.load(Ordering::SeqCst), room.copies.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!(read(second), [(0, 1, 10)]);
+    assert_eq!(room.copies.load(Ordering::SeqCst), 1, "the other one still reads it");
+    assert_eq!(read(first), [(0, 1, 10), (1, 2, 20)]);
+    assert_eq!(room.copies.load(Ordering::SeqCst), 0);
+}
+
+#[test]
 fn a_table_that_may_not_wait_copies_all_the_same() {
     let (mut pages, clones) = two_pages();
     let room = Arc::<RoomForOne>::default();

@@ -12,7 +12,7 @@
 //! holds one buffer of some ten KiB at the least, so a budget must not be tiny beside the number of states and workers.
 //!
 //! # Invariant
-//! `decoded_used` is the sum of what all [`Share`]s have taken and of the copies that there are.
+//! `decoded` is the sum of what all [`Share`]s have taken, `copies` that of the copies that there are.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,8 @@ pub struct Budget {
     block_cache: Cache,
     write_buffers: WriteBufferManager,
     decoded_max: usize,
-    decoded_used: AtomicUsize,
+    decoded: AtomicUsize,
+    copies: AtomicUsize,
     tables: AtomicUsize,
 }
 
@@ -54,7 +55,8 @@ impl Budget {
             block_cache,
             write_buffers,
             decoded_max: total_bytes / 2,
-            decoded_used: AtomicUsize::new(0),
+            decoded: AtomicUsize::new(0),
+            copies: AtomicUsize::new(0),
             tables: AtomicUsize::new(0),
         })
     }
@@ -71,20 +73,21 @@ impl Budget {
         self.block_cache.get_usage() + self.decoded_used()
     }
 
-    /// What decoded values use now. Units: bytes.
+    /// What decoded values use now, and copies of them. Units: bytes.
     #[must_use]
     pub fn decoded_used(&self) -> usize {
-        self.decoded_used.load(Ordering::Relaxed)
+        self.decoded.load(Ordering::Relaxed) + self.copies.load(Ordering::Relaxed)
     }
 
     /// Takes memory for a copy of a page. `false`: there is none. Who `must` have it takes it all the same.
     pub(super) fn take_copy(&self, bytes: usize, must: bool) -> bool {
-        let taken = |used: usize| (must || used + bytes <= self.decoded_max).then(|| used + bytes);
-        self.decoded_used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
+        let max = self.decoded_max.saturating_sub(self.decoded.load(Ordering::Relaxed));
+        let taken = |copies: usize| (must || copies + bytes <= max).then_some(copies + bytes);
+        self.copies.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
     }
 
     pub(super) fn give_back_copy(&self, bytes: usize) {
-        self.decoded_used.fetch_sub(bytes, Ordering::Relaxed);
+        self.copies.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn block_cache(&self) -> &Cache {
@@ -115,7 +118,7 @@ impl Share {
 
     /// Tells how much the table uses now. Units: bytes.
     pub(super) fn set(&mut self, bytes: usize) {
-        let used = &self.budget.decoded_used;
+        let used = &self.budget.decoded;
         if bytes >= self.taken {
             used.fetch_add(bytes - self.taken, Ordering::Relaxed);
         } else {
@@ -130,15 +133,13 @@ impl Share {
     /// a large one is not starved.
     pub(super) fn may_take(&self, bytes: usize, reserved: bool) -> bool {
         let max = self.budget.decoded_max;
+        if reserved {
+            return self.budget.decoded_used() + bytes <= max;
+        }
         let equal = max / self.budget.tables.load(Ordering::Relaxed).max(1);
-        let limit = if reserved {
-            max
-        } else if self.taken + bytes <= equal / 2 {
-            max / 16 * 15
-        } else {
-            max / 8 * 7
-        };
-        self.budget.decoded_used.load(Ordering::Relaxed) + bytes <= limit
+        let limit = if self.taken + bytes <= equal / 2 { max / 16 * 15 } else { max / 8 * 7 };
+        // Copies are of the reserve, and soon gone: nothing is given up for them.
+        self.budget.decoded.load(Ordering::Relaxed) + bytes <= limit
     }
 }
 

@@ -253,6 +253,11 @@ impl Core {
             .map_err(RocksError::database(database.path(), "flush a write buffer"))
     }
 
+    /// Whether a snapshot that is small may be taken from memory. Once that is not so it never is again.
+    pub(super) fn is_unopened(&self) -> bool {
+        self.may_write() && self.database.get().is_none()
+    }
+
     /// Whether the worker may write: no snapshot is being made.
     pub(super) fn may_write(&self) -> bool {
         self.underway.load(Ordering::Acquire) == 0
@@ -601,7 +606,8 @@ impl Instance {
         let forming = lock(&self.0.forming).take().expect("a snapshot was begun");
         let Forming { ticket, rows, bytes } = forming;
         let core = &self.0.core;
-        if core.database.get().is_none() && bytes <= core.setup.small_bytes {
+        // Not while a snapshot is being made: the worker may wait for those that read pages with it.
+        if core.is_unopened() && bytes <= core.setup.small_bytes {
             ticket.set(Ok(Made::InMemory));
             return ticket;
         }
@@ -641,7 +647,9 @@ fn start(core: Arc<Core>) -> Writer {
                 core.snapshot(number, &rows)
             }));
             // Before the ticket: whoever waits for it may go on writing. If it failed, there may be pages left.
-            rows.iter().for_each(|rows| rows.let_go());
+            _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                rows.iter().for_each(|rows| rows.let_go());
+            }));
             drop(rows);
             core.snapshot_over();
             let is_made = matches!(made, Ok(Ok(_)));

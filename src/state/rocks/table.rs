@@ -255,7 +255,10 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
                 return;
             }
             self.hand = (self.hand + 1) % self.cache.pages();
-            self.give_up(self.hand);
+            // A shared page is not worth a copy.
+            if !self.cache.is_shared(self.hand) {
+                self.give_up(self.hand);
+            }
             self.account();
         }
     }
@@ -472,8 +475,9 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
         let copies = CopyLimit {
             room: self.instance.core().clone(),
             page_bytes: bytes / self.cache.pages(),
-            // What is small may not be read before the checkpoint is written.
-            may_wait: bytes > self.instance.core().setup.small_bytes,
+            // Else the checkpoint may read them from memory, some time.
+            may_wait: bytes > self.instance.core().setup.small_bytes
+                || !self.instance.core().is_unopened(),
         };
         let rows = Arc::new(FrozenRows::new(
             (self.cache.share_changed(durable, copies), self.tails.freeze()),

@@ -168,6 +168,17 @@ fn state_many_times_the_budget_stays_within_it() {
 
 #[test]
 fn a_worker_does_not_wait_for_what_a_snapshot_that_failed_has_not_read() {
+    let (done, finished) = std::sync::mpsc::channel();
+    let changing = std::thread::spawn(move || {
+        change_all_beside_a_snapshot_that_fails();
+        _ = done.send(());
+    });
+    let waited = finished.recv_timeout(std::time::Duration::from_mins(1));
+    assert_ne!(waited, Err(std::sync::mpsc::RecvTimeoutError::Timeout), "it waits for ever");
+    changing.join().unwrap();
+}
+
+fn change_all_beside_a_snapshot_that_fails() {
     let backend = Apart::new(2 << 20, 0);
     let instance = backend.instance();
     let mut table: Table<u64, u64> = instance.named_table("counts", 128, &(0..128));
@@ -185,6 +196,9 @@ fn a_worker_does_not_wait_for_what_a_snapshot_that_failed_has_not_read() {
     }
     assert!(backend.budget.decoded_used() <= backend.budget.total_bytes() / 2);
     frozen.content.write(&mut Entries::default()).unwrap_err();
+    drop(table);
+    drop(instance);
+    assert_eq!(backend.budget.decoded_used(), 0, "copies that are gone count");
 }
 
 #[test]
