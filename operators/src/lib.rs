@@ -6,7 +6,7 @@
 //! | [`dedup_within`](Dedup::dedup_within)            | `Stream`      | when records were, as far as `within` reaches |
 //! | [`aggregate`](RunningAggregate::aggregate)       | `KeyedStream` | one state of the aggregate for each key |
 //! | [`aggregate_changes`](RunningAggregate::aggregate_changes) | `KeyedStream` | the same                     |
-//! | [`window`](KeyedWindows::window)                 | `KeyedStream` | one state of the aggregate for each key and window that is open |
+//! | [`window`](KeyedWindows::window)                 | `KeyedStream` | one state of the aggregate for each key and window that is open; sliding: and pane |
 //! | [`window_join`](WindowJoin::window_join)        | `KeyedStream` | the records of both sides in windows that are open |
 //! | [`window_all`](AllWindows::window_all)           | `Stream`      | one state of the aggregate for each window that is open |
 //! | [`join`](JoinByKey::join)                        | `KeyedStream` | all records of both sides, or by TTL   |

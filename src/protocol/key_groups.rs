@@ -4,6 +4,8 @@
 //! (Flink and our design notes say `hash % max_parallelism`. The product spreads keys as evenly, and keeps the
 //! order: keys sorted by hash are sorted by key group, so a state table that is laid out by hash prefix is
 //! already in key-group order when a snapshot is written.)
+//!
+//! A worker owns consecutive groups, as many as any other or one less: group *g* of *m* belongs to worker `g * p / m` of *p*.
 
 use std::ops::Range;
 

@@ -5,7 +5,8 @@
 //!
 //! # States
 //! Of a layer: *small* (what has changed since the newest layer of all), *top* (what has changed since the newest top layer, and a
-//! *window* that is written whole), or *whole*. Of a snapshot: *pending* from its freeze until its checkpoint is complete, then
+//! *window* that is written whole), or *whole* (if there is nothing confirmed to build on, if half or more has changed, or if the
+//! snapshot has to stand alone). Of a snapshot: *pending* from its freeze until its checkpoint is complete, then
 //! *confirmed*; only confirmed ones are built on.
 //!
 //! # Ordering and invariants

@@ -1,7 +1,8 @@
 //! States that a backend keeps in files of its own: those files on their way to storage and back.
 //!
 //! A file that lasts (a name means the same bytes for as long as the backend's instance lives) is uploaded once: what the
-//! newest complete checkpoint of the attempt has, or the one that it was restored from, is referenced again. Names repeat
+//! newest complete checkpoint of the attempt has is referenced again, and so is what the one that it was restored from has, if later
+//! ones may build on that ([`start`](crate::runtime::start)). Names repeat
 //! between attempts, so in storage a file's name tells the attempt and the checkpoint that it was uploaded for.
 //!
 //! # Ordering

@@ -1,4 +1,5 @@
-//! What an attempt starts from: one manifest, read by every worker for itself.
+//! What an attempt starts from: one manifest, read by every worker for itself, and of all parts that it names the blocks of the key
+//! groups that the worker owns.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;

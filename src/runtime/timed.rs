@@ -13,6 +13,9 @@
 //! fires after all records that had to come before it, and before those that come with a later watermark. Timers of one
 //! domain fire in the order of their times.
 //!
+//! A processing-time timer is due when the machine's clock has reached its time. At the end of input all event-time timers are due, and
+//! processing-time timers do not fire any more.
+//!
 //! At a barrier, timers are state. A barrier that has passed does not wait for those that are due: they fire in the next
 //! epoch. The final one does, because nothing that is emitted behind it would be committed; for the same reason nothing
 //! fires behind it.

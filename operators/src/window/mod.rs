@@ -3,7 +3,7 @@
 //! | windows                  | are                                                            | kept for a key                    |
 //! |--------------------------|----------------------------------------------------------------|-----------------------------------|
 //! | [`Windows::tumbling`]     | one behind the other, as long as each other                     | one state of the aggregate        |
-//! | [`Windows::sliding`]      | as long as each other, each beginning a slide after the last     | one a slide, shared by all windows |
+//! | [`Windows::sliding`]      | as long as each other, each beginning a slide after the last     | one a pane, shared by all windows |
 //! | [`Windows::session`]      | as long as records come, until a silence                        | one for each session              |
 //! | [`Windows::calendar`]     | one behind the other, as a function says                        | one for each window               |
 //! | [`Windows::global`]       | one for all time                                                | one                               |
@@ -18,7 +18,8 @@
 //! corrected results of its windows that are over, at once.
 //!
 //! # State
-//! What stands in the table for each key, until the watermark has passed the last window that needs it, and lateness is over. Records
+//! What stands in the table for each key, until the watermark has passed the last window that needs it, and lateness is over. A pane
+//! is as long as possible so that each window is some of them: a slide, if that divides the size. Records
 //! themselves are not kept.
 
 mod aligned;

@@ -14,7 +14,7 @@
 //!
 //! # Columns
 //! A state with a row for each entry is in a column of its own, so that files say themselves what their rows are: those
-//! of version 2 and earlier, and those of maps that expire, hold maps whole.
+//! of [`FORMAT_VERSION`](super::FORMAT_VERSION) 2 and earlier, and those of maps that expire, hold maps whole.
 
 use std::collections::{BTreeMap, btree_map};
 use std::ops::Bound::{Excluded, Included};

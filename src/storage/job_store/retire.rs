@@ -6,6 +6,10 @@
 //!
 //! Before a manifest that counts is deleted it is marked, and the pins are listed: what is pinned stays ([`super::pins`]).
 //!
+//! What a checkpoint in progress has written is named by no manifest yet. It stays because its name says which attempt and checkpoint
+//! it is of: of its own attempt, a retirement deletes no data of checkpoints in progress or begun later. What newer attempts wrote is
+//! never deleted, nor are checkpoints elsewhere that no user has handed over ([`super::claimed`]).
+//!
 //! # What a slow attempt can do
 //! It looks for a newer claim before it deletes checkpoints, and again, when it has read what the remaining ones reference,
 //! before it deletes data. If one appears afterwards, what it deletes is what the newer one does not need: checkpoints older
