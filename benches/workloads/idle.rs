@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-use highwater::config::JobConfig;
 use highwater::connect::{ConnectError, ReadStatus, SplitReader};
-use highwater::ids::Name;
 use highwater::job::{self, EventTime, JobHandle};
 use highwater::prelude::*;
 use serde_json::json;
 
 use crate::Measured;
-use crate::args::Args;
+use crate::args::{Args, Interval};
 use crate::report::{cpu_time, parameters, status_bytes};
 
 /// What a job may cost before it is idle: the first checkpoint and the first parks are not looked at.
@@ -46,9 +44,8 @@ fn measure(
     event_time: bool,
     seconds: Duration,
 ) -> Result<(f64, usize), String> {
-    let mut config = JobConfig::new(Name::new("idle").expect("a constant name"));
-    config.workers = args.workers();
-    config.checkpoints.interval = Some(interval);
+    let args = Args { checkpoint_interval: Interval(Some(interval)), ..args.clone() };
+    let mut config = args.job("idle")?;
     let directory = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
     config.checkpoints.directory = Some(directory.path().to_owned());
     let handle = JobHandle::default();
