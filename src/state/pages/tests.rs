@@ -96,11 +96,17 @@ impl CopyRoom for RoomForOne {
     }
 }
 
-#[test]
-fn a_table_that_has_no_memory_for_a_copy_waits_for_the_snapshot() {
+/// [`two_pages`] with such a room.
+fn two_pages_with_room(may_wait: bool) -> (Pages<u64, Counted>, Arc<AtomicUsize>, Arc<RoomForOne>) {
     let (mut pages, clones) = two_pages();
     let room = Arc::<RoomForOne>::default();
-    pages.copies = Some(CopyLimit { room: room.clone(), page_bytes: 100, may_wait: true });
+    pages.copies = Some(CopyLimit { room: room.clone(), page_bytes: 100, may_wait });
+    (pages, clones, room)
+}
+
+#[test]
+fn a_table_that_has_no_memory_for_a_copy_waits_for_the_snapshot() {
+    let (mut pages, clones, room) = two_pages_with_room(true);
     let reads = pages.share([0, 1].into_iter());
     set(&mut pages, 0, 11);
     assert_eq!((clones.load(Ordering::SeqCst), room.copies.load(Ordering::SeqCst)), (1, 1));
@@ -119,9 +125,7 @@ fn a_table_that_has_no_memory_for_a_copy_waits_for_the_snapshot() {
 
 #[test]
 fn a_copy_that_two_snapshots_read_takes_memory_once() {
-    let (mut pages, clones) = two_pages();
-    let room = Arc::<RoomForOne>::default();
-    pages.copies = Some(CopyLimit { room: room.clone(), page_bytes: 100, may_wait: true });
+    let (mut pages, clones, room) = two_pages_with_room(true);
     let (first, second) = (pages.share([0, 1].into_iter()), pages.share([0].into_iter()));
     set(&mut pages, 0, 11);
     assert_eq!((clones.load(Ordering::SeqCst), room.copies.load(Ordering::SeqCst)), (1, 1));
@@ -133,9 +137,7 @@ fn a_copy_that_two_snapshots_read_takes_memory_once() {
 
 #[test]
 fn a_table_that_may_not_wait_copies_all_the_same() {
-    let (mut pages, clones) = two_pages();
-    let room = Arc::<RoomForOne>::default();
-    pages.copies = Some(CopyLimit { room: room.clone(), page_bytes: 100, may_wait: false });
+    let (mut pages, clones, room) = two_pages_with_room(false);
     let reads = pages.share([0, 1].into_iter());
     set(&mut pages, 0, 11);
     set(&mut pages, 1, 21);
