@@ -20,7 +20,8 @@
 //!
 //! # Failure
 //! What a restored checkpoint holds is committed again before the sink's first own transaction commits; commit is
-//! idempotent. What worker *w* had pending is committed by worker *w mod p*, of the *p* that there are now, in its order. Source: Flink's `TwoPhaseCommitSinkFunction`; difference: what blocks never runs on the worker.
+//! idempotent. What worker *w* had pending is committed by worker *w mod p*, of the *p* that there are now, in its order.
+//! Source: Flink's `TwoPhaseCommitSinkFunction`; difference: what blocks never runs on the worker.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

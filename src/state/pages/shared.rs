@@ -86,6 +86,15 @@ impl<K, V> Level<K, V> {
         self.wait_while(self.lock(), |cells| cells.out & pages != 0)
     }
 
+    /// Unlocks, and tells those that wait for a page.
+    fn unlock(&self, cells: MutexGuard<'_, Cells<K, V>>) {
+        let waited_for = cells.waiting > 0;
+        drop(cells);
+        if waited_for {
+            self.put_back.notify_all();
+        }
+    }
+
     fn wait_while<'a>(
         &self,
         mut cells: MutexGuard<'a, Cells<K, V>>,
@@ -125,11 +134,7 @@ impl<K, V> Level<K, V> {
         cells.all_readers -= 1;
         let over = cells.readers[at] == 0 && cells.tables >> at & 1 == 0;
         let page = over.then(|| cells.pages[at].take()).flatten();
-        let waited_for = cells.waiting > 0;
-        drop(cells);
-        if waited_for {
-            self.put_back.notify_all();
-        }
+        self.unlock(cells);
         if page.is_some()
             && let Some(CopyLimit { room, page_bytes, .. }) = &self.copies
         {
@@ -356,11 +361,7 @@ impl<K, V> ReadPage<K, V> {
         if self.out.is_some() {
             let mut cells = self.level.lock();
             cells.put_back(self.at, &mut self.out);
-            let waited_for = cells.waiting > 0;
-            drop(cells);
-            if waited_for {
-                self.level.put_back.notify_all();
-            }
+            self.level.unlock(cells);
         }
     }
 }

@@ -253,9 +253,11 @@ impl Core {
             .map_err(RocksError::database(database.path(), "flush a write buffer"))
     }
 
-    /// Whether a snapshot that is small may be taken from memory. Once that is not so it never is again.
-    pub(super) fn is_unopened(&self) -> bool {
-        self.may_write() && self.database.get().is_none()
+    /// Whether a snapshot of so many bytes makes no files, but is read from memory when the checkpoint is written. Not while another is
+    /// being made: the worker may wait for that, and both may read one page. If not of one table when it is frozen, then not of all
+    /// when that is over.
+    pub(super) fn stays_in_memory(&self, bytes: usize) -> bool {
+        bytes <= self.setup.small_bytes && self.may_write() && self.database.get().is_none()
     }
 
     /// Whether the worker may write: no snapshot is being made.
@@ -606,8 +608,7 @@ impl Instance {
         let forming = lock(&self.0.forming).take().expect("a snapshot was begun");
         let Forming { ticket, rows, bytes } = forming;
         let core = &self.0.core;
-        // Not while a snapshot is being made: the worker may wait for those that read pages with it.
-        if core.is_unopened() && bytes <= core.setup.small_bytes {
+        if core.stays_in_memory(bytes) {
             ticket.set(Ok(Made::InMemory));
             return ticket;
         }

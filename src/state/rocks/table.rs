@@ -475,9 +475,7 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
         let copies = CopyLimit {
             room: self.instance.core().clone(),
             page_bytes: bytes / self.cache.pages(),
-            // Else the checkpoint may read them from memory, some time.
-            may_wait: bytes > self.instance.core().setup.small_bytes
-                || !self.instance.core().is_unopened(),
+            may_wait: !self.instance.core().stays_in_memory(bytes),
         };
         let rows = Arc::new(FrozenRows::new(
             (self.cache.share_changed(durable, copies), self.tails.freeze()),
