@@ -409,9 +409,8 @@ impl<S: Record> Panes<S> {
         mergers.take_if(|mergers| mergers.end > window.end);
         if let Some(mergers) = mergers {
             let Mergers { older, newer, end } = &mut **mergers;
-            let is_old = |pane: &&(i64, S)| pane.0 < *end;
-            let old = inside.len() - inside.iter().rev().take_while(|pane| !is_old(pane)).count();
-            for (_, pane) in inside[old..].iter().chain(last.filter(|pane| !is_old(pane))) {
+            let old = inside.iter().rposition(|(pane, _)| *pane < *end).map_or(0, |at| at + 1);
+            for (_, pane) in inside[old..].iter().chain(last.filter(|(pane, _)| *pane >= *end)) {
                 match newer {
                     Some(newer) => aggregate.merge(newer, pane.clone()),
                     None => *newer = Some(pane.clone()),
@@ -560,29 +559,37 @@ mod tests {
         }
     }
 
+    /// The windows that are given when all until `passed` has passed, each by its end.
+    fn fired(panes: &mut Panes<Vec<u32>>, grid: &Grid, passed: i64) -> Vec<(i64, Vec<u32>)> {
+        let mut found = Vec::new();
+        panes.fire(grid, &Lists, at(passed), |window, result| found.push((window.end, result)));
+        found
+    }
+
+    /// A record at 7, and the window that ends at 10 has passed.
+    fn one_of_the_first_ten(grid: &Grid) -> Panes<Vec<u32>> {
+        let mut panes = Panes::default();
+        panes.add(grid, &Lists, 7, 1, at(0), |_, _| unreachable!()).unwrap();
+        assert_eq!(fired(&mut panes, grid, 9), [(10, vec![1])]);
+        assert_eq!(panes.due(), Some(14));
+        panes
+    }
+
     #[test]
     fn a_state_of_other_windows_gives_no_result_that_is_none_of_these() {
-        let add = |grid: &Grid, panes: &mut Panes<_>, time, n| {
-            panes.add(grid, &Lists, time, n, at(0), |_, _| unreachable!()).unwrap();
-        };
-        let (before, now) = (Grid::new(10, 5, 0, 0), Grid::new(10, 10, 0, 0));
-        let mut panes = Panes::<Vec<u32>>::default();
-        add(&before, &mut panes, 7, 1);
-        let mut found = Vec::new();
-        panes.fire(&before, &Lists, at(9), |w, r| found.push((w.start, r)));
-        assert_eq!((found, panes.due()), (vec![(0, vec![1])], Some(14)));
+        let mut panes = one_of_the_first_ten(&Grid::new(10, 5, 0, 0));
         // Restored as tumbling ones, of which none begins at 5.
-        panes.fire(&now, &Lists, at(14), |w, r| panic!("{w:?}: {r:?}"));
-        panes.fire(&now, &Lists, at(i64::MAX), |w, r| panic!("{w:?}: {r:?}"));
+        let now = Grid::new(10, 10, 0, 0);
+        assert_eq!(fired(&mut panes, &now, 14), []);
+        assert_eq!(fired(&mut panes, &now, i64::MAX), []);
         assert!(panes.due().is_none());
-        // One pane of tumbling ones, with lateness: the window is kept until that is over.
+    }
+
+    #[test]
+    fn a_lone_window_is_kept_until_its_lateness_is_over() {
         let late = Grid::new(10, 10, 0, 5);
-        let mut panes = Panes::<Vec<u32>>::default();
-        add(&late, &mut panes, 7, 1);
-        let mut found = Vec::new();
-        panes.fire(&late, &Lists, at(9), |w, r| found.push((w.start, r)));
-        assert_eq!((found, panes.due()), (vec![(0, vec![1])], Some(14)));
-        panes.fire(&late, &Lists, at(14), |w, r| panic!("{w:?}: {r:?}"));
+        let mut panes = one_of_the_first_ten(&late);
+        assert_eq!(fired(&mut panes, &late, 14), []);
         assert!(panes.due().is_none());
     }
 
@@ -652,7 +659,6 @@ mod tests {
     fn a_late_record_that_is_allowed_corrects_its_windows_at_once_until_it_is_too_late() {
         let grid = Grid::new(10, 5, 0, 20);
         let mut panes = Panes::<Vec<u32>>::default();
-        let mut found = Vec::new();
         let add = |panes: &mut Panes<_>, time, n, passed| {
             let mut results = Vec::new();
             let late =
@@ -661,20 +667,18 @@ mod tests {
         };
         assert_eq!(add(&mut panes, 7, 1, 0), (false, vec![]));
         assert_eq!(panes.due(), Some(9));
-        panes.fire(&grid, &Lists, at(12), |w, r| found.push((w.end, r)));
+        let found = fired(&mut panes, &grid, 12);
         assert_eq!(found, [(10, vec![1])], "the other window has not passed");
         // Two windows hold it, one of which has passed.
         assert_eq!(add(&mut panes, 8, 2, 12), (false, vec![(10, vec![1, 2])]));
         assert_eq!(panes.due(), Some(14));
-        found.clear();
-        panes.fire(&grid, &Lists, at(28), |w, r| found.push((w.end, r)));
-        assert_eq!(found, [(15, vec![1, 2])]);
+        assert_eq!(fired(&mut panes, &grid, 28), [(15, vec![1, 2])]);
         // Nine is still allowed in the first window, that ended at 10: until 29.
         assert_eq!(add(&mut panes, 9, 3, 28).1, [(10, vec![1, 2, 3]), (15, vec![1, 2, 3])]);
         assert_eq!(add(&mut panes, 9, 4, 29).1, [(15, vec![1, 2, 3, 4])]);
         assert_eq!(add(&mut panes, 9, 5, 34), (true, vec![]));
         assert_eq!(panes.due(), Some(34));
-        panes.fire(&grid, &Lists, at(34), |_, _| panic!("nothing is left to say"));
+        assert_eq!(fired(&mut panes, &grid, 34), [], "nothing is left to say");
         assert!(panes.due().is_none());
     }
 }
