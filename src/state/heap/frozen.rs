@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::marks::marked_positions;
 use crate::format::{ENTRY_PRESENT, ENTRY_REMOVED, FormatError, SectionOutput, codec};
 use crate::protocol::key_groups::key_group;
-use crate::state::pages::{Page, ReadPage, ReadPages};
+use crate::state::pages::{Excerpts, Page, ReadPage, ReadPages};
 use crate::state::{Frozen, Key, StateValue};
 
 /// What of pages is written that are not written whole.
@@ -56,11 +56,46 @@ impl Changes {
     }
 }
 
+impl<K: Key, V: StateValue> Excerpts<K, V> for Changes {
+    fn excerpt(&self, number: usize, page: &Page<K, V>) -> Page<K, V> {
+        let marked = self.of(number);
+        let removed = marked.removed(page).map(|at| &page.removed()[at]);
+        page.excerpt(marked.entries(page), removed)
+    }
+}
+
+impl<'a> Marked<'a> {
+    /// The positions of entries that are written.
+    fn entries<K, V>(
+        self,
+        page: &Page<K, V>,
+    ) -> impl Iterator<Item = usize> + Clone + use<'a, K, V> {
+        let marks = match self {
+            Self::Changes { marks, .. } if !page.is_excerpt() => marks,
+            _ => &[],
+        };
+        marked_positions(marks, page.entries().len())
+    }
+
+    /// The removed keys that are written.
+    fn removed<K: Key, V>(self, page: &Page<K, V>) -> impl Iterator<Item = usize> {
+        let (number, since) = match self {
+            Self::All => (0, 0),
+            Self::Changes { confirmed, .. } => (page.removed().len(), confirmed),
+        };
+        (0..number).filter(move |at| {
+            let removed = &page.removed()[*at];
+            let there = || page.find(removed.hash, &removed.key).is_some();
+            page.is_excerpt() || removed.snapshots >= since && !there()
+        })
+    }
+}
+
 pub(super) struct FrozenPages<K, V> {
     /// Those that are written whole.
     whole: ReadPages<K, V>,
     /// The others. `None`: it is a snapshot of everything; else each entry says if it is there or was removed.
-    changes: Option<(ReadPages<K, V>, Changes)>,
+    changes: Option<(ReadPages<K, V>, Arc<Changes>)>,
     max_parallelism: u16,
     /// Where the bytes of an average entry are noted, if all are written.
     entry_bytes: Arc<AtomicUsize>,
@@ -69,7 +104,7 @@ pub(super) struct FrozenPages<K, V> {
 impl<K, V> FrozenPages<K, V> {
     pub(super) fn new(
         whole: ReadPages<K, V>,
-        changes: Option<(ReadPages<K, V>, Changes)>,
+        changes: Option<(ReadPages<K, V>, Arc<Changes>)>,
         max_parallelism: u16,
         entry_bytes: Arc<AtomicUsize>,
     ) -> Self {
@@ -133,12 +168,12 @@ const PREFETCHED_PAGES: usize = 16;
 fn prefetch<K, V>(pages: &mut [(ReadPage<K, V>, Marked<'_>)]) {
     let looked = pages.iter_mut().filter_map(|(page, marked)| match *marked {
         Marked::All => None,
-        Marked::Changes { marks, .. } => Some((page.look(), marks)),
+        marked => Some((page.look(), marked)),
     });
-    let looked: Vec<(&Page<K, V>, &[u64])> = looked.collect();
+    let looked: Vec<(&Page<K, V>, Marked<'_>)> = looked.collect();
     let mut touched = 0;
-    for (page, marks) in &looked {
-        let marked = marked_positions(marks, page.entries().len());
+    for (page, marked) in &looked {
+        let marked = marked.entries(page);
         for [first, last] in marked.filter_map(|position| page.lines(position)) {
             touched ^= *first ^ *last;
         }
@@ -217,22 +252,9 @@ impl<K: Key, V: StateValue> PageEncoder<K, V> {
     }
 
     fn set_order(&mut self, page: &Page<K, V>, marked: Marked<'_>) {
-        let entries = page.entries().len();
         self.order.clear();
-        match marked {
-            Marked::All => self.order.extend((0..entries).map(|at| Item::Entry(at as u32))),
-            Marked::Changes { confirmed, marks } => {
-                let changed = marked_positions(marks, entries);
-                self.order.extend(changed.map(|at| Item::Entry(at as u32)));
-                let gone = |at: &usize| {
-                    let removed = &page.removed()[*at];
-                    let there = || page.find(removed.hash, &removed.key).is_some();
-                    removed.snapshots >= confirmed && !there()
-                };
-                let removed = (0..page.removed().len()).filter(gone);
-                self.order.extend(removed.map(|at| Item::Removed(at as u32)));
-            }
-        }
+        self.order.extend(marked.entries(page).map(|at| Item::Entry(at as u32)));
+        self.order.extend(marked.removed(page).map(|at| Item::Removed(at as u32)));
         let hash = |item: &Item| hash_of(page, *item);
         let group = |hash| key_group(hash, self.max_parallelism);
         let hashes = || self.order.iter().map(hash);

@@ -52,7 +52,10 @@ fn is_marked(words: &[u64], position: usize) -> bool {
 }
 
 /// The positions below `entries` that are marked, ascending.
-pub(super) fn marked_positions(words: &[u64], entries: usize) -> impl Iterator<Item = usize> {
+pub(super) fn marked_positions(
+    words: &[u64],
+    entries: usize,
+) -> impl Iterator<Item = usize> + Clone {
     let known = words.iter().enumerate().flat_map(|(at, word)| {
         let mut left = *word;
         std::iter::from_fn(move || {

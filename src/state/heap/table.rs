@@ -13,7 +13,7 @@ use crate::format::{Extent, FormatError};
 use crate::ids::{Epoch, HashRange};
 use crate::protocol::key_groups::hashes;
 use crate::protocol::layers::{Layer, Layers, Plan};
-use crate::state::pages::{Entry, Page, Pages, ReadPages, Tombstones};
+use crate::state::pages::{Entry, Excerpts, Page, Pages, ReadPages, Tombstones};
 use crate::state::{
     FrozenState, Key, Selection, SnapshotForm, StateValue, SweepPosition, ValueTable,
     restore_entries,
@@ -64,7 +64,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
     fn frozen(
         &self,
         whole: ReadPages<K, V>,
-        changes: Option<(ReadPages<K, V>, Changes)>,
+        changes: Option<(ReadPages<K, V>, Arc<Changes>)>,
     ) -> FrozenPages<K, V> {
         FrozenPages::new(whole, changes, self.max_parallelism, Arc::clone(&self.entry_bytes))
     }
@@ -202,8 +202,12 @@ impl<K: Key, V: StateValue> Table<K, V> {
         for number in &changes {
             self.marks.copy_folded(*number as usize, confirmed, is_top, &mut marks);
         }
+        let words = self.marks.words();
+        let numbers = changes.iter().map(|number| *number as usize);
+        let written = Arc::new(Changes::new(confirmed, &changes, marks, words));
+        let excerpts: Arc<dyn Excerpts<K, V>> = Arc::<Changes>::clone(&written);
         let whole = self.pages.share(whole.into_iter());
-        let changed = self.pages.share(changes.iter().map(|number| *number as usize));
+        let changed = self.pages.share_for(numbers, Some(&excerpts));
         let empty = plan == Plan::Small && changes.is_empty();
         let needs = self.layers.taken(epoch, plan, window, empty);
         self.tombstones.kept = true;
@@ -213,9 +217,7 @@ impl<K: Key, V: StateValue> Table<K, V> {
             Plan::Whole => Extent::Whole,
             _ => Extent::Changes { whole: window.into_iter().collect() },
         };
-        let words = self.marks.words();
-        let changes = Changes::new(confirmed, &changes, marks, words);
-        let changes = (plan != Plan::Whole).then_some((changed, changes));
+        let changes = (plan != Plan::Whole).then_some((changed, written));
         let content = Box::new(self.frozen(whole, changes));
         FrozenState { content, extent, needs, layer: !empty }
     }

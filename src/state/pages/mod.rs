@@ -16,12 +16,14 @@
 //! The worker owns its pages by value, so that no record pays for an atomic operation. Freezing moves them
 //! behind locks that the table and the snapshot share, a lock for each segment of 64: a few words for
 //! each page, neither entries nor index (`shared`). The first operation on a shared page takes it back if
-//! all snapshots are done with it or do not want it, or else copies it; reads too, because a reference to
+//! all snapshots are done with it or do not want it, or else copies it, or what the snapshot wants of it; reads too, because a reference to
 //! a value cannot outlive the lock. A shared page never changes: copies do. Keys and values need not be
 //! `Sync`, hence the lock.
 //!
 //! # Source
 //! Fagin, Nievergelt, Pippenger, Strong 1979, extendible hashing.
+
+use std::sync::Arc;
 
 mod page;
 mod shared;
@@ -31,8 +33,8 @@ mod tests;
 pub(super) use page::{Entry, Page, Tombstones};
 #[cfg(any(test, feature = "rocksdb"))]
 pub(super) use shared::CopyRoom;
-pub(super) use shared::{CopyLimit, ReadPage, ReadPages};
-use shared::{Levels, SEGMENT_PAGES, Slot, Spare};
+pub(super) use shared::{CopyLimit, Excerpts, ReadPage, ReadPages};
+use shared::{Levels, SEGMENT_PAGES, Sharing, Slot, Spare};
 
 /// The pages, and the directory that finds them.
 pub(super) struct Pages<K, V> {
@@ -98,21 +100,34 @@ impl<K, V> Pages<K, V> {
         self.slots[number].as_mut()
     }
 
-    /// Shares these pages with a snapshot.
+    /// Shares these pages with a snapshot that wants all of them.
     pub(super) fn share(&mut self, numbers: impl Iterator<Item = usize>) -> ReadPages<K, V> {
+        self.share_for(numbers, None)
+    }
+
+    /// Shares these pages with a snapshot that wants `excerpts` of them, or else all.
+    pub(super) fn share_for(
+        &mut self,
+        numbers: impl Iterator<Item = usize>,
+        excerpts: Option<&Arc<dyn Excerpts<K, V>>>,
+    ) -> ReadPages<K, V> {
         let mut wanted = vec![0_u64; self.levels.len()];
         for number in numbers {
             wanted[number / SEGMENT_PAGES] |= 1 << (number % SEGMENT_PAGES);
         }
-        let mut reads = ReadPages::default();
+        let mut sharing = Sharing {
+            excerpts,
+            copies: self.copies.as_ref(),
+            spare: &mut self.spare,
+            reads: ReadPages::default(),
+        };
         let segments = self.slots.chunks_mut(SEGMENT_PAGES).zip(&mut self.levels).zip(wanted);
         for (index, ((own, levels), wanted)) in segments.enumerate() {
             if wanted != 0 {
-                let (spare, copies) = (&mut self.spare, self.copies.as_ref());
-                levels.share(own, index * SEGMENT_PAGES, wanted, spare, copies, &mut reads);
+                levels.share(own, index * SEGMENT_PAGES, wanted, &mut sharing);
             }
         }
-        reads
+        sharing.reads
     }
 
     /// Brings what operations on keys with these hashes need near the processor.

@@ -15,6 +15,8 @@ pub(in crate::state) struct Entry<K, V> {
 /// slot from the low bits of the hash. A slot is 0 (free) or six bits of the hash above the
 /// position in `entries` plus one.
 ///
+/// An excerpt for a snapshot has no index.
+///
 /// A page holds at most [`Page::CAPACITY`] entries unless the table cannot split it. Those beyond are not in the index but found by scanning.
 pub(in crate::state) struct Page<K, V> {
     entries: Vec<Entry<K, V>>,
@@ -120,6 +122,11 @@ impl<K, V> Page<K, V> {
     /// Whether there is nothing to say about it.
     pub(in crate::state) fn is_blank(&self) -> bool {
         self.entries.is_empty() && self.removed.is_none()
+    }
+
+    /// Whether it is but what a snapshot wants.
+    pub(in crate::state) fn is_excerpt(&self) -> bool {
+        self.index.is_empty()
     }
 
     /// How many leading bits the hashes of this page have in common.
@@ -409,6 +416,26 @@ impl<K, V> Page<K, V> {
         let beyond = &self.entries[Self::CAPACITY..];
         let found = beyond.iter().position(|entry| entry.hash == hash && is(&entry.key));
         found.map(|position| Self::CAPACITY + position)
+    }
+}
+
+impl<K: Clone, V: Clone> Page<K, V> {
+    /// The entries at these positions, and these of the removed keys, for a snapshot. Nothing can be found in it.
+    pub(in crate::state) fn excerpt<'a>(
+        &'a self,
+        positions: impl Iterator<Item = usize> + Clone,
+        removed: impl Iterator<Item = &'a Removed<K>>,
+    ) -> Self {
+        let mut entries = Vec::with_capacity(positions.clone().count());
+        entries.extend(positions.map(|position| self.entries[position].clone()));
+        let removed: Vec<Removed<K>> = removed.cloned().collect();
+        Self {
+            entries,
+            index: Box::default(),
+            prefix: self.prefix,
+            depth: self.depth,
+            removed: (!removed.is_empty()).then(|| Box::new(RemovedKeys(removed))),
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! A page is in one place for the table: its own, or one level. A freeze moves the pages that the snapshot wants into a new level, a few
 //! words for each, and registers the snapshot as a reader of them and of those that are in levels already. The first operation on a page in a level:
 //! * without readers: takes it back; with the last reader of the level gone, all that is left there;
+//! * with one reader that wants little of it ([`Excerpts`]) and has not looked at it yet: puts that in its place, and takes it back;
 //! * with readers: copies it, if there is memory for that ([`CopyRoom`]), and else waits until they are done with it. The one in
 //!   the level is then the snapshots' alone, and the last reader drops it.
 //!
@@ -16,7 +17,7 @@
 //! same page waits until it is put back.
 //!
 //! # Invariants
-//! A page in a level does not change. Levels without readers are given up at the next freeze, so there are at most as many levels as
+//! A page in a level does not change once a snapshot has looked at it, and what its only reader wants of it never does. Levels without readers are given up at the next freeze, so there are at most as many levels as
 //! snapshots that are being written, and one.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -41,6 +42,12 @@ pub(in crate::state) trait CopyRoom: Send + Sync {
     fn give_back(&self, bytes: usize);
 }
 
+/// What one snapshot wants of the pages that it reads: if that is little, the table need not copy whole pages to change them.
+pub(in crate::state) trait Excerpts<K, V>: Send + Sync {
+    /// See [`Page::excerpt`].
+    fn excerpt(&self, number: usize, page: &Page<K, V>) -> Page<K, V>;
+}
+
 /// How copies are limited.
 #[derive(Clone)]
 pub(in crate::state) struct CopyLimit {
@@ -59,6 +66,10 @@ struct Cells<K, V> {
     tables: u64,
     /// Those that a snapshot looks at.
     out: u64,
+    /// Those that a snapshot has looked at.
+    seen: u64,
+    /// What the reader wants, as long as there was one only.
+    excerpts: Option<Arc<dyn Excerpts<K, V>>>,
     /// Threads that wait for one of them: if there are none, nobody has to be told, which would be a call of the system.
     waiting: u32,
     /// Snapshots that have not let go of a page yet.
@@ -71,6 +82,8 @@ struct Level<K, V> {
     cells: Mutex<Cells<K, V>>,
     /// A page was put back, or a snapshot has let go of one.
     put_back: Condvar,
+    /// The number of the first page.
+    first: usize,
     /// `None`: there may be as many as there are pages.
     copies: Option<CopyLimit>,
 }
@@ -122,8 +135,15 @@ impl<K, V> Level<K, V> {
         {
             cells = self.wait_while(cells, |cells| cells.readers[at] > 0);
         }
-        let page =
-            if cells.readers[at] == 0 { cells.pages[at].take() } else { cells.pages[at].clone() };
+        let Cells { pages, readers, seen, excerpts, .. } = &mut *cells;
+        let page = match (&mut pages[at], excerpts) {
+            (page, _) if readers[at] == 0 => page.take(),
+            (Some(page), Some(excerpts)) if *seen >> at & 1 == 0 => {
+                let excerpt = excerpts.excerpt(self.first + at, page);
+                Some(std::mem::replace(page, excerpt))
+            }
+            (page, _) => page.clone(),
+        };
         cells.tables &= !(1 << at);
         page
     }
@@ -142,6 +162,16 @@ impl<K, V> Level<K, V> {
         }
         page
     }
+}
+
+/// What all segments share in a freeze.
+pub(super) struct Sharing<'a, K, V> {
+    /// What the snapshot wants of pages, if not all.
+    pub(super) excerpts: Option<&'a Arc<dyn Excerpts<K, V>>>,
+    pub(super) copies: Option<&'a CopyLimit>,
+    pub(super) spare: &'a mut Spare<K, V>,
+    /// What the snapshot gets.
+    pub(super) reads: ReadPages<K, V>,
 }
 
 /// The table's side of up to [`SEGMENT_PAGES`] pages: those that are not its own. `own`: those that are.
@@ -171,52 +201,58 @@ impl<K, V> Levels<K, V> {
         own: &mut [Slot<K, V>],
         first: usize,
         wanted: u64,
-        spare: &mut Spare<K, V>,
-        copies: Option<&CopyLimit>,
-        into: &mut ReadPages<K, V>,
+        sharing: &mut Sharing<'_, K, V>,
     ) {
         self.0.retain(|level| {
             let mut cells = level.lock();
-            let read = cells.all_readers > 0;
-            if !read {
-                cells.give_all(own, spare);
+            if cells.all_readers == 0 {
+                cells.give_all(own, sharing.spare);
+                return false;
             }
-            read
+            let here = cells.tables & wanted;
+            if here != 0 {
+                // Whoever reads them already wants something else of them.
+                cells.excerpts = None;
+                cells.add_reader(here);
+                drop(cells);
+                sharing.reads.0.push(ReadSegment { level: Arc::clone(level), pages: here });
+            }
+            true
         });
         let present = |(at, slot): (usize, &Slot<K, V>)| u64::from(slot.is_some()) << at;
-        let tables = wanted & own.iter().enumerate().map(present).fold(0, |all, page| all | page);
-        if tables != 0 {
-            let mut pages = spare.pop().unwrap_or_default();
+        let here = wanted & own.iter().enumerate().map(present).fold(0, |all, page| all | page);
+        if here != 0 {
+            let mut pages = sharing.spare.pop().unwrap_or_default();
             let moved = own.iter_mut().enumerate();
-            pages.extend(moved.map(|(at, slot)| slot.take_if(|_| tables >> at & 1 == 1)));
-            let cells = Cells {
+            pages.extend(moved.map(|(at, slot)| slot.take_if(|_| here >> at & 1 == 1)));
+            let mut cells = Cells {
                 pages,
-                tables,
+                tables: here,
                 out: 0,
+                seen: 0,
+                excerpts: sharing.excerpts.cloned(),
                 waiting: 0,
                 readers: [0; SEGMENT_PAGES],
                 all_readers: 0,
             };
-            let (cells, copies) = (Mutex::new(cells), copies.cloned());
-            let level = Level { cells, put_back: Condvar::new(), copies };
-            self.0.push(Arc::new(level));
-        }
-        for level in &self.0 {
-            let mut cells = level.lock();
-            let here = cells.tables & wanted;
-            if here != 0 {
-                for (at, readers) in cells.readers.iter_mut().enumerate() {
-                    *readers += (here >> at & 1) as u16;
-                }
-                cells.all_readers += here.count_ones();
-                drop(cells);
-                into.0.push(ReadSegment { level: Arc::clone(level), first, pages: here });
-            }
+            cells.add_reader(here);
+            let (cells, copies) = (Mutex::new(cells), sharing.copies.cloned());
+            let level = Arc::new(Level { cells, put_back: Condvar::new(), first, copies });
+            sharing.reads.0.push(ReadSegment { level: Arc::clone(&level), pages: here });
+            self.0.push(level);
         }
     }
 }
 
 impl<K, V> Cells<K, V> {
+    /// One more snapshot reads these pages.
+    fn add_reader(&mut self, pages: u64) {
+        for (at, readers) in self.readers.iter_mut().enumerate() {
+            *readers += (pages >> at & 1) as u16;
+        }
+        self.all_readers += pages.count_ones();
+    }
+
     fn put_back(&mut self, at: usize, page: &mut Slot<K, V>) {
         self.pages[at] = page.take();
         self.out &= !(1 << at);
@@ -254,7 +290,6 @@ pub(in crate::state) struct ReadPages<K, V>(Vec<ReadSegment<K, V>>);
 
 struct ReadSegment<K, V> {
     level: Arc<Level<K, V>>,
-    first: usize,
     /// Those that have not been let go of.
     pages: u64,
 }
@@ -263,7 +298,6 @@ struct ReadSegment<K, V> {
 pub(in crate::state) struct ReadPage<K, V> {
     level: Arc<Level<K, V>>,
     at: usize,
-    number: usize,
     /// While it is looked at.
     out: Slot<K, V>,
 }
@@ -326,7 +360,7 @@ impl<K, V> Iterator for PagesInOrder<K, V> {
 impl<K, V> ReadSegment<K, V> {
     fn page(&self, at: usize) -> ReadPage<K, V> {
         let level = Arc::clone(&self.level);
-        ReadPage { level, at, number: self.first + at, out: None }
+        ReadPage { level, at, out: None }
     }
 }
 
@@ -343,14 +377,15 @@ impl<K, V> Drop for ReadSegment<K, V> {
 impl<K, V> ReadPage<K, V> {
     /// Its number in the table when it was shared.
     pub(in crate::state) fn number(&self) -> usize {
-        self.number
+        self.level.first + self.at
     }
 
-    /// The page. The table waits until it is put back if it wants it.
+    /// The page, or an excerpt, and the same one each time. The table waits until it is put back if it wants it.
     pub(in crate::state) fn look(&mut self) -> &Page<K, V> {
         if self.out.is_none() {
             let mut cells = self.level.lock_for(1 << self.at);
             cells.out |= 1 << self.at;
+            cells.seen |= 1 << self.at;
             self.out = cells.pages[self.at].take();
         }
         self.out.as_ref().expect("a page that is shared is there")

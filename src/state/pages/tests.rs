@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 
-use super::{CopyLimit, CopyRoom, Pages, ReadPages};
+use super::{CopyLimit, CopyRoom, Excerpts, Page, Pages, ReadPages};
 
 /// A value that counts its clones.
 struct Counted(u64, Arc<AtomicUsize>);
@@ -72,6 +72,72 @@ fn a_page_that_no_snapshot_wants_or_that_all_are_done_with_is_taken_back_without
     assert!(!pages.is_shared(1), "with the last reader gone, the others come back with the first");
     assert_eq!(clones.load(Ordering::SeqCst), 0);
     assert_eq!(read(pages.share([0, 1].into_iter())), [(0, 1, 12), (1, 2, 21)]);
+}
+
+/// Wants the first entry of each page only.
+struct First;
+
+impl Excerpts<u64, Counted> for First {
+    fn excerpt(&self, number: usize, page: &Page<u64, Counted>) -> Page<u64, Counted> {
+        assert_eq!(page.entries()[0].key, number as u64 + 1, "it is asked for another page");
+        page.excerpt(std::iter::once(0), std::iter::empty())
+    }
+}
+
+fn first() -> Arc<dyn Excerpts<u64, Counted>> {
+    Arc::new(First)
+}
+
+/// [`two_pages`] with one more entry in the first.
+fn three_entries() -> (Pages<u64, Counted>, Arc<AtomicUsize>) {
+    let (mut pages, clones) = two_pages();
+    pages.own(0).push(2, 3, Counted(30, Arc::clone(&clones)));
+    (pages, clones)
+}
+
+#[test]
+fn of_a_page_that_changes_only_what_the_snapshot_wants_is_copied() {
+    let (mut pages, clones) = three_entries();
+    let reads = pages.share_for([0, 1].into_iter(), Some(&first()));
+    set(&mut pages, 0, 11);
+    assert_eq!(clones.load(Ordering::SeqCst), 1);
+    assert!(pages.own(0).get(2, &3).is_some_and(|value| value.0 == 30));
+    let entries = |mut page: super::ReadPage<u64, Counted>| {
+        let page = page.look();
+        (page.entries()[0].value.0, page.entries().len(), page.is_excerpt())
+    };
+    let mut read: Vec<_> = reads.map(entries).collect();
+    read.sort_unstable();
+    assert_eq!(read, [(10, 1, true), (20, 1, false)]);
+}
+
+#[test]
+fn a_page_that_a_snapshot_has_looked_at_stays_as_it_is() {
+    let (mut pages, clones) = three_entries();
+    let mut page = pages.share_for([0].into_iter(), Some(&first())).next().expect("it was shared");
+    assert_eq!(page.look().entries().len(), 2);
+    page.put_back();
+    set(&mut pages, 0, 11);
+    assert_eq!(clones.load(Ordering::SeqCst), 2);
+    let values: Vec<u64> = page.look().entries().iter().map(|entry| entry.value.0).collect();
+    assert_eq!(values, [10, 30]);
+}
+
+#[test]
+fn a_page_that_two_snapshots_read_is_copied_whole_and_the_next_one_is_not() {
+    let (mut pages, clones) = three_entries();
+    let one = pages.share_for([0, 1].into_iter(), Some(&first()));
+    let other = pages.share([0].into_iter());
+    set(&mut pages, 0, 11);
+    assert_eq!(clones.load(Ordering::SeqCst), 2);
+    for reads in [one, other] {
+        let page = reads.into_iter().find(|page| page.number() == 0);
+        assert_eq!(page.expect("both have it").look().entries().len(), 2);
+    }
+    let reads = pages.share_for([0].into_iter(), Some(&first()));
+    set(&mut pages, 0, 12);
+    assert_eq!(clones.load(Ordering::SeqCst), 3);
+    assert_eq!(read(reads), [(0, 1, 11)]);
 }
 
 /// Memory for one copy.

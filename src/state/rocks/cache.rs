@@ -8,9 +8,9 @@
 //! An entry that was changed bears the generation of its table, which counts snapshots. Everything up to the table's
 //! *durable* generation is in RocksDB, so an entry is clean if its stamp is not above that: no pass marks entries clean.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::state::pages::{CopyLimit, Entry, Page, Pages, ReadPages};
+use crate::state::pages::{CopyLimit, Entry, Excerpts, Page, Pages, ReadPages};
 
 /// What is known of one key.
 #[derive(Clone)]
@@ -29,6 +29,16 @@ impl<V> Cached<V> {
     /// Whether it is only here: in the generation of its stamp it was added, and no snapshot has it.
     pub(super) fn is_new(&self, generation: u32) -> bool {
         self.added && self.stamp == generation
+    }
+}
+
+/// A snapshot wants the entries with a later stamp.
+struct ChangedAfter(u32);
+
+impl<K: Clone, V: Clone> Excerpts<K, Cached<V>> for ChangedAfter {
+    fn excerpt(&self, _: usize, page: &Page<K, Cached<V>>) -> Page<K, Cached<V>> {
+        let changed = |at: &usize| page.entries()[*at].value.stamp > self.0;
+        page.excerpt((0..page.entries().len()).filter(changed), std::iter::empty())
     }
 }
 
@@ -190,7 +200,9 @@ impl<K: Clone, V: Clone> Cache<K, V> {
     ) -> ReadPages<K, Cached<V>> {
         let Self { pages, newest } = self;
         pages.copies = Some(copies);
-        pages.share((0..newest.len()).filter(|page| newest[*page] > durable))
+        let changed = (0..newest.len()).filter(|page| newest[*page] > durable);
+        let excerpts: Arc<dyn Excerpts<K, Cached<V>>> = Arc::new(ChangedAfter(durable));
+        pages.share_for(changed, Some(&excerpts))
     }
 
     /// Brings near what keys with these hashes need.
