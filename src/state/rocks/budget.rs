@@ -1,9 +1,13 @@
 //! The one memory budget of all instances of a process.
 //!
 //! ```text
-//! budget ── 1/2 ── block cache of RocksDB; write buffers, at most half of it, are charged to it
-//!        └─ 1/2 ── decoded values of all tables: 7/8 of it in the usual case, 1/8 as a reserve
+//! budget ── 1/4, at most 24 MiB: what nobody accounts for
+//!        └─ the rest ── 1/2 ── block cache of RocksDB; write buffers, at most half of it, are charged to it
+//!                    └─ 1/2 ── decoded values of all tables: 7/8 of it in the usual case, 1/8 as a reserve
 //! ```
+//! What nobody accounts for are the buffers of RocksDB where it merges and writes files, and what the allocator loses: about as much for a small
+//! budget as for a large one (measured by `cargo bench --bench workloads -- memory-ceiling`).
+//!
 //! The reserve is for what there is more of while a snapshot is being made: changes that may not be written yet, and copies of pages
 //! that the snapshot reads. When it is used up, workers wait for the snapshot: see the module.
 //!
@@ -19,9 +23,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rocksdb::{Cache, WriteBufferManager};
 
+/// Units: bytes of a budget that are left for what nobody accounts for, at the most.
+const UNACCOUNTED_MAX: usize = 24 << 20;
+
 /// The memory that all instances of a process may use together.
 pub struct Budget {
     total_bytes: usize,
+    /// Of what is accounted for.
+    write_buffers_max: usize,
     block_cache: Cache,
     write_buffers: WriteBufferManager,
     decoded_max: usize,
@@ -44,17 +53,20 @@ impl Budget {
     #[must_use]
     pub fn new(total_bytes: usize) -> Arc<Self> {
         let total_bytes = total_bytes.max(Self::BYTES_MIN);
-        let block_cache = Cache::new_lru_cache(total_bytes / 2);
+        let accounted = total_bytes - (total_bytes / 4).min(UNACCOUNTED_MAX);
+        let block_cache = Cache::new_lru_cache(accounted / 2);
+        let write_buffers_max = accounted / 4;
         let write_buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
-            total_bytes / 4,
+            write_buffers_max,
             false,
             block_cache.clone(),
         );
         Arc::new(Self {
             total_bytes,
+            write_buffers_max,
             block_cache,
             write_buffers,
-            decoded_max: total_bytes / 2,
+            decoded_max: accounted / 2,
             decoded: AtomicUsize::new(0),
             copies: AtomicUsize::new(0),
             tables: AtomicUsize::new(0),
@@ -96,7 +108,7 @@ impl Budget {
 
     /// Whether write buffers take all that they may: flushes do not keep up.
     pub(super) fn are_write_buffers_full(&self) -> bool {
-        self.write_buffers.get_usage() > self.total_bytes / 4
+        self.write_buffers.get_usage() > self.write_buffers_max
     }
 
     pub(super) fn write_buffers(&self) -> &WriteBufferManager {

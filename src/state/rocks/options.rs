@@ -114,7 +114,9 @@ pub(super) fn database(profile: Profile, budget: &Budget) -> Options {
     options.create_missing_column_families(true);
     options.set_write_buffer_manager(budget.write_buffers());
     options.set_max_background_jobs(shape.background_jobs);
-    options.set_compaction_readahead_size(shape.readahead_bytes);
+    // For each file that is merged, and there may be dozens.
+    let readahead_bytes = (budget.total_bytes() / 1024).max(32 << 10).min(shape.readahead_bytes);
+    options.set_compaction_readahead_size(readahead_bytes);
     options.set_max_open_files(512);
     options.set_skip_stats_update_on_db_open(true);
     options.set_stats_dump_period_sec(0);

@@ -179,7 +179,8 @@ fn a_worker_does_not_wait_for_what_a_snapshot_that_failed_has_not_read() {
 }
 
 fn change_all_beside_a_snapshot_that_fails() {
-    let backend = Apart::new(2 << 20, 0);
+    // A mebibyte for decoded values.
+    let backend = Apart::new((2 << 20) / 3 * 4, 0);
     let instance = backend.instance();
     let mut table: Table<u64, u64> = instance.named_table("counts", 128, &(0..128));
     let keys = 14_000;
