@@ -35,7 +35,7 @@ use crate::runtime::chain::{Gate, Origin};
 use crate::runtime::context::{
     Alarm, Contribution, SectionPart, WorkerContext, event_header, event_section,
 };
-use crate::runtime::event_clock::EventClock;
+use crate::runtime::event_clock::{EventClock, Pressure};
 use crate::runtime::event_time::EventTime;
 use crate::runtime::scope_name;
 use crate::runtime::time::Time;
@@ -58,7 +58,8 @@ impl Instance {
         if std::mem::replace(&mut self.ended, ended) {
             return None;
         }
-        self.clock.tick(&mut self.watermarks, (ended, ended), context).1
+        let pressure = if ended { Pressure::Ended } else { Pressure::Usual };
+        self.clock.tick(&mut self.watermarks, pressure, ended, context).1
     }
 }
 

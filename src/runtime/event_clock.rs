@@ -1,6 +1,6 @@
 //! How an instance moves event time on: that of a source, or of an operator that assigns event time.
 //!
-//! Once a watermark interval it looks at its watermarks and tells the others where it is. An idle one follows the others: closely
+//! Once a watermark interval it looks at its watermarks and tells the others where it is; more often where there is nothing else to do. An idle one follows the others: closely
 //! while they move, and else only to see whether they do.
 
 use std::ops::RangeInclusive;
@@ -12,6 +12,9 @@ use crate::runtime::context::WorkerContext;
 /// An idle instance looks at the others this much less often while they do not move either. Units: watermark intervals.
 const IDLE_INTERVALS: u32 = 10;
 
+/// An instance that has caught up looks at its watermarks this much more often: what waits for them is late by as much as they are.
+const CAUGHT_UP_PART: u32 = 4;
+
 /// The event time of one instance.
 pub(crate) struct EventClock {
     number: u32,
@@ -19,9 +22,21 @@ pub(crate) struct EventClock {
     among: RangeInclusive<u32>,
     /// The least event time that its output may still have.
     event: i64,
-    tick_at: Duration,
+    /// When the last tick was.
+    ticked_at: Option<Duration>,
     /// Something came since the last tick.
     unticked: bool,
+}
+
+/// When event time is moved on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pressure {
+    /// Once an interval.
+    Usual,
+    /// More often: the instance has nothing else to do, for now.
+    CaughtUp,
+    /// At once: there is nothing more to come.
+    Ended,
 }
 
 /// What a tick found.
@@ -34,7 +49,7 @@ pub(crate) struct Tick {
 impl EventClock {
     /// The clock of the instances `number` at this worker, at `event`. `among`: the numbers of those that it follows when idle.
     pub(crate) fn new(number: u32, among: RangeInclusive<u32>, event: i64) -> Self {
-        Self { number, among, event, tick_at: Duration::ZERO, unticked: false }
+        Self { number, among, event, ticked_at: None, unticked: false }
     }
 
     /// The least event time that the output may still have.
@@ -47,23 +62,30 @@ impl EventClock {
         self.unticked = true;
     }
 
-    /// Moves event time on if it is time to, or `at_once`; to its end if `to_end`. Returns what was found, if it was time, and
+    /// Moves event time on if it is time to; to its end if `to_end`. Returns what was found, if it was time, and
     /// when there may be something to move on again, if no record comes.
     pub(crate) fn tick(
         &mut self,
         watermarks: &mut SplitWatermarks,
-        (at_once, to_end): (bool, bool),
+        pressure: Pressure,
+        to_end: bool,
         context: &WorkerContext,
     ) -> (Option<Tick>, Option<Duration>) {
         let now = context.now();
-        if !at_once && !to_end && now < self.tick_at {
-            let due = self.unticked || watermarks.status().idle;
-            let idle = watermarks.next_idle().map(|idle| idle.max(self.tick_at));
-            return (None, if due { Some(self.tick_at) } else { idle });
-        }
         let interval = context.config().watermark_interval;
+        let wait = match pressure {
+            Pressure::Usual => interval,
+            Pressure::CaughtUp => interval / CAUGHT_UP_PART,
+            Pressure::Ended => Duration::ZERO,
+        };
+        let tick_at = self.ticked_at.map_or(Duration::ZERO, |ticked| ticked + wait);
+        if !to_end && now < tick_at {
+            let due = self.unticked || watermarks.status().idle;
+            let idle = watermarks.next_idle().map(|idle| idle.max(tick_at));
+            return (None, if due { Some(tick_at) } else { idle });
+        }
         self.unticked = false;
-        self.tick_at = now + interval;
+        self.ticked_at = Some(now);
         watermarks.advance(now);
         let mut status = watermarks.status();
         if status.idle
@@ -83,7 +105,7 @@ impl EventClock {
         let again = if status.idle {
             Some(now + if moved { interval } else { interval * IDLE_INTERVALS })
         } else {
-            watermarks.next_idle().map(|idle| idle.max(self.tick_at))
+            watermarks.next_idle().map(|idle| idle.max(now + wait))
         };
         (Some(Tick { status, moved }), again)
     }

@@ -33,7 +33,7 @@ use crate::runtime::context::{
     Contribution, SectionPart, SectionTask, SourceControl, WorkerContext,
 };
 use crate::runtime::control::Control;
-use crate::runtime::event_clock::{EventClock, Tick};
+use crate::runtime::event_clock::{EventClock, Pressure, Tick};
 use crate::runtime::event_time::EventTime;
 use crate::runtime::pace::Pace;
 use crate::runtime::pool::Pool;
@@ -320,7 +320,8 @@ where
             capability.downgrade(&Time::new(self.epoch, self.clock.event()));
         }
         let wait = if self.finished { None } else { self.read(capability, &mut give)? };
-        let tick = self.tick(capability);
+        let caught_up = wait.is_some_and(|wait| wait > Duration::ZERO);
+        let tick = self.tick(caught_up, capability);
         match wait {
             None => self.orders.wake_at.set(None),
             Some(Duration::ZERO) => self.origin.activator().activate(),
@@ -409,11 +410,16 @@ where
     }
 
     /// Moves event time on. Returns when there may be something to move on again, if no record comes.
-    fn tick(&mut self, capability: &mut Capability<Time>) -> Option<Duration> {
+    fn tick(&mut self, caught_up: bool, capability: &mut Capability<Time>) -> Option<Duration> {
         let (_, watermarks) = self.splits.as_mut()?;
         let drained = self.orders.drain.get();
         let ended = self.finished || watermarks.status().finished;
-        let (tick, again) = self.clock.tick(watermarks, (ended, drained), &self.context);
+        let pressure = match (ended, caught_up) {
+            (true, _) => Pressure::Ended,
+            (false, true) => Pressure::CaughtUp,
+            (false, false) => Pressure::Usual,
+        };
+        let (tick, again) = self.clock.tick(watermarks, pressure, drained, &self.context);
         let Some(Tick { status, moved }) = tick else { return again };
         if moved {
             self.context.shared.counters.set_watermark(status.watermark);

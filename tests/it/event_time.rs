@@ -78,6 +78,30 @@ fn at_the_end_of_input_event_time_is_at_its_end() {
     }
 }
 
+#[test]
+fn a_source_that_has_caught_up_moves_event_time_on_before_the_interval_is_over() {
+    let scratch = Scratch::new();
+    let collect = Collect::new();
+    let sink = collect.clone();
+    let mut config = scratch.config(2);
+    config.watermark_interval = Duration::from_mins(1);
+    // Twenty seconds long: a third of that minute.
+    let records = 1_000;
+    run(config, move |job| {
+        let numbers = Generator::new(records, |i| i).paced(0, 50);
+        job.source_with("numbers", numbers, EventTime::monotonic(|n: &u64| *n as i64))
+            .key_by(|_| ())
+            .process("see", Value::<()>::new("none"), |(), _, _, out| out.emit(out.watermark()))
+            .sink("out", sink.clone());
+        Ok(())
+    })
+    .unwrap();
+    let seen = collect.handle().committed();
+    assert_eq!(seen.len() as u64, records);
+    let largest = *seen.iter().max().unwrap();
+    assert!(largest > records as i64 / 2, "it came to {largest}");
+}
+
 /// A source that says nothing until it is told to end.
 #[derive(Clone)]
 struct Quiet {
