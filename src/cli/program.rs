@@ -141,8 +141,7 @@ fn name_panics() {
         let message = info
             .payload_as_str()
             .map_or_else(|| "with a value that is no text".to_owned(), str::to_owned);
-        if message.contains("timely communication error") || message.contains("MergeQueue poisoned")
-        {
+        if crate::runtime::attempt::says_connection_lost(&message) {
             tracing::debug!("{message}");
             return;
         }

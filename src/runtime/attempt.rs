@@ -460,6 +460,11 @@ impl Drop for Release {
     }
 }
 
+/// Whether a panic is what timely makes of a lost connection: on the thread that reads from it, and then on each worker.
+pub(crate) fn says_connection_lost(message: &str) -> bool {
+    message.contains("timely communication error") || message.contains("MergeQueue poisoned")
+}
+
 /// What became of a panic on `thread`, which must be the calling one.
 fn panicked(panic: &(dyn std::any::Any + Send), thread: &str) -> Failure {
     let message = panic
@@ -467,7 +472,13 @@ fn panicked(panic: &(dyn std::any::Any + Send), thread: &str) -> Failure {
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("with a value that is no text");
-    let what = match take_current_operator() {
+    let operator = take_current_operator();
+    if says_connection_lost(message) {
+        // The worker may see it before the heartbeat does, which knows the process. No operator is at fault.
+        let what = "the connection to another process is lost".to_owned();
+        return Failure { operator: None, what, kind: FailureKind::PeerLost };
+    }
+    let what = match operator {
         Some(operator) => format!("operator {operator} on {thread} panicked: {message}"),
         None => format!("{thread} panicked: {message}"),
     };
@@ -554,4 +565,30 @@ pub(crate) fn random() -> f64 {
     use std::hash::{BuildHasher, Hasher};
     let bits = std::hash::RandomState::new().build_hasher().finish();
     (bits >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::panicked;
+    use crate::ids::Name;
+    use crate::runtime::context::FailureKind;
+    use crate::runtime::scope_name;
+
+    #[test]
+    fn a_worker_that_finds_a_connection_lost_says_so_and_blames_no_operator() {
+        let scope = scope_name("count");
+        let fails = |message: &'static str| {
+            let panic = std::panic::catch_unwind(|| {
+                let _scope = scope.enter();
+                std::panic::resume_unwind(Box::new(message));
+            });
+            panicked(panic.unwrap_err().as_ref(), "worker 0")
+        };
+        let lost = fails("MergeQueue poisoned.");
+        assert_eq!((lost.kind, lost.operator), (FailureKind::PeerLost, None::<Name>));
+        assert_eq!(lost.what, "the connection to another process is lost");
+        let own = fails("attempt to divide by zero");
+        assert_eq!(own.kind, FailureKind::Transient);
+        assert_eq!(own.what, "operator count on worker 0 panicked: attempt to divide by zero");
+    }
 }
