@@ -38,7 +38,7 @@ pub struct JobConfig {
     pub restart: RestartStrategy,
     /// Bounds of data in flight.
     pub flow: FlowConfig,
-    /// How often event time moves on.
+    /// How often event time moves on, at the least.
     pub watermark_interval: Duration,
 }
 

@@ -410,7 +410,7 @@ pub(crate) static SETTINGS: [Setting; 52] = [
         ["watermark-interval", "time", "watermark-interval"],
         Text,
         ["TIME", "5ms"],
-        "How often event time moves on",
+        "How often event time moves on, at the least",
     ),
     row(
         ["log", "log", "filter"],

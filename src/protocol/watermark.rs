@@ -324,7 +324,13 @@ impl SplitWatermarks {
         }
     }
 
-    /// Recomputes and returns the combined watermark. To be called once a watermark interval, and
+    /// Whether the source may not read now.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked_since.is_some()
+    }
+
+    /// Recomputes and returns the combined watermark. To be called once a watermark interval at least, and
     /// when [`next_idle`](Self::next_idle) is due.
     pub fn advance(&mut self, now: Duration) -> i64 {
         let clock = self.unblocked(now);

@@ -34,9 +34,10 @@ pub struct Counters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StateMemory {
-    /// What it may take. Units: bytes.
+    /// What it may take, with what nobody accounts for. Units: bytes.
     pub budget_bytes: usize,
-    /// What it takes now: blocks, write buffers and decoded values. Units: bytes.
+    /// What blocks, write buffers and decoded values take now: three quarters of the budget at the most, or all but 24 MiB if that is more.
+    /// Units: bytes.
     pub used_bytes: usize,
 }
 

@@ -8,7 +8,7 @@
 //! Stale entries go when their time comes; [`DueQueue::overgrown`] says when there are too many to wait for that.
 //!
 //! # Ordering
-//! Keys that wait for one time are taken about in the order of their hashes, which is that of the table: one after the other they are
+//! Keys that wait for one time, if they are many, are taken about in the order of their hashes, which is that of the table: one after the other they are
 //! near each other in memory. In the order in which they came, a window of many keys takes two to three times as long to end. Keys that begin to
 //! wait for a time while it is being taken come next.
 
@@ -61,10 +61,10 @@ fn order<K>(list: &mut [(u64, K)]) {
         return;
     }
     let hashes = || list.iter().map(|(hash, _)| *hash);
-    let bounds =
+    let (least, most) =
         hashes().fold((u64::MAX, 0), |(least, most), hash| (least.min(hash), most.max(hash)));
-    let (least, most) = bounds;
-    let shift = (PARTS.leading_zeros() + 1).saturating_sub((most - least).leading_zeros());
+    let bits = u64::BITS - (most - least).leading_zeros();
+    let shift = bits.saturating_sub(PARTS.ilog2());
     let part = |hash: u64| ((most - hash) >> shift) as usize;
     // Where each part ends, and where the next key of it goes.
     let mut ends = [0; PARTS];

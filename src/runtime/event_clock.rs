@@ -62,7 +62,7 @@ impl EventClock {
         self.unticked = true;
     }
 
-    /// Moves event time on if it is time to; to its end if `to_end`. Returns what was found, if it was time, and
+    /// Moves event time on if it is time to; to its end if `to_end`, which asks for [`Pressure::Ended`]. Returns what was found, if it was time, and
     /// when there may be something to move on again, if no record comes.
     pub(crate) fn tick(
         &mut self,
@@ -79,7 +79,7 @@ impl EventClock {
             Pressure::Ended => Duration::ZERO,
         };
         let tick_at = self.ticked_at.map_or(Duration::ZERO, |ticked| ticked + wait);
-        if !to_end && now < tick_at {
+        if now < tick_at {
             let due = self.unticked || watermarks.status().idle;
             let idle = watermarks.next_idle().map(|idle| idle.max(tick_at));
             return (None, if due { Some(tick_at) } else { idle });
@@ -103,7 +103,7 @@ impl EventClock {
         let moved = reached > self.event;
         self.event = self.event.max(reached);
         let again = if status.idle {
-            Some(now + if moved { interval } else { interval * IDLE_INTERVALS })
+            Some(now + if moved { wait } else { interval * IDLE_INTERVALS })
         } else {
             watermarks.next_idle().map(|idle| idle.max(now + wait))
         };

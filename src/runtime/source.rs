@@ -320,8 +320,8 @@ where
             capability.downgrade(&Time::new(self.epoch, self.clock.event()));
         }
         let wait = if self.finished { None } else { self.read(capability, &mut give)? };
-        let caught_up = wait.is_some_and(|wait| wait > Duration::ZERO);
-        let tick = self.tick(caught_up, capability);
+        let waits = wait.is_some_and(|wait| wait > Duration::ZERO);
+        let tick = self.tick(waits, capability);
         match wait {
             None => self.orders.wake_at.set(None),
             Some(Duration::ZERO) => self.origin.activator().activate(),
@@ -409,15 +409,16 @@ where
         Ok(Some(if all_wait { wait.min(Duration::from_secs(1)) } else { Duration::ZERO }))
     }
 
-    /// Moves event time on. Returns when there may be something to move on again, if no record comes.
-    fn tick(&mut self, caught_up: bool, capability: &mut Capability<Time>) -> Option<Duration> {
+    /// Moves event time on. `waits`: no record is read now. Returns when there may be something to move on again, if no record comes.
+    fn tick(&mut self, waits: bool, capability: &mut Capability<Time>) -> Option<Duration> {
         let (_, watermarks) = self.splits.as_mut()?;
         let drained = self.orders.drain.get();
         let ended = self.finished || watermarks.status().finished;
-        let pressure = match (ended, caught_up) {
-            (true, _) => Pressure::Ended,
-            (false, true) => Pressure::CaughtUp,
-            (false, false) => Pressure::Usual,
+        // Who may not read has something to read, and too much to do already.
+        let pressure = match waits && !watermarks.is_blocked() {
+            _ if ended || drained => Pressure::Ended,
+            true => Pressure::CaughtUp,
+            false => Pressure::Usual,
         };
         let (tick, again) = self.clock.tick(watermarks, pressure, drained, &self.context);
         let Some(Tick { status, moved }) = tick else { return again };

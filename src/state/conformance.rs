@@ -366,7 +366,7 @@ pub fn random_damage_does_no_harm<B: StateBackend, K: TestKey>(
 }
 
 /// Layers of random changes, some of them of checkpoints that are never complete or are complete late, restore to what the table held when the
-/// last was frozen, whatever changed before it was written, for any owners; and the restored tables can be built on.
+/// last was frozen, whatever changed and was frozen before it was written, for any owners; and the restored tables can be built on.
 ///
 /// # Panics
 /// If the backend deviates.
@@ -381,7 +381,9 @@ pub fn layers_restore_to_what_was_frozen<B: StateBackend, K: TestKey>(
     let mut stored: BTreeMap<Epoch, StoredLayer> = BTreeMap::new();
     let mut confirmed: Option<(Epoch, BTreeSet<Epoch>)> = None;
     let mut pending: Vec<(Epoch, BTreeSet<Epoch>)> = Vec::new();
-    let (mut layered, mut removed, mut empty) = (0, 0, 0);
+    // Frozen, with whether the layer will be needed, and not written yet.
+    let mut unwritten: Vec<(Epoch, Box<dyn Frozen>, StoredLayer, bool)> = Vec::new();
+    let (mut layered, mut removed, mut empty, mut overlapping) = (0, 0, 0, 0);
     for epoch in (1..=160).map(Epoch) {
         let what = format!("seed {seed}, max_parallelism {max_parallelism}, checkpoint {epoch}");
         let steps = [0, 3, 40, 40, 1_500][random.index(5)];
@@ -398,7 +400,7 @@ pub fn layers_restore_to_what_was_frozen<B: StateBackend, K: TestKey>(
         };
         let frozen = table.freeze(form);
         let frozen_model = model.clone();
-        let steps = [0, 3, 40, 1_500][random.index(4)];
+        let steps = [0, 0, 3, 1_500][random.index(4)];
         for _ in 0..steps {
             let key = K::nth(random.below(5_000));
             operate(&mut table, &mut model, &key, &mut random, &what);
@@ -409,22 +411,31 @@ pub fn layers_restore_to_what_was_frozen<B: StateBackend, K: TestKey>(
                 Extent::Whole => hashes(&all, max_parallelism).into_iter().collect(),
                 Extent::Changes { whole } => whole.iter().copied().collect(),
             },
-            section: written(frozen.content),
+            section: Section::default(),
         };
-        if !frozen.layer {
-            assert!(layer.section.entries.is_empty(), "{what}: somebody will need it");
-            empty += 1;
-        }
         layered += usize::from(frozen.needs.len() > 2);
-        let gone = |(_, bytes): &(KeyGroup, Vec<u8>)| bytes[0] == ENTRY_REMOVED;
-        removed += if layer.changes {
-            layer.section.entries.iter().filter(|e| gone(e)).count()
-        } else {
-            0
-        };
         let mut needs = frozen.needs;
         needs.insert(epoch);
-        stored.insert(epoch, layer);
+        unwritten.push((epoch, frozen.content, layer, frozen.layer));
+        if unwritten.len() < 4 && random.below(2) == 0 {
+            pending.push((epoch, needs));
+            continue;
+        }
+        overlapping += unwritten.len() - 1;
+        while !unwritten.is_empty() {
+            let (epoch, content, mut layer, needed) =
+                unwritten.swap_remove(random.index(unwritten.len()));
+            layer.section = written(content);
+            if !needed {
+                assert!(layer.section.entries.is_empty(), "{what}: somebody will need {epoch}");
+                empty += 1;
+            }
+            if layer.changes {
+                let gone = |(_, bytes): &&(KeyGroup, Vec<u8>)| bytes[0] == ENTRY_REMOVED;
+                removed += layer.section.entries.iter().filter(gone).count();
+            }
+            stored.insert(epoch, layer);
+        }
 
         if random.below(4) == 0 {
             let parallelism = (1 + random.index(5)).min(usize::from(max_parallelism));
@@ -470,6 +481,7 @@ pub fn layers_restore_to_what_was_frozen<B: StateBackend, K: TestKey>(
     assert!(layered > 20, "seed {seed}: {layered} snapshots had layers");
     assert!(removed > 20, "seed {seed}: {removed} removed keys were written");
     assert!(empty > 0, "seed {seed}: none was empty");
+    assert!(overlapping > 20, "seed {seed}: {overlapping} were frozen before another was written");
 }
 
 /// What storage holds of one snapshot.

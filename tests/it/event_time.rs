@@ -84,9 +84,9 @@ fn a_source_that_has_caught_up_moves_event_time_on_before_the_interval_is_over()
     let collect = Collect::new();
     let sink = collect.clone();
     let mut config = scratch.config(2);
-    config.watermark_interval = Duration::from_mins(1);
-    // Twenty seconds long: a third of that minute.
-    let records = 1_000;
+    config.watermark_interval = Duration::from_secs(12);
+    // Five seconds long.
+    let records = 250;
     run(config, move |job| {
         let numbers = Generator::new(records, |i| i).paced(0, 50);
         job.source_with("numbers", numbers, EventTime::monotonic(|n: &u64| *n as i64))

@@ -9,15 +9,17 @@
 //! A page is in one place for the table: its own, or one level. A freeze moves the pages that the snapshot wants into a new level, a few
 //! words for each, and registers the snapshot as a reader of them and of those that are in levels already. The first operation on a page in a level:
 //! * without readers: takes it back; with the last reader of the level gone, all that is left there;
-//! * with one reader that wants little of it ([`Excerpts`]) and has not looked at it yet: puts that in its place, and takes it back;
-//! * with readers: copies it, if there is memory for that ([`CopyRoom`]), and else waits until they are done with it. The one in
-//!   the level is then the snapshots' alone, and the last reader drops it.
+//! * with one reader that wants little of it ([`Excerpts`]) and has not looked at it yet: puts a copy of that in its place, and takes it back;
+//! * with readers: copies it.
+//!
+//! It does so if there is memory for what is copied ([`CopyRoom`]), and else waits until the readers are done with the page. What is in the
+//! level is then the snapshots' alone, and the last reader drops it.
 //!
 //! A snapshot takes a page *out* of its level while it looks at it, so that the lock is held for moments only. Who wants that
 //! same page waits until it is put back.
 //!
 //! # Invariants
-//! A page in a level does not change once a snapshot has looked at it, and what its only reader wants of it never does. Levels without readers are given up at the next freeze, so there are at most as many levels as
+//! A page in a level does not change, but once and before anybody looks at it to what its only reader wants of it. Levels without readers are given up at the next freeze, so there are at most as many levels as
 //! snapshots that are being written, and one.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -52,10 +54,17 @@ pub(in crate::state) trait Excerpts<K, V>: Send + Sync {
 #[derive(Clone)]
 pub(in crate::state) struct CopyLimit {
     pub(in crate::state) room: Arc<dyn CopyRoom>,
-    /// What a copy takes. Units: bytes.
-    pub(in crate::state) page_bytes: usize,
+    /// What each entry of a copy takes. Units: bytes.
+    pub(in crate::state) entry_bytes: usize,
     /// Whether the table may wait for the snapshots: they are being read, by threads that do not wait for the table.
     pub(in crate::state) may_wait: bool,
+}
+
+impl CopyLimit {
+    /// What a copy takes. Units: bytes.
+    fn bytes<K, V>(&self, page: &Page<K, V>) -> usize {
+        page.entries().len() * self.entry_bytes
+    }
 }
 
 /// The pages that were frozen together.
@@ -66,9 +75,9 @@ struct Cells<K, V> {
     tables: u64,
     /// Those that a snapshot looks at.
     out: u64,
-    /// Those that a snapshot has looked at.
-    seen: u64,
-    /// What the reader wants, as long as there was one only.
+    /// Those that stay as they are: a snapshot has looked at them, or two have them.
+    fixed: u64,
+    /// What the first snapshot wants of the others, while somebody reads.
     excerpts: Option<Arc<dyn Excerpts<K, V>>>,
     /// Threads that wait for one of them: if there are none, nobody has to be told, which would be a call of the system.
     waiting: u32,
@@ -90,7 +99,7 @@ struct Level<K, V> {
 
 impl<K, V> Level<K, V> {
     fn lock(&self) -> MutexGuard<'_, Cells<K, V>> {
-        // Nothing panics while the lock is held, but for the user's `clone`: then the page is where it was.
+        // Nothing panics while the lock is held, but for the user's `clone` and `eq`: then the page is where it was.
         self.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -129,23 +138,22 @@ impl<K, V> Level<K, V> {
     {
         let mut cells = self.wait_while(cells, |cells| cells.out >> at & 1 == 1);
         // Its readers may have gone while the table waited.
+        let excerpt = cells.excerpt(self.first, at);
         if cells.readers[at] > 0
-            && let Some(CopyLimit { room, page_bytes, may_wait }) = &self.copies
-            && !room.take(*page_bytes, !may_wait)
+            && let Some(copies) = &self.copies
+            && let Some(left) = excerpt.as_ref().or(cells.pages[at].as_ref())
+            && !copies.room.take(copies.bytes(left), !copies.may_wait)
         {
             cells = self.wait_while(cells, |cells| cells.readers[at] > 0);
         }
-        let Cells { pages, readers, seen, excerpts, .. } = &mut *cells;
-        let page = match (&mut pages[at], excerpts) {
-            (page, _) if readers[at] == 0 => page.take(),
-            (Some(page), Some(excerpts)) if *seen >> at & 1 == 0 => {
-                let excerpt = excerpts.excerpt(self.first + at, page);
-                Some(std::mem::replace(page, excerpt))
-            }
-            (page, _) => page.clone(),
-        };
         cells.tables &= !(1 << at);
-        page
+        let is_read = cells.readers[at] > 0;
+        let page = &mut cells.pages[at];
+        match excerpt {
+            _ if !is_read => page.take(),
+            Some(excerpt) => page.replace(excerpt),
+            None => page.clone(),
+        }
     }
 
     /// A snapshot does not need a page any more. Returns it if nobody does: what it takes to drop it is not done with the lock held.
@@ -154,11 +162,11 @@ impl<K, V> Level<K, V> {
         cells.all_readers -= 1;
         let over = cells.readers[at] == 0 && cells.tables >> at & 1 == 0;
         let page = over.then(|| cells.pages[at].take()).flatten();
+        let excerpts = (cells.all_readers == 0).then(|| cells.excerpts.take());
         self.unlock(cells);
-        if page.is_some()
-            && let Some(CopyLimit { room, page_bytes, .. }) = &self.copies
-        {
-            room.give_back(*page_bytes);
+        drop(excerpts);
+        if let (Some(page), Some(copies)) = (&page, &self.copies) {
+            copies.room.give_back(copies.bytes(page));
         }
         page
     }
@@ -212,7 +220,7 @@ impl<K, V> Levels<K, V> {
             let here = cells.tables & wanted;
             if here != 0 {
                 // Whoever reads them already wants something else of them.
-                cells.excerpts = None;
+                cells.fixed |= here;
                 cells.add_reader(here);
                 drop(cells);
                 sharing.reads.0.push(ReadSegment { level: Arc::clone(level), pages: here });
@@ -229,7 +237,7 @@ impl<K, V> Levels<K, V> {
                 pages,
                 tables: here,
                 out: 0,
-                seen: 0,
+                fixed: 0,
                 excerpts: sharing.excerpts.cloned(),
                 waiting: 0,
                 readers: [0; SEGMENT_PAGES],
@@ -245,6 +253,13 @@ impl<K, V> Levels<K, V> {
 }
 
 impl<K, V> Cells<K, V> {
+    /// What the only reader of a page wants of it, if that is not all.
+    fn excerpt(&self, first: usize, at: usize) -> Slot<K, V> {
+        let may = self.readers[at] > 0 && self.fixed >> at & 1 == 0;
+        let excerpts = self.excerpts.as_ref().filter(|_| may)?;
+        Some(excerpts.excerpt(first + at, self.pages[at].as_ref()?))
+    }
+
     /// One more snapshot reads these pages.
     fn add_reader(&mut self, pages: u64) {
         for (at, readers) in self.readers.iter_mut().enumerate() {
@@ -385,7 +400,7 @@ impl<K, V> ReadPage<K, V> {
         if self.out.is_none() {
             let mut cells = self.level.lock_for(1 << self.at);
             cells.out |= 1 << self.at;
-            cells.seen |= 1 << self.at;
+            cells.fixed |= 1 << self.at;
             self.out = cells.pages[self.at].take();
         }
         self.out.as_ref().expect("a page that is shared is there")

@@ -166,7 +166,7 @@ impl CopyRoom for RoomForOne {
 fn two_pages_with_room(may_wait: bool) -> (Pages<u64, Counted>, Arc<AtomicUsize>, Arc<RoomForOne>) {
     let (mut pages, clones) = two_pages();
     let room = Arc::<RoomForOne>::default();
-    pages.copies = Some(CopyLimit { room: room.clone(), page_bytes: 100, may_wait });
+    pages.copies = Some(CopyLimit { room: room.clone(), entry_bytes: 100, may_wait });
     (pages, clones, room)
 }
 

@@ -29,8 +29,7 @@ const UNACCOUNTED_MAX: usize = 24 << 20;
 /// The memory that all instances of a process may use together.
 pub struct Budget {
     total_bytes: usize,
-    /// Of what is accounted for.
-    write_buffers_max: usize,
+    accounted_bytes: usize,
     block_cache: Cache,
     write_buffers: WriteBufferManager,
     decoded_max: usize,
@@ -53,20 +52,19 @@ impl Budget {
     #[must_use]
     pub fn new(total_bytes: usize) -> Arc<Self> {
         let total_bytes = total_bytes.max(Self::BYTES_MIN);
-        let accounted = total_bytes - (total_bytes / 4).min(UNACCOUNTED_MAX);
-        let block_cache = Cache::new_lru_cache(accounted / 2);
-        let write_buffers_max = accounted / 4;
+        let accounted_bytes = total_bytes - (total_bytes / 4).min(UNACCOUNTED_MAX);
+        let block_cache = Cache::new_lru_cache(accounted_bytes / 2);
         let write_buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
-            write_buffers_max,
+            accounted_bytes / 4,
             false,
             block_cache.clone(),
         );
         Arc::new(Self {
             total_bytes,
-            write_buffers_max,
+            accounted_bytes,
             block_cache,
             write_buffers,
-            decoded_max: accounted / 2,
+            decoded_max: accounted_bytes / 2,
             decoded: AtomicUsize::new(0),
             copies: AtomicUsize::new(0),
             tables: AtomicUsize::new(0),
@@ -77,6 +75,12 @@ impl Budget {
     #[must_use]
     pub fn total_bytes(&self) -> usize {
         self.total_bytes
+    }
+
+    /// What blocks, write buffers and decoded values may use of it. Units: bytes.
+    #[must_use]
+    pub fn accounted_bytes(&self) -> usize {
+        self.accounted_bytes
     }
 
     /// What is in use now, of write buffers, blocks and decoded values. Units: bytes.
@@ -108,7 +112,7 @@ impl Budget {
 
     /// Whether write buffers take all that they may: flushes do not keep up.
     pub(super) fn are_write_buffers_full(&self) -> bool {
-        self.write_buffers.get_usage() > self.write_buffers_max
+        self.write_buffers.get_usage() > self.write_buffers.get_buffer_size()
     }
 
     pub(super) fn write_buffers(&self) -> &WriteBufferManager {

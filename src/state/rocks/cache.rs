@@ -26,6 +26,11 @@ pub(super) struct Cached<V> {
 }
 
 impl<V> Cached<V> {
+    /// Whether a snapshot that follows `generation` has to hold it.
+    pub(super) fn is_after(&self, generation: u32) -> bool {
+        self.stamp > generation
+    }
+
     /// Whether it is only here: in the generation of its stamp it was added, and no snapshot has it.
     pub(super) fn is_new(&self, generation: u32) -> bool {
         self.added && self.stamp == generation
@@ -37,7 +42,7 @@ struct ChangedAfter(u32);
 
 impl<K: Clone, V: Clone> Excerpts<K, Cached<V>> for ChangedAfter {
     fn excerpt(&self, _: usize, page: &Page<K, Cached<V>>) -> Page<K, Cached<V>> {
-        let changed = |at: &usize| page.entries()[*at].value.stamp > self.0;
+        let changed = |at: &usize| page.entries()[*at].value.is_after(self.0);
         page.excerpt((0..page.entries().len()).filter(changed), std::iter::empty())
     }
 }

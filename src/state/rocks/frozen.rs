@@ -63,7 +63,7 @@ impl<K: RowKey, V: StateValue> Rows for FrozenRows<K, V> {
             ends.clear();
             // Only encoded while it looks at the page: the worker may be waiting for it.
             for entry in page.look().entries() {
-                if entry.value.stamp <= self.since {
+                if !entry.value.is_after(self.since) {
                     continue;
                 }
                 let key = entry.key.by_ref();

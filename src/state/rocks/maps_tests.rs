@@ -192,7 +192,7 @@ fn much_larger_than_memory(backend: &Apart) -> (MapTable<u64, i64, u64>, i64) {
 fn a_map_much_larger_than_memory_is_iterated_within_the_budget_and_read_row_by_row() {
     let backend = Apart::new(1 << 20, 0);
     let (mut table, entries) = much_larger_than_memory(&backend);
-    let budget = backend.budget.total_bytes();
+    let budget = backend.budget.accounted_bytes();
     let in_memory = table.table().bytes_in_memory();
     assert!(in_memory <= budget, "{in_memory} bytes are in memory, of {budget}");
     let instance = table.table().instance().clone();

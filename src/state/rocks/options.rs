@@ -94,6 +94,9 @@ pub(super) fn stagger(options: &mut Options, partition: usize) {
 /// Files of like sizes that are merged, at the least.
 const MERGED_MIN: i32 = 8;
 
+/// Units: bytes. With a smaller budget less is read ahead.
+const SMALL_BUDGET: usize = 256 << 20;
+
 struct Shape {
     /// Each has a write buffer, and files of its own in every checkpoint.
     partitions: u16,
@@ -114,8 +117,8 @@ pub(super) fn database(profile: Profile, budget: &Budget) -> Options {
     options.create_missing_column_families(true);
     options.set_write_buffer_manager(budget.write_buffers());
     options.set_max_background_jobs(shape.background_jobs);
-    // For each file that is merged, and there may be dozens.
-    let readahead_bytes = (budget.total_bytes() / 1024).max(32 << 10).min(shape.readahead_bytes);
+    // For each file that is merged, and there may be dozens: in proportion where the budget is small.
+    let readahead_bytes = shape.readahead_bytes / SMALL_BUDGET.div_ceil(budget.total_bytes());
     options.set_compaction_readahead_size(readahead_bytes);
     options.set_max_open_files(512);
     options.set_skip_stats_update_on_db_open(true);

@@ -474,7 +474,7 @@ impl<K: RowKey, V: StateValue> Table<K, V> {
         let bytes = self.bytes();
         let copies = CopyLimit {
             room: self.instance.core().clone(),
-            page_bytes: bytes / self.cache.pages(),
+            entry_bytes: bytes / self.entries.max(1),
             may_wait: !self.instance.core().stays_in_memory(bytes),
         };
         let rows = Arc::new(FrozenRows::new(
