@@ -136,7 +136,11 @@ fn watch(job: &mut Child, counts: &Path) -> Result<(), Box<dyn Error>> {
                 tell(format!("checkpoint {epoch} is complete; {committed} lines committed"));
             }
             _ if entry["level"] == "WARN" || entry["level"] == "ERROR" => {
-                tell(format!("{message} {fields}"));
+                let others = fields.as_object().into_iter().flatten();
+                let others = others.filter(|(name, _)| *name != "message");
+                let others: String =
+                    others.map(|(name, value)| format!(" {name}={value}")).collect();
+                tell(format!("{message}{others}"));
             }
             _ => {}
         }
