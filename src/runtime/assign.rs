@@ -59,7 +59,7 @@ impl Instance {
             return None;
         }
         let pressure = if ended { Pressure::Ended } else { Pressure::Usual };
-        self.clock.tick(&mut self.watermarks, pressure, ended, context).1
+        self.clock.tick(&mut self.watermarks, pressure, context).1
     }
 }
 

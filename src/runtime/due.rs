@@ -8,9 +8,9 @@
 //! Stale entries go when their time comes; [`DueQueue::overgrown`] says when there are too many to wait for that.
 //!
 //! # Ordering
-//! Keys that wait for one time, if they are many, are taken about in the order of their hashes, which is that of the table: one after the other they are
-//! near each other in memory. In the order in which they came, a window of many keys takes two to three times as long to end. Keys that begin to
-//! wait for a time while it is being taken come next.
+//! Keys that wait for one time, if they are many, are taken about in the order of their hashes, which is that of the table: one after
+//! the other they are near each other in memory. In the order in which they came, a window of many keys takes two to three times as
+//! long to end. Keys that begin to wait for a time while it is being taken come next.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! How an instance moves event time on: that of a source, or of an operator that assigns event time.
 //!
-//! Once a watermark interval it looks at its watermarks and tells the others where it is; more often where there is nothing else to do. An idle one follows the others: closely
-//! while they move, and else only to see whether they do.
+//! Once a watermark interval it looks at its watermarks and tells the others where it is; more often where there is nothing else to do.
+//! An idle one follows the others: closely while they move, and else only to see whether they do.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub(crate) enum Pressure {
     Usual,
     /// More often: the instance has nothing else to do, for now.
     CaughtUp,
-    /// At once: there is nothing more to come.
+    /// At once, and to its end: there is nothing more to come.
     Ended,
 }
 
@@ -62,13 +62,12 @@ impl EventClock {
         self.unticked = true;
     }
 
-    /// Moves event time on if it is time to; to its end if `to_end`, which asks for [`Pressure::Ended`]. Returns what was found, if it was time, and
-    /// when there may be something to move on again, if no record comes.
+    /// Moves event time on if it is time to. Returns what was found, if it was time, and when there may be something to move on again,
+    /// if no record comes.
     pub(crate) fn tick(
         &mut self,
         watermarks: &mut SplitWatermarks,
         pressure: Pressure,
-        to_end: bool,
         context: &WorkerContext,
     ) -> (Option<Tick>, Option<Duration>) {
         let now = context.now();
@@ -95,7 +94,7 @@ impl EventClock {
             status = watermarks.status();
         }
         let mut reached = event_coordinate(status.watermark);
-        if to_end {
+        if pressure == Pressure::Ended {
             status.finished = true;
             reached = i64::MAX;
         }

@@ -409,18 +409,18 @@ where
         Ok(Some(if all_wait { wait.min(Duration::from_secs(1)) } else { Duration::ZERO }))
     }
 
-    /// Moves event time on. `waits`: no record is read now. Returns when there may be something to move on again, if no record comes.
+    /// Moves event time on. `waits`: no record is read now. Returns when there may be something to move on again, if no record
+    /// comes.
     fn tick(&mut self, waits: bool, capability: &mut Capability<Time>) -> Option<Duration> {
         let (_, watermarks) = self.splits.as_mut()?;
-        let drained = self.orders.drain.get();
-        let ended = self.finished || watermarks.status().finished;
+        let ended = self.finished || self.orders.drain.get() || watermarks.status().finished;
         // Who may not read has something to read, and too much to do already.
         let pressure = match waits && !watermarks.is_blocked() {
-            _ if ended || drained => Pressure::Ended,
+            _ if ended => Pressure::Ended,
             true => Pressure::CaughtUp,
             false => Pressure::Usual,
         };
-        let (tick, again) = self.clock.tick(watermarks, pressure, drained, &self.context);
+        let (tick, again) = self.clock.tick(watermarks, pressure, &self.context);
         let Some(Tick { status, moved }) = tick else { return again };
         if moved {
             self.context.shared.counters.set_watermark(status.watermark);

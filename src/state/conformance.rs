@@ -387,11 +387,7 @@ pub fn layers_restore_to_what_was_frozen<B: StateBackend, K: TestKey>(
     for epoch in (1..=160).map(Epoch) {
         let what = format!("seed {seed}, max_parallelism {max_parallelism}, checkpoint {epoch}");
         let steps = [0, 3, 40, 40, 1_500][random.index(5)];
-        for _ in 0..steps {
-            // Also keys that were never there.
-            let key = K::nth(random.below(5_000));
-            operate(&mut table, &mut model, &key, &mut random, &what);
-        }
+        operate_some(&mut table, &mut model, steps, &mut random, &what);
         let form = SnapshotForm::Layer {
             epoch,
             confirmed: confirmed.as_ref().map(|(epoch, _)| *epoch),
@@ -401,10 +397,7 @@ pub fn layers_restore_to_what_was_frozen<B: StateBackend, K: TestKey>(
         let frozen = table.freeze(form);
         let frozen_model = model.clone();
         let steps = [0, 0, 3, 1_500][random.index(4)];
-        for _ in 0..steps {
-            let key = K::nth(random.below(5_000));
-            operate(&mut table, &mut model, &key, &mut random, &what);
-        }
+        operate_some(&mut table, &mut model, steps, &mut random, &what);
         let layer = StoredLayer {
             changes: matches!(frozen.extent, Extent::Changes { .. }),
             whole: match &frozen.extent {
@@ -482,6 +475,20 @@ pub fn layers_restore_to_what_was_frozen<B: StateBackend, K: TestKey>(
     assert!(removed > 20, "seed {seed}: {removed} removed keys were written");
     assert!(empty > 0, "seed {seed}: none was empty");
     assert!(overlapping > 20, "seed {seed}: {overlapping} were frozen before another was written");
+}
+
+/// So many random operations on both, also with keys that were never there.
+fn operate_some<K: TestKey>(
+    table: &mut impl ValueTable<K, Value>,
+    model: &mut Model<K>,
+    steps: usize,
+    random: &mut Random,
+    what: &str,
+) {
+    for _ in 0..steps {
+        let key = K::nth(random.below(5_000));
+        operate(table, model, &key, random, what);
+    }
 }
 
 /// What storage holds of one snapshot.

@@ -16,9 +16,9 @@
 //! The worker owns its pages by value, so that no record pays for an atomic operation. Freezing moves them
 //! behind locks that the table and the snapshot share, a lock for each segment of 64: a few words for
 //! each page, neither entries nor index (`shared`). The first operation on a shared page takes it back if
-//! all snapshots are done with it or do not want it, or else copies it, or what the snapshot wants of it; reads too, because a reference to
-//! a value cannot outlive the lock. What a snapshot has looked at does not change. Keys and values need not be
-//! `Sync`, hence the lock.
+//! all snapshots are done with it or do not want it, or else copies it, or what the snapshot wants of it;
+//! reads too, because a reference to a value cannot outlive the lock. What a snapshot has looked at does not
+//! change. Keys and values need not be `Sync`, hence the lock.
 //!
 //! # Source
 //! Fagin, Nievergelt, Pippenger, Strong 1979, extendible hashing.

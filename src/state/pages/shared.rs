@@ -19,8 +19,8 @@
 //! same page waits until it is put back.
 //!
 //! # Invariants
-//! A page in a level does not change, but once and before anybody looks at it to what its only reader wants of it. Levels without readers are given up at the next freeze, so there are at most as many levels as
-//! snapshots that are being written, and one.
+//! A page in a level does not change, but once and before anybody looks at it to what its only reader wants of it. Levels without readers
+//! are given up at the next freeze, so there are at most as many levels as snapshots that are being written, and one.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
